@@ -1,0 +1,107 @@
+package desired
+
+import (
+	"net/netip"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// ClusterKey names the one Cluster object a repository may hold. The name is
+// free; the key that snapshots use is always this one.
+var ClusterKey = Key{Group: "tallyman.dev", Kind: "Cluster", Name: "cluster"}
+
+// Cluster is Tallyman's own kind (tallyman.dev/v1alpha1): the settings of the
+// whole cluster, optional, at most one a repository, cluster-scoped.
+type Cluster struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec ClusterSpec `json:"spec,omitempty"`
+}
+
+// ClusterSpec are the settings as written; a field left out has its default.
+type ClusterSpec struct {
+	// Unsupported says what a kind or field that Tallyman does not support
+	// does to the revision: "reject" (default) or "warn".
+	Unsupported string `json:"unsupported,omitempty"`
+	// Guard bounds what one revision may delete without confirmation.
+	Guard *GuardSpec `json:"guard,omitempty"`
+	// Network fixes the cluster's addresses. Fixed after first use.
+	Network *NetworkSpec `json:"network,omitempty"`
+}
+
+// GuardSpec are the bounds of the deletion guard: a revision that deletes more
+// than both numbers allow is held.
+type GuardSpec struct {
+	// Objects is the number of objects; default 10.
+	Objects *int `json:"objects,omitempty"`
+	// Percent is the share of the objects of one kind, 0 to 100; default 10.
+	Percent *int `json:"percent,omitempty"`
+}
+
+// NetworkSpec are the cluster's addresses.
+type NetworkSpec struct {
+	// ServiceCIDR default 10.96.0.0/16.
+	ServiceCIDR string `json:"serviceCIDR,omitempty"`
+	// PodCIDR default 10.244.0.0/16; every node gets a /24 of it.
+	PodCIDR string `json:"podCIDR,omitempty"`
+	// Domain of the cluster's DNS; default cluster.local.
+	Domain string `json:"domain,omitempty"`
+	// NodePorts as "low-high"; default 30000-32767.
+	NodePorts string `json:"nodePorts,omitempty"`
+}
+
+// DeepCopyObject implements runtime.Object.
+func (c *Cluster) DeepCopyObject() runtime.Object {
+	out := *c
+	c.ObjectMeta.DeepCopyInto(&out.ObjectMeta)
+	if c.Spec.Guard != nil {
+		guard := *c.Spec.Guard
+		out.Spec.Guard = &guard
+	}
+	if c.Spec.Network != nil {
+		network := *c.Spec.Network
+		out.Spec.Network = &network
+	}
+	return &out
+}
+
+// Settings are a Cluster object's effective values.
+type Settings struct {
+	// WarnUnsupported turns unsupported kinds and fields into warnings.
+	WarnUnsupported bool
+	Guard           Guard
+	Network         Network
+}
+
+// Guard holds a revision that deletes more than Objects objects and more than
+// Percent percent of the objects of a kind.
+type Guard struct {
+	Objects int
+	Percent int
+}
+
+// Network are the cluster's addresses. Comparable.
+type Network struct {
+	Services netip.Prefix
+	Pods     netip.Prefix
+	// Domain without a final dot.
+	Domain string
+	// NodePortLow and NodePortHigh are both inclusive.
+	NodePortLow, NodePortHigh uint16
+}
+
+// DefaultSettings are those of a repository without a Cluster object.
+func DefaultSettings() Settings {
+	return Settings{
+		Guard: Guard{Objects: 10, Percent: 10},
+		Network: Network{
+			Services:     netip.MustParsePrefix("10.96.0.0/16"),
+			Pods:         netip.MustParsePrefix("10.244.0.0/16"),
+			Domain:       "cluster.local",
+			NodePortLow:  30000,
+			NodePortHigh: 32767,
+		},
+	}
+}
