@@ -1,0 +1,80 @@
+package nodes
+
+import (
+	"encoding/json"
+
+	"github.com/tallyman-dev/tallyman/desired"
+)
+
+// Assignment is all that one node is to run now. It is always complete; the
+// protocol sends differences, the value does not know of them.
+//
+// A pod that the node runs and a complete Assignment does not hold is to be
+// stopped with its own grace period and forgotten.
+type Assignment struct {
+	Node string
+	// Pods sorted by UID, those with Stop set included until the agent has
+	// reported them gone.
+	Pods []*Pod
+	// Configs are the ConfigMaps and Secrets that these pods read, sorted by
+	// key: no others, so a node sees only what its pods may see.
+	Configs []*Config
+	// Network are the cluster's addresses.
+	Network desired.Network
+}
+
+// Config is the content of a ConfigMap or Secret. Immutable and shared.
+type Config struct {
+	// Key has kind ConfigMap or Secret.
+	Key desired.Key
+	// Version changes with the content and says nothing about it.
+	Version string
+	Data    map[string][]byte
+	// Type is the Secret's type, empty for a ConfigMap.
+	Type string
+}
+
+// Report is what one agent says about its node. A complete one replaces all
+// that was known; others add to it.
+type Report struct {
+	Node string
+	// Complete is set on the first report of a session.
+	Complete bool
+	// Info describes the machine; nil when unchanged.
+	Info *Node
+	// Routes is the newest route generation in force on the node; 0 says nothing.
+	Routes uint64
+	// Statuses of pods that changed (all, when Complete).
+	Statuses []PodStatus
+	// Gone are pods of which nothing is left on the node.
+	Gone []UID
+	// Held, in a complete report, are the pods that the node has, with their
+	// templates: what a server without a record adopts.
+	Held []*Pod
+	// Ledger, in a complete report, is what the node keeps for the server.
+	Ledger []Decision
+	Events []Event
+}
+
+// Decision is one thing that only Tallyman chose: a pod and its node, a
+// service's address, a rollout's history, the revision in force. The planner
+// alone knows what Value holds; the record and the nodes' ledgers keep it.
+type Decision struct {
+	// Kind is a bucket, e.g. "pod", "template", "service". Everything but
+	// "pod" also belongs to the ledger that agents keep.
+	Kind string `json:"kind"`
+	Key  string `json:"key"`
+	// Value is JSON; nil forgets the decision.
+	Value json.RawMessage `json:"value,omitempty"`
+}
+
+// PodDecision is the Kind of a Decision that living containers carry, so that
+// the ledger need not.
+const PodDecision = "pod"
+
+// Input is one thing that the server learned about a node. Node, when set,
+// counts before Report.
+type Input struct {
+	Node   *NodeState
+	Report *Report
+}

@@ -1,0 +1,53 @@
+// Package nodes is the vocabulary of machines: what a node is, what it is to
+// run (Assignment), what it reports (Report), what only Tallyman decided
+// (Decision), and the overview that pages and commands show.
+//
+// All are plain values. A value that was handed on is shared and must not be
+// changed; whoever wants another makes another. Instants are wall time in UTC.
+package nodes
+
+import (
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Node is one machine as its agent describes it.
+type Node struct {
+	Name   string            `json:"name"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Addrs are the node's own addresses, the preferred one first.
+	Addrs []netip.Addr `json:"addrs"`
+	// PodCIDR is the range that the node's pods have their addresses from.
+	PodCIDR netip.Prefix `json:"pod_cidr"`
+	// Capacity is what the machine has, Allocatable what pods may request.
+	Capacity    corev1.ResourceList `json:"capacity"`
+	Allocatable corev1.ResourceList `json:"allocatable"`
+	// Taints keep pods away that don't tolerate them; Unschedulable keeps all new
+	// pods away.
+	Taints        []corev1.Taint `json:"taints,omitempty"`
+	Unschedulable bool           `json:"unschedulable,omitempty"`
+
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+	Kernel  string `json:"kernel"`
+	Runtime string `json:"runtime"`
+	// Version of the agent.
+	Version string `json:"version"`
+	// BootID changes with every boot of the machine.
+	BootID string `json:"boot_id"`
+}
+
+// NodeState is a node with what the server knows of its connection.
+type NodeState struct {
+	Node
+	// Ready is false from the moment that the server counts the node as silent.
+	Ready bool `json:"ready"`
+	// Since is when Ready last changed.
+	Since time.Time `json:"since"`
+	// Reason is one sentence when not ready.
+	Reason string `json:"reason,omitempty"`
+	// Routes is the newest route generation that the node has in force.
+	Routes uint64 `json:"routes"`
+}

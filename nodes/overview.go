@@ -1,0 +1,181 @@
+package nodes
+
+import (
+	"time"
+
+	"github.com/tallyman-dev/tallyman/desired"
+)
+
+// Overview is what runs against what should, at one instant: the value behind
+// the status page, `tally status` and the watch of a push. Its JSON form is an
+// outward contract. Immutable.
+type Overview struct {
+	// Serial grows with every change; a watcher asks for what is newer.
+	Serial  uint64    `json:"serial"`
+	At      time.Time `json:"at"`
+	Version string    `json:"version"`
+
+	Sync Sync `json:"sync"`
+	// InForce is the revision that the cluster follows; nil before the first.
+	InForce *desired.Revision `json:"in_force"`
+	// Outcome of the revision in force so far.
+	Outcome Outcome `json:"outcome"`
+	// Rejected is the newest revision when it was refused, Held when the guard
+	// holds it; nil otherwise.
+	Rejected *Rejection `json:"rejected,omitempty"`
+	Held     *Hold      `json:"held,omitempty"`
+	// Problems are the warnings and notes of the revision in force.
+	Problems []desired.Problem `json:"problems"`
+
+	Nodes    []NodeState       `json:"nodes"`
+	Objects  []ObjectHealth    `json:"objects"`
+	Services []ServiceOverview `json:"services"`
+	Plan     PlanOverview      `json:"plan"`
+	History  []HistoryEntry    `json:"history"`
+}
+
+// Sync is how the repository is followed.
+type Sync struct {
+	// Repo is the address without credentials, or "embedded".
+	Repo   string `json:"repo"`
+	Branch string `json:"branch"`
+	Path   string `json:"path"`
+	// State is "synced", "fetching", "unreachable", "rejected", "held",
+	// "waiting" (no revision yet) or "stalled" (the record can't be written).
+	State string `json:"state"`
+	// Message is one sentence for any State but synced.
+	Message string `json:"message,omitempty"`
+	// Fetched is the last time that the repository answered; Next the next attempt.
+	Fetched time.Time `json:"fetched,omitzero"`
+	Next    time.Time `json:"next,omitzero"`
+	// Rewritten tells that the newest revision does not descend from the one before.
+	Rewritten bool `json:"rewritten,omitempty"`
+}
+
+// Rejection is a revision that was refused as a whole.
+type Rejection struct {
+	Revision desired.Revision  `json:"revision"`
+	Problems []desired.Problem `json:"problems"`
+}
+
+// Hold is a revision that would delete more than the guard allows.
+type Hold struct {
+	Revision desired.Revision `json:"revision"`
+	// Deletes are the objects that would go.
+	Deletes []desired.Key `json:"deletes"`
+	// Why is one sentence; Confirm is the commit trailer that releases it.
+	Why     string `json:"why"`
+	Confirm string `json:"confirm"`
+}
+
+// Health of an object.
+type Health string
+
+const (
+	// Healthy: as the manifest says.
+	Healthy Health = "healthy"
+	// Progressing: on its way.
+	Progressing Health = "progressing"
+	// Degraded: it will not get there by itself, or not in time.
+	Degraded Health = "degraded"
+	// Suspended: paused in Git.
+	Suspended Health = "suspended"
+)
+
+// ObjectHealth is one object: from Git, or made by Tallyman for one (ReplicaSet, Pod).
+type ObjectHealth struct {
+	Key desired.Key `json:"key"`
+	// From says where Git has it; zero for objects that Tallyman made.
+	From desired.Place `json:"from,omitzero"`
+	// Owner of an object that Tallyman made; zero for objects from Git.
+	Owner  desired.Key `json:"owner,omitzero"`
+	Health Health      `json:"health"`
+	// Reason is one sentence when not Healthy.
+	Reason string `json:"reason,omitempty"`
+	// Wanted, Updated, Ready and Available count pods; only for workloads.
+	Wanted    int       `json:"wanted,omitempty"`
+	Current   int       `json:"current,omitempty"`
+	Updated   int       `json:"updated,omitempty"`
+	Ready     int       `json:"ready,omitempty"`
+	Available int       `json:"available,omitempty"`
+	Created   time.Time `json:"created,omitzero"`
+	// Template names the pod template: of a ReplicaSet, or the newest one of a workload.
+	Template string `json:"template,omitempty"`
+	// Pod is set for pods.
+	Pod *PodOverview `json:"pod,omitempty"`
+}
+
+// PodOverview is what pages show of a pod.
+type PodOverview struct {
+	UID      UID       `json:"uid"`
+	Node     string    `json:"node,omitempty"`
+	IP       string    `json:"ip,omitempty"`
+	Revision string    `json:"revision"`
+	Stopping bool      `json:"stopping,omitempty"`
+	Status   PodStatus `json:"status"`
+	// Images of its containers in order.
+	Images []string `json:"images,omitempty"`
+}
+
+// ServiceOverview is a service with its endpoints.
+type ServiceOverview struct {
+	Key        desired.Key   `json:"key"`
+	Type       string        `json:"type"`
+	ClusterIPs []string      `json:"cluster_ips,omitempty"`
+	External   string        `json:"external,omitempty"`
+	Ports      []ServicePort `json:"ports,omitempty"`
+}
+
+// ServicePort is one port of a service with the endpoints behind it.
+type ServicePort struct {
+	Name      string   `json:"name,omitempty"`
+	Protocol  string   `json:"protocol"`
+	Port      uint16   `json:"port"`
+	NodePort  uint16   `json:"node_port,omitempty"`
+	Endpoints []string `json:"endpoints"`
+	// NotReady counts matching pods that get no traffic yet.
+	NotReady int `json:"not_ready,omitempty"`
+}
+
+// PlanOverview is the plan in progress.
+type PlanOverview struct {
+	// Difference is what the revision changes, Actions what was done in the
+	// newest step, Waiting what is still to come and why.
+	Difference []string      `json:"difference"`
+	Actions    []string      `json:"actions"`
+	Waiting    []WaitingItem `json:"waiting"`
+	Converged  bool          `json:"converged"`
+}
+
+// WaitingItem is one thing the plan waits for.
+type WaitingItem struct {
+	Object desired.Key `json:"object"`
+	// Reason is one sentence.
+	Reason   string    `json:"reason"`
+	Deadline time.Time `json:"deadline,omitzero"`
+}
+
+// Outcome of a revision.
+type Outcome string
+
+const (
+	OutcomePending    Outcome = "pending"
+	OutcomeConverged  Outcome = "converged"
+	OutcomeFailed     Outcome = "failed"
+	OutcomeRejected   Outcome = "rejected"
+	OutcomeHeld       Outcome = "held"
+	OutcomeSuperseded Outcome = "superseded"
+)
+
+// HistoryEntry is one revision that was seen and what became of it.
+type HistoryEntry struct {
+	Revision desired.Revision `json:"revision"`
+	Outcome  Outcome          `json:"outcome"`
+	// Message is one sentence: what failed, who superseded.
+	Message string `json:"message,omitempty"`
+	// Seen is when Tallyman noticed it, Ended when the outcome was final.
+	Seen  time.Time `json:"seen"`
+	Ended time.Time `json:"ended,omitzero"`
+	// Problems counts those of a rejected revision.
+	Problems int `json:"problems,omitempty"`
+}

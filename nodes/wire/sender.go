@@ -1,0 +1,268 @@
+package wire
+
+import (
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/wire/pb"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+const (
+	// maxPart is where a message is split, unless a single item is larger.
+	maxPart = 1 << 20
+	// maxMessage bounds what a peer accepts: more than the largest file that a
+	// repository may hold.
+	maxMessage = 32 << 20
+)
+
+// sender is the server's memory of what one stream's agent has been told: it
+// turns complete values into the differences that are still to send. The
+// caller sends what it returns, or ends the stream.
+type sender struct {
+	seq uint64
+	// part is where messages are split.
+	part int
+
+	assigned  bool
+	network   desired.Network
+	templates *templateRefs
+	pods      map[nodes.UID]sentPod
+	configs   map[desired.Key]string
+
+	routed     bool
+	generation uint64
+	domain     string
+	services   map[serviceName]*proxy.Service
+}
+
+type sentPod struct {
+	pod *nodes.Pod
+	ref uint64
+}
+
+type serviceName struct{ namespace, name string }
+
+func newSender() *sender {
+	return &sender{
+		part:      maxPart,
+		templates: newTemplateRefs(),
+		pods:      map[nodes.UID]sentPod{},
+		configs:   map[desired.Key]string{},
+		services:  map[serviceName]*proxy.Service{},
+	}
+}
+
+// assignment returns the messages that turn the last assignment into a; none
+// when they are the same.
+func (s *sender) assignment(a *nodes.Assignment) ([]*pb.ServerMessage, error) {
+	out := newAssignmentParts(s.part, &pb.AssignmentDelta{Complete: !s.assigned, Node: a.Node})
+	if err := s.addPods(out, a.Pods); err != nil {
+		return nil, err
+	}
+	s.dropPods(out, a.Pods)
+	s.addConfigs(out, a.Configs)
+	if s.assigned && s.network == a.Network && out.empty() {
+		return nil, nil
+	}
+	out.parts[0].Network = encodeNetwork(a.Network)
+	s.assigned, s.network = true, a.Network
+	messages := make([]*pb.ServerMessage, len(out.parts))
+	for i, part := range out.parts {
+		s.seq++
+		part.Seq, part.More = s.seq, i < len(out.parts)-1
+		messages[i] = &pb.ServerMessage{Message: &pb.ServerMessage_Assignment{Assignment: part}}
+	}
+	return messages, nil
+}
+
+func (s *sender) addPods(out *assignmentParts, pods []*nodes.Pod) error {
+	for _, p := range pods {
+		sent, known := s.pods[p.UID]
+		if known && sent.pod == p {
+			continue
+		}
+		ref, template, err := s.templates.ref(p.Template)
+		if err != nil {
+			return err
+		}
+		if template != nil {
+			part := out.room(template)
+			part.Templates = append(part.Templates, template)
+		}
+		if !known || sent.ref != ref || !samePod(sent.pod, p) {
+			message := encodePod(p, ref)
+			part := out.room(message)
+			part.Pods = append(part.Pods, message)
+		}
+		s.pods[p.UID] = sentPod{pod: p, ref: ref}
+	}
+	return nil
+}
+
+// samePod compares everything but the template.
+func samePod(a, b *nodes.Pod) bool {
+	x, y := *a, *b
+	x.Template, y.Template, x.Stop, y.Stop = nil, nil, nil, nil
+	if x.Created.Equal(y.Created) {
+		y.Created = x.Created
+	}
+	if (a.Stop == nil) != (b.Stop == nil) {
+		return false
+	}
+	return x == y && (a.Stop == nil || *a.Stop == *b.Stop)
+}
+
+// dropPods takes away the pods that are no longer there, and the templates
+// that nobody uses any more.
+func (s *sender) dropPods(out *assignmentParts, pods []*nodes.Pod) {
+	present := make(map[nodes.UID]bool, len(pods))
+	for _, p := range pods {
+		present[p.UID] = true
+	}
+	var gone []string
+	for uid := range s.pods {
+		if !present[uid] {
+			gone = append(gone, string(uid))
+			delete(s.pods, uid)
+		}
+	}
+	slices.Sort(gone)
+	used := make(map[uint64]bool, len(s.pods))
+	for _, sent := range s.pods {
+		used[sent.ref] = true
+	}
+	last := out.parts[len(out.parts)-1]
+	last.PodsGone, last.TemplatesGone = gone, s.templates.retain(used)
+}
+
+func (s *sender) addConfigs(out *assignmentParts, configs []*nodes.Config) {
+	present := make(map[desired.Key]bool, len(configs))
+	for _, c := range configs {
+		present[c.Key] = true
+		if version, known := s.configs[c.Key]; known && version == c.Version {
+			continue
+		}
+		s.configs[c.Key] = c.Version
+		message := encodeConfig(c)
+		part := out.room(message)
+		part.Configs = append(part.Configs, message)
+	}
+	var gone []desired.Key
+	for key := range s.configs {
+		if !present[key] {
+			gone = append(gone, key)
+			delete(s.configs, key)
+		}
+	}
+	slices.SortFunc(gone, desired.Key.Compare)
+	last := out.parts[len(out.parts)-1]
+	last.ConfigsGone = each(gone, encodeKey)
+}
+
+// routes returns the messages that turn the last route table into t.
+func (s *sender) routes(t *proxy.Table) []*pb.ServerMessage {
+	if s.routed && s.generation == t.Generation && s.domain == t.Domain {
+		return nil
+	}
+	parts := []*pb.RouteDelta{{Complete: !s.routed, Generation: t.Generation, Domain: t.Domain}}
+	size := 0
+	present := make(map[serviceName]bool, len(t.Services))
+	for _, service := range t.Services {
+		name := serviceName{service.Namespace, service.Name}
+		present[name] = true
+		if old := s.services[name]; old != nil && old.Equal(service) {
+			continue
+		}
+		s.services[name] = service
+		message := encodeService(service)
+		if size += proto.Size(message); size > s.part {
+			size = 0
+			parts = append(parts, &pb.RouteDelta{Complete: !s.routed, Generation: t.Generation, Domain: t.Domain})
+		}
+		part := parts[len(parts)-1]
+		part.Services = append(part.Services, message)
+	}
+	parts[len(parts)-1].Gone = s.dropServices(present)
+	s.routed, s.generation, s.domain = true, t.Generation, t.Domain
+	messages := make([]*pb.ServerMessage, len(parts))
+	for i, part := range parts {
+		s.seq++
+		part.Seq, part.More = s.seq, i < len(parts)-1
+		messages[i] = &pb.ServerMessage{Message: &pb.ServerMessage_Routes{Routes: part}}
+	}
+	return messages
+}
+
+func (s *sender) dropServices(present map[serviceName]bool) []*pb.ServiceName {
+	var gone []*pb.ServiceName
+	for name := range s.services {
+		if !present[name] {
+			gone = append(gone, &pb.ServiceName{Namespace: name.namespace, Name: name.name})
+			delete(s.services, name)
+		}
+	}
+	slices.SortFunc(gone, func(a, b *pb.ServiceName) int {
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
+	return gone
+}
+
+// ledger returns the messages that tell decisions: all of them when complete.
+func (s *sender) ledger(complete bool, decisions []nodes.Decision) []*pb.ServerMessage {
+	if len(decisions) == 0 && !complete {
+		return nil
+	}
+	parts := []*pb.LedgerDelta{{Complete: complete}}
+	size := 0
+	for _, d := range decisions {
+		message := encodeDecision(d)
+		if size += proto.Size(message); size > s.part {
+			size = 0
+			parts = append(parts, &pb.LedgerDelta{Complete: complete})
+		}
+		part := parts[len(parts)-1]
+		part.Decisions = append(part.Decisions, message)
+	}
+	messages := make([]*pb.ServerMessage, len(parts))
+	for i, part := range parts {
+		s.seq++
+		part.Seq, part.More = s.seq, i < len(parts)-1
+		messages[i] = &pb.ServerMessage{Message: &pb.ServerMessage_Ledger{Ledger: part}}
+	}
+	return messages
+}
+
+// assignmentParts splits one assignment's difference into messages of a
+// bounded size.
+type assignmentParts struct {
+	parts       []*pb.AssignmentDelta
+	size, limit int
+}
+
+func newAssignmentParts(limit int, first *pb.AssignmentDelta) *assignmentParts {
+	return &assignmentParts{parts: []*pb.AssignmentDelta{first}, limit: limit}
+}
+
+// room returns the part that has room for m, or a new one.
+func (p *assignmentParts) room(m proto.Message) *pb.AssignmentDelta {
+	n := proto.Size(m)
+	if p.size > 0 && p.size+n > p.limit {
+		first := p.parts[0]
+		p.parts = append(p.parts, &pb.AssignmentDelta{Complete: first.Complete, Node: first.Node})
+		p.size = 0
+	}
+	p.size += n
+	return p.parts[len(p.parts)-1]
+}
+
+// empty reports whether nothing differs.
+func (p *assignmentParts) empty() bool {
+	d := p.parts[0]
+	return len(p.parts) == 1 && len(d.Templates) == 0 && len(d.TemplatesGone) == 0 &&
+		len(d.Pods) == 0 && len(d.PodsGone) == 0 && len(d.Configs) == 0 && len(d.ConfigsGone) == 0
+}

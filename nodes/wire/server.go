@@ -1,0 +1,241 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/wire/pb"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// ErrNoSession is returned when the node's session has ended.
+var ErrNoSession = errors.New("no session with the node")
+
+// ServerOptions of the server's end of the protocol.
+type ServerOptions struct {
+	// Version of the program.
+	Version string
+	// Accept lives as long as a session: it is called in a goroutine of its own
+	// once the agent's hello is in, and the session ends when it returns.
+	Accept func(ctx context.Context, s *Session) error
+	// Credentials secure the listener; nil where it is private already.
+	Credentials credentials.TransportCredentials
+	Log         *slog.Logger
+}
+
+// Server is the server's end of the protocol.
+type Server struct {
+	o    ServerOptions
+	logs *logWaiters
+}
+
+// NewServer makes a server; Serve makes it work.
+func NewServer(o ServerOptions) (*Server, error) {
+	if o.Accept == nil {
+		return nil, errors.New("wire server: nobody accepts sessions")
+	}
+	if o.Log == nil {
+		return nil, errors.New("wire server: no logger")
+	}
+	if o.Credentials == nil {
+		o.Credentials = insecure.NewCredentials()
+	}
+	return &Server{o: o, logs: newLogWaiters()}, nil
+}
+
+// Serve answers agents on l until ctx ends, ends all sessions then and returns
+// nil. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	server := grpc.NewServer(
+		grpc.Creds(s.o.Credentials),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: heartbeat, Timeout: heartbeatTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: heartbeat / 2, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	)
+	pb.RegisterTallymanServer(server, &service{server: s})
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	err := server.Serve(l)
+	if ctx.Err() != nil {
+		server.Stop() // returns once every session has ended
+		return nil
+	}
+	return fmt.Errorf("serve agents on %s: %w", l.Addr(), err)
+}
+
+// service keeps the generated methods off Server.
+type service struct {
+	pb.UnimplementedTallymanServer
+	server *Server
+}
+
+// Session implements pb.TallymanServer.
+func (s *service) Session(stream pb.Tallyman_SessionServer) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	hello := first.GetHello()
+	version, err := negotiate(hello)
+	if err != nil {
+		return err
+	}
+	err = stream.Send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{
+		Welcome: &pb.Welcome{Version: version, Server: s.server.o.Version},
+	}})
+	if err != nil {
+		return err
+	}
+	session := &Session{
+		node: hello.GetNode(), version: hello.GetVersion(), stream: stream, logs: s.server.logs,
+		state: newSender(), reports: reportReader{node: hello.GetNode()}, sending: make(chan struct{}, 1),
+	}
+	if err := s.server.o.Accept(stream.Context(), session); err != nil {
+		return status.Error(codes.Aborted, err.Error())
+	}
+	return nil
+}
+
+// negotiate picks the newest version that both sides speak.
+func negotiate(hello *pb.Hello) (uint32, error) {
+	if hello.GetNode() == "" {
+		return 0, status.Error(codes.InvalidArgument, "a session begins with a hello that names the node")
+	}
+	low, high := max(hello.GetMinVersion(), MinVersion), min(hello.GetMaxVersion(), MaxVersion)
+	if low <= high {
+		return high, nil
+	}
+	older := "agent"
+	if hello.GetMinVersion() > MaxVersion {
+		older = "server"
+	}
+	return 0, status.Errorf(codes.FailedPrecondition,
+		"the agent of node %s speaks protocol versions %d to %d, this server %d to %d: upgrade the %s",
+		hello.GetNode(), hello.GetMinVersion(), hello.GetMaxVersion(), MinVersion, MaxVersion, older)
+}
+
+// Session is one agent's session as the server sees it. Receive belongs to one
+// goroutine, Send and Logs to any.
+type Session struct {
+	node, version string
+	stream        pb.Tallyman_SessionServer
+	reports       reportReader
+	logs          *logWaiters
+
+	// sending is held while a message goes out; it guards state.
+	sending chan struct{}
+	state   *sender
+}
+
+// Node is the name that the agent gave.
+func (s *Session) Node() string { return s.node }
+
+// Version is that of the agent's program.
+func (s *Session) Version() string { return s.version }
+
+// Receive waits for the agent's next report; io.EOF when the agent has closed
+// the session.
+func (s *Session) Receive() (*nodes.Report, error) {
+	for {
+		message, err := s.stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		part := message.GetReport()
+		if part == nil {
+			continue // what a newer agent adds within a version may be ignored
+		}
+		report, err := s.reports.add(part)
+		if err != nil || report != nil {
+			return report, err
+		}
+	}
+}
+
+// Update is what a node is to know; nil parts are unchanged. The values are
+// complete: the session sends only what the agent does not have yet.
+type Update struct {
+	Routes     *proxy.Table
+	Assignment *nodes.Assignment
+	// Ledger are decisions that changed, or all of them when LedgerComplete.
+	Ledger         []nodes.Decision
+	LedgerComplete bool
+}
+
+// Send brings the agent up to date and blocks while it does not keep up. After
+// an error the session is of no use. Routes go before the assignment, so that
+// a table without a pod arrives before the order to stop it.
+func (s *Session) Send(u Update) error {
+	if err := s.lock(s.stream.Context()); err != nil {
+		return err
+	}
+	defer s.unlock()
+	messages := s.state.ledger(u.LedgerComplete, u.Ledger)
+	if u.Routes != nil {
+		messages = append(messages, s.state.routes(u.Routes)...)
+	}
+	if u.Assignment != nil {
+		more, err := s.state.assignment(u.Assignment)
+		if err != nil {
+			return fmt.Errorf("assignment of node %s: %w", s.node, err)
+		}
+		messages = append(messages, more...)
+	}
+	for _, m := range messages {
+		if err := s.stream.Send(m); err != nil {
+			return fmt.Errorf("send to node %s: %w", s.node, err)
+		}
+	}
+	return nil
+}
+
+// lock waits for its turn to send.
+func (s *Session) lock(ctx context.Context) error {
+	select {
+	case s.sending <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.stream.Context().Done():
+		return fmt.Errorf("node %s: %w", s.node, ErrNoSession)
+	}
+}
+
+func (s *Session) unlock() { <-s.sending }
+
+// Logs asks the agent for a log and returns it once the agent has answered.
+// The caller closes it; when ctx ends, so does the log.
+func (s *Session) Logs(ctx context.Context, q LogQuery) (io.ReadCloser, error) {
+	id, answer := s.logs.add()
+	defer s.logs.remove(id, answer)
+	if err := s.lock(ctx); err != nil {
+		return nil, err
+	}
+	err := s.stream.Send(&pb.ServerMessage{Message: &pb.ServerMessage_OpenLog{OpenLog: encodeQuery(id, q)}})
+	s.unlock()
+	if err != nil {
+		return nil, fmt.Errorf("ask node %s for a log: %w", s.node, err)
+	}
+	select {
+	case reader := <-answer:
+		context.AfterFunc(ctx, func() { reader.Close() })
+		return reader, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.stream.Context().Done():
+		return nil, fmt.Errorf("node %s: %w", s.node, ErrNoSession)
+	}
+}
