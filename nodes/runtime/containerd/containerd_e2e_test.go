@@ -1,0 +1,179 @@
+//go:build e2e
+
+package containerd_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/containerd"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/daemon"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/image"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/registry"
+)
+
+// world is a daemon and a registry with the test program in an image.
+type world struct {
+	daemon   *daemon.Daemon
+	registry *registry.Registry
+	dir      string
+	// cgroup is the parent of all containers.
+	cgroup string
+}
+
+// binary is the test program, built once by TestMain.
+var (
+	binary    string
+	binaryErr error
+)
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "tt-program-")
+	if err != nil {
+		panic(err)
+	}
+	binary, binaryErr = image.BuildBinary(context.Background(), image.Program, dir)
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+const passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:1001:1002:web:/:/bin/sh\n"
+
+const group = "root:x:0:\nweb:x:1002:\nextra:x:1003:other,web\n"
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	if binaryErr != nil {
+		t.Fatal(binaryErr)
+	}
+	dir, err := os.MkdirTemp("", "tt-containerd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{dir: dir, cgroup: "/" + filepath.Base(dir)}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+		deadline := time.Now().Add(10 * time.Second)
+		for err := removeCgroups(w.cgroup); err != nil; err = removeCgroups(w.cgroup) {
+			if time.Now().After(deadline) {
+				t.Error(err)
+				return
+			}
+			time.Sleep(10 * time.Millisecond) // the kernel still buries the processes
+		}
+	})
+	if w.daemon, err = daemon.Start(t.Context(), filepath.Join(dir, "containerd")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.daemon.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if w.registry, err = registry.Start(t.Context(), registry.Options{Dir: filepath.Join(dir, "registry")}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.registry.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	w.push(t, w.image(), "", "")
+	return w
+}
+
+// removeCgroups takes away the cgroups of containers that were not deleted,
+// but died with their daemon.
+func removeCgroups(parent string) error {
+	roots, err := filepath.Glob("/sys/fs/cgroup/*" + parent)
+	if err != nil {
+		return err
+	}
+	for _, root := range append(roots, "/sys/fs/cgroup"+parent) {
+		entries, err := os.ReadDir(root)
+		if err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		for _, entry := range entries {
+			if !entry.IsDir() {
+				continue
+			}
+			if err := os.Remove(filepath.Join(root, entry.Name())); err != nil {
+				return err
+			}
+		}
+		if err := os.Remove(root); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) image() string { return w.registry.Addr + "/test/program:v1" }
+
+func (w *world) push(t testing.TB, ref, user, password string) {
+	t.Helper()
+	img, err := image.Build(image.Spec{
+		Binaries:   map[string]string{"/program": binary},
+		Files:      map[string]string{"/etc/passwd": passwd, "/etc/group": group},
+		Entrypoint: []string{"/program"}, Cmd: []string{"serve"}, Env: []string{"FROM=image"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := image.Push(t.Context(), ref, img, user, password); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) options() containerd.Options {
+	return containerd.Options{
+		Address: w.daemon.Address, CertsDir: filepath.Join(w.dir, "certs.d"), RunDir: filepath.Join(w.dir, "run"),
+		Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+func (w *world) runtime(t testing.TB) *containerd.Runtime {
+	t.Helper()
+	r, err := containerd.New(w.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// crash kills containerd and starts it again.
+func (w *world) crash(t *testing.T) {
+	t.Helper()
+	if err := w.daemon.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.daemon.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConformance(t *testing.T) {
+	runtimetest.Run(t, func(t *testing.T) runtimetest.Subject {
+		w := newWorld(t)
+		return runtimetest.Subject{
+			Runtime: w.runtime(t), Image: w.image(), Missing: w.registry.Addr + "/test/missing:v1",
+			Complete: func(c *runtime.Container) { c.CgroupParent = w.cgroup },
+			Crash:    w.crash,
+		}
+	})
+}
