@@ -1,0 +1,240 @@
+// Package volume makes the directories and files that a pod's volumes are:
+// emptyDir, hostPath, configMap, secret, downwardAPI and projected.
+//
+// Guarantees: every call may be repeated, after any crash, and says success
+// for what is already so. Files from ConfigMaps and Secrets change all at once
+// (a link is swapped) and lie on tmpfs, so no Secret reaches a disk. A subPath
+// never leads out of its volume, whatever links lie in it. Unmount leaves
+// nothing of the pod behind, and touches neither a hostPath nor what somebody
+// mounted into a volume: that is unmounted, or else nothing is removed.
+//
+// It does not decide when: package agent calls it, and tells it what the
+// downward API says.
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// Options for New. All are required.
+type Options struct {
+	// DataDir holds emptyDir volumes on disk, below "volumes".
+	DataDir string
+	// RunDir holds everything else, below "volumes", on a tmpfs of its own.
+	RunDir string
+	Log    *slog.Logger
+}
+
+// Manager makes and removes the volumes of one node. Safe for concurrent use
+// with different pods; calls for one pod must not overlap.
+type Manager struct {
+	disk, run string
+	log       *slog.Logger
+
+	once sync.Mutex // guards base
+	base bool       // the tmpfs below run is there
+}
+
+// Source tells what the files of a pod's volumes hold.
+type Source struct {
+	// Config returns a ConfigMap or Secret, nil when it is not there.
+	Config func(desired.Key) *nodes.Config
+	// Field and Resource resolve the items of the downward API.
+	Field    func(*corev1.ObjectFieldSelector) (string, error)
+	Resource func(*corev1.ResourceFieldSelector) (string, error)
+}
+
+// Volume is one volume of a pod, ready to be mounted in its containers.
+type Volume struct {
+	// Path on the host. It may be a file (hostPath).
+	Path string
+	// ReadOnly volumes are never writable, whatever the mount says.
+	ReadOnly bool
+}
+
+// New makes a Manager and RunDir itself, nothing else.
+func New(o Options) (*Manager, error) {
+	if o.DataDir == "" || o.RunDir == "" || o.Log == nil {
+		return nil, errors.New("volume: DataDir, RunDir and Log are required")
+	}
+	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
+		return nil, fmt.Errorf("make run directory: %w", err)
+	}
+	// The kernel lists mounts by their real paths.
+	run, err := filepath.EvalSymlinks(o.RunDir)
+	if err != nil {
+		return nil, fmt.Errorf("resolve run directory: %w", err)
+	}
+	return &Manager{
+		disk: filepath.Join(o.DataDir, "volumes"),
+		run:  filepath.Join(run, "volumes"),
+		log:  o.Log,
+	}, nil
+}
+
+// Mount makes all volumes of the pod and brings the files of those that are
+// made of files up to date. The result is keyed by the volume's name.
+func (m *Manager) Mount(ctx context.Context, pod *nodes.Pod, src Source) (map[string]Volume, error) {
+	if err := m.ready(); err != nil {
+		return nil, err
+	}
+	volumes := make(map[string]Volume, len(pod.Template.Spec.Volumes))
+	for i := range pod.Template.Spec.Volumes {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		v := &pod.Template.Spec.Volumes[i]
+		made, err := m.mount(pod, v, src)
+		if err != nil {
+			return nil, fmt.Errorf("volume %q: %w", v.Name, err)
+		}
+		volumes[v.Name] = made
+	}
+	return volumes, nil
+}
+
+func (m *Manager) mount(pod *nodes.Pod, v *corev1.Volume, src Source) (Volume, error) {
+	switch {
+	case v.HostPath != nil:
+		return Volume{Path: v.HostPath.Path}, hostPath(v.HostPath)
+	case v.EmptyDir != nil:
+		return m.emptyDir(pod, v.Name, v.EmptyDir)
+	case fromFiles(v):
+		dir := m.path(pod.UID, v.Name)
+		files, err := payload(pod.Namespace, v, src)
+		if err != nil {
+			return Volume{}, err
+		}
+		_, err = swap(dir, files, fsGroup(pod))
+		return Volume{Path: dir, ReadOnly: true}, err
+	}
+	return Volume{}, errors.New("this kind of volume is not supported")
+}
+
+// Unmount removes every volume of the pod.
+func (m *Manager) Unmount(_ context.Context, uid nodes.UID) error {
+	if !validUID(uid) {
+		return fmt.Errorf("unmount volumes of pod %q: not a uid", uid)
+	}
+	if err := removeTrees(filepath.Join(m.run, string(uid)), filepath.Join(m.disk, string(uid))); err != nil {
+		return fmt.Errorf("remove volumes of pod %s: %w", uid, err)
+	}
+	return nil
+}
+
+// List names the pods that anything is left of, sorted.
+func (m *Manager) List(context.Context) ([]nodes.UID, error) {
+	var uids []nodes.UID
+	for _, dir := range []string{m.run, m.disk} {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list volumes: %w", err)
+		}
+		for _, e := range entries {
+			uids = append(uids, nodes.UID(e.Name()))
+		}
+	}
+	slices.Sort(uids)
+	return slices.Compact(uids), nil
+}
+
+// Reset removes the volumes of all pods and the tmpfs they lie on.
+func (m *Manager) Reset(ctx context.Context) error {
+	uids, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, uid := range uids {
+		err = errors.Join(err, m.Unmount(ctx, uid))
+	}
+	m.once.Lock()
+	defer m.once.Unlock()
+	m.base = false
+	if err = errors.Join(err, removeTrees(m.run)); err != nil {
+		return err
+	}
+	// Empty by now. It may be a disk that somebody mounted here: that stays.
+	err = os.Remove(m.disk)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return err
+}
+
+// OverLimit names the volume of the pod that holds more than its sizeLimit on
+// disk, and how much; empty when none does.
+func (m *Manager) OverLimit(ctx context.Context, pod *nodes.Pod) (name string, used, limit int64, err error) {
+	for i := range pod.Template.Spec.Volumes {
+		v := &pod.Template.Spec.Volumes[i]
+		e := v.EmptyDir
+		if e == nil || e.SizeLimit == nil || e.Medium == corev1.StorageMediumMemory {
+			continue
+		}
+		used, err := diskUsage(ctx, m.diskPath(pod.UID, v.Name))
+		if err != nil {
+			return "", 0, 0, fmt.Errorf("measure volume %q: %w", v.Name, err)
+		}
+		if limit := e.SizeLimit.Value(); limit > 0 && used > limit {
+			return v.Name, used, limit, nil
+		}
+	}
+	return "", 0, 0, nil
+}
+
+// Dir is a directory on tmpfs for the pod's own small files (hosts,
+// resolv.conf, termination messages); it goes with Unmount. Containers write
+// to these files, so each pod has a tmpfs of its own for them, of dirSize: the
+// Secrets of other pods never lack room because of it.
+func (m *Manager) Dir(uid nodes.UID) (string, error) {
+	if err := m.ready(); err != nil {
+		return "", err
+	}
+	dir := m.path(uid, "@pod")
+	if err := makeTree(dir); err != nil {
+		return "", fmt.Errorf("make directory of pod %s: %w", uid, err)
+	}
+	return dir, m.tmpfs(dir, "mode=0755,size="+strconv.Itoa(dirSize))
+}
+
+// The names of a pod's volumes are DNS labels, so ours begin with "@".
+func (m *Manager) path(uid nodes.UID, name string) string {
+	return filepath.Join(m.run, string(uid), name)
+}
+
+func (m *Manager) diskPath(uid nodes.UID, name string) string {
+	return filepath.Join(m.disk, string(uid), name)
+}
+
+func validUID(uid nodes.UID) bool {
+	s := string(uid)
+	return s != "" && s != "." && s != ".." && filepath.Base(s) == s
+}
+
+func fsGroup(pod *nodes.Pod) *int64 {
+	if s := pod.Template.Spec.SecurityContext; s != nil {
+		return s.FSGroup
+	}
+	return nil
+}
+
+func fromFiles(v *corev1.Volume) bool {
+	return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+}
