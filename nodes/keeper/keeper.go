@@ -1,0 +1,199 @@
+// Package keeper is the small process on a node that goes on while the agent
+// is away: it reads the containers' log pipes and serves the cluster's DNS.
+//
+// Run is that process; Start and Client are how the agent finds it, starts it,
+// keeps it alive and talks to it; Read reads the log files that it writes.
+//
+// It guarantees that
+//   - no log line is lost while the agent, or for a moment the keeper, is away:
+//     a line leaves its pipe only after it is in the log file, so a keeper that
+//     is killed at the wrong instant writes a line twice rather than never;
+//   - names resolve from the last table it was given, after its own restart too;
+//   - a newer binary takes over in place, in the same process.
+//
+// It does not watch containers, and writes nothing but logs and its own state
+// below the run dir, which is meant to be on tmpfs. See DESIGN.md.
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-dev/tallyman/proxy/dns"
+)
+
+// Options for Run.
+type Options struct {
+	// RunDir is the instance's run dir; the keeper's things are below RunDir/keeper. Required.
+	RunDir string
+	// Socket defaults to RunDir/keeper/keeper.sock.
+	Socket string
+	// Log is required.
+	Log *slog.Logger
+}
+
+const (
+	// gcPercent and memoryLimit trade processor time, of which the keeper needs
+	// little, for memory, of which it has a copy on every node.
+	gcPercent   = 30
+	memoryLimit = 48 << 20
+	// shutdown bounds how long an ending keeper waits for its last answers.
+	shutdown = 2 * time.Second
+)
+
+// dir is where all of the keeper's things are.
+func dir(runDir string) string { return filepath.Join(runDir, "keeper") }
+
+func socketPath(runDir string) string { return filepath.Join(dir(runDir), "keeper.sock") }
+
+// server is the running keeper.
+type server struct {
+	log    *slog.Logger
+	runDir string
+	logs   *logs
+	dns    *dns.Server
+	// end stops Run; replace asks it to execute another binary in its place.
+	end     context.CancelFunc
+	replace chan replacement
+}
+
+// Run is the keeper's process, until ctx ends or it is told to stop. It
+// returns an error at once when another keeper is alive in the same run dir.
+func Run(ctx context.Context, o Options) error {
+	if o.RunDir == "" {
+		return errors.New("keeper: no run dir")
+	}
+	if o.Log == nil {
+		return errors.New("keeper: no logger")
+	}
+	o.Socket = defaultTo(o.Socket, socketPath(o.RunDir))
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
+	if err := os.MkdirAll(dir(o.RunDir), 0o700); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	lock, err := lockDir(dir(o.RunDir))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return serve(ctx, o, inheritedFiles())
+}
+
+func serve(ctx context.Context, o Options, inherited inheritance) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	names, err := dns.New(dns.Options{Log: o.Log})
+	if err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	s := &server{log: o.Log, runDir: o.RunDir, logs: newLogs(dir(o.RunDir), o.Log), dns: names, end: cancel, replace: make(chan replacement, 1)}
+	if err := s.logs.restore(); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	listener, err := listen(o.Socket, inherited)
+	if err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	inherited.close()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return names.Run(ctx) })
+	s.restoreDNS()
+	group.Go(func() error { return s.serveHTTP(ctx, listener) })
+	o.Log.Info("keeper serves", "pid", os.Getpid(), "logs", s.logs.count())
+	err = group.Wait()
+	select {
+	case next := <-s.replace:
+		return s.execute(next, listener)
+	default:
+	}
+	s.logs.closeAll()
+	listener.Close()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	return nil
+}
+
+// serveHTTP answers on the socket until ctx ends; the listener stays open.
+func (s *server) serveHTTP(ctx context.Context, listener *net.UnixListener) error {
+	server := &http.Server{
+		Handler:           s.handler(ctx),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	kept := keptOpen{listener}
+	stopped := context.AfterFunc(ctx, func() {
+		// Wakes Accept without closing the socket, which a successor may take over.
+		_ = listener.SetDeadline(time.Unix(1, 0))
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdown)
+		defer cancel()
+		_ = server.Shutdown(ending)
+	})
+	defer stopped()
+	err := server.Serve(kept)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// keptOpen is a listener that survives the server that used it.
+type keptOpen struct{ *net.UnixListener }
+
+// Close does nothing.
+func (keptOpen) Close() error { return nil }
+
+// lockDir makes sure that a run dir has one keeper.
+func lockDir(dir string) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("keeper: another keeper is alive in %s: %w", dir, err)
+	}
+	return file, nil
+}
+
+// listen opens the socket, or goes on with the predecessor's.
+func listen(path string, inherited inheritance) (*net.UnixListener, error) {
+	if inherited.listener != nil {
+		l, err := net.FileListener(inherited.listener)
+		if err != nil {
+			return nil, fmt.Errorf("take over %s: %w", path, err)
+		}
+		unixListener, ok := l.(*net.UnixListener)
+		if !ok {
+			return nil, fmt.Errorf("take over %s: it is not a unix socket", path)
+		}
+		return unixListener, nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	old := unix.Umask(0o177) // the socket must never be open to others, not even for an instant
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(old)
+	return l, err
+}
+
+func defaultTo(value, standard string) string {
+	if value == "" {
+		return standard
+	}
+	return value
+}

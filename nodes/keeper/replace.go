@@ -1,0 +1,90 @@
+package keeper
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// inheritEnv names the descriptors that a keeper hands to the binary that
+// takes its place: the listening socket, then the log pipes.
+const inheritEnv = "TALLY_KEEPER_INHERIT"
+
+// replacement is a binary to execute in this process's place.
+type replacement struct {
+	Path string   `json:"path"`
+	Args []string `json:"args"`
+}
+
+// inheritance is what a predecessor in the same process left open. The pipes
+// are only held until they have been opened anew, so that nothing in them is lost.
+type inheritance struct {
+	listener *os.File
+	pipes    []*os.File
+}
+
+// inheritedFiles takes over what the environment names, once.
+func inheritedFiles() inheritance {
+	var in inheritance
+	for i, text := range strings.Split(os.Getenv(inheritEnv), ",") {
+		fd, err := strconv.Atoi(text)
+		if err != nil {
+			continue
+		}
+		unix.CloseOnExec(fd)
+		file := os.NewFile(uintptr(fd), "inherited")
+		if i == 0 {
+			in.listener = file
+		} else {
+			in.pipes = append(in.pipes, file)
+		}
+	}
+	_ = os.Unsetenv(inheritEnv)
+	return in
+}
+
+func (in inheritance) close() {
+	if in.listener != nil {
+		in.listener.Close()
+	}
+	for _, pipe := range in.pipes {
+		pipe.Close()
+	}
+}
+
+// execute puts another binary in this process's place. It returns only when
+// that could not be done; the process ends then, and the agent starts another.
+func (s *server) execute(next replacement, listener *net.UnixListener) error {
+	socket, err := listener.File()
+	if err != nil {
+		return fmt.Errorf("keeper: hand over the socket: %w", err)
+	}
+	pipes := s.logs.halt()
+	fds := []string{strconv.Itoa(int(socket.Fd()))}
+	for _, file := range append([]*os.File{socket}, pipes...) {
+		if _, err := unix.FcntlInt(file.Fd(), unix.F_SETFD, 0); err != nil {
+			return fmt.Errorf("keeper: hand over a descriptor: %w", err)
+		}
+	}
+	for _, pipe := range pipes {
+		fds = append(fds, strconv.Itoa(int(pipe.Fd())))
+	}
+	env := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, inheritEnv+"=") })
+	env = append(env, inheritEnv+"="+strings.Join(fds, ","))
+	s.log.Info("keeper hands over to another binary", "path", next.Path)
+	return fmt.Errorf("keeper: execute %s: %w", next.Path, unix.Exec(next.Path, next.Args, env))
+}
+
+// identity tells binaries apart: the same file, unchanged, has the same one.
+func identity(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("look at %s: %w", path, err)
+	}
+	return fmt.Sprintf("%d:%d:%d:%d", st.Dev, st.Ino, st.Size, st.Mtim.Nano()), nil
+}
