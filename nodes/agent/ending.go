@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/nodes/agent/spec"
+)
+
+// ending stops the sidecars, last first, and gives the pod its final phase.
+func (d *decider) ending() {
+	left := false
+	for _, name := range d.names() {
+		if s := d.state(name); s == running || s == made {
+			left = true
+			if d.memory.Runs[name].Kill == nil {
+				d.do(opKillOne, name)
+			}
+		}
+	}
+	if left {
+		return
+	}
+	phase := corev1.PodSucceeded
+	for i := range d.spec.Containers {
+		if d.memory.Runs[d.spec.Containers[i].Name].Ended.ExitCode != 0 {
+			phase = corev1.PodFailed
+		}
+	}
+	d.actions = append(d.actions, action{op: opEnd, phase: phase})
+}
+
+// halting ends everything, then forgets the pod or leaves it failed.
+func (d *decider) halting() {
+	h := d.memory.Halt
+	left := false
+	for _, name := range d.names() {
+		if s := d.state(name); s == running || s == made {
+			left = true
+		}
+	}
+	d.killing(h)
+	switch {
+	case left || len(d.actions) > 0:
+	case h.Forget:
+		d.try(opFinish, "")
+	case d.memory.Ended == "":
+		d.actions = append(d.actions, action{op: opEnd, phase: corev1.PodFailed})
+	}
+}
+
+// minGrace is the least that a container gets between its signal and the kill
+// when it waited for others, unless the pod gets no grace at all.
+const minGrace = 2 * time.Second
+
+// killing carries on the ending of every run that has one; with a halt every
+// living run has.
+func (d *decider) killing(h *Halt) {
+	for _, name := range d.names() {
+		s := d.state(name)
+		r := d.memory.Runs[name]
+		if s != running && s != made || (r.Kill == nil && h == nil) {
+			continue
+		}
+		if r.Kill == nil || h != nil && r.Kill.deadline().After(h.Since.Add(h.Grace)) {
+			d.do(opKillOne, name)
+			continue
+		}
+		d.kill(name, r.Kill, d.turn(name))
+	}
+}
+
+func (d *decider) kill(name string, k *Kill, turn bool) {
+	deadline := k.deadline()
+	late := !d.now.Before(deadline)
+	c := spec.Find(d.spec, name)
+	hook := c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && k.Grace > 0
+	switch {
+	case hook && !k.HookBegun && !late:
+		d.do(opPre, name)
+	case !late && (hook && !k.HookDone || !turn):
+		d.at(deadline)
+	case k.Grace == 0 && k.Forced.IsZero():
+		d.do(opForce, name)
+	case k.Grace > 0 && k.Signaled.IsZero() && d.unanswered(k):
+		d.at(d.now.Add(lookAtQueue))
+	case k.Grace > 0 && k.Signaled.IsZero():
+		d.try(opSignal, name)
+	default:
+		d.force(name, k, deadline)
+	}
+}
+
+const (
+	// queuePatience is how long a pod that left the routes may take to accept
+	// what still came over them; lookAtQueue is how often that is looked at.
+	queuePatience = time.Second
+	lookAtQueue   = 5 * time.Millisecond
+)
+
+// unanswered reports whether a signal would still reset connections that the
+// kernel made for the pod and no program has accepted. Nothing routes to it
+// any more, so that the queue only becomes shorter.
+func (d *decider) unanswered(k *Kill) bool {
+	return d.queued && d.now.Before(k.Since.Add(min(queuePatience, k.Grace/2)))
+}
+
+// forceAgain is how long a killed container may take to be seen dead.
+const forceAgain = 5 * time.Second
+
+func (d *decider) force(name string, k *Kill, deadline time.Time) {
+	at := k.Signaled.Add(min(minGrace, k.Grace))
+	if deadline.After(at) {
+		at = deadline
+	}
+	if !k.Forced.IsZero() {
+		at = k.Forced.Add(forceAgain)
+	}
+	if d.now.Before(at) {
+		d.at(at)
+		return
+	}
+	d.do(opForce, name)
+}
+
+// turn reports whether a container may be signalled: a sidecar only when the
+// containers and the sidecars after it have ended, the pause container last.
+func (d *decider) turn(name string) bool {
+	c := spec.Find(d.spec, name)
+	if name != pauseName && !spec.Sidecar(c) {
+		return true
+	}
+	if r := d.memory.Runs[name]; d.memory.Halt == nil && r.Kill != nil && r.Kill.Message != "" {
+		return true // it alone is restarted
+	}
+	after := false
+	for _, other := range d.names() {
+		if after && (d.state(other) == running || d.state(other) == made) {
+			return false
+		}
+		after = after || other == name
+	}
+	return true
+}

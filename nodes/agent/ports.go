@@ -1,0 +1,83 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/keeper"
+	"github.com/tallyman-dev/tallyman/nodes/network"
+	"github.com/tallyman-dev/tallyman/nodes/probe"
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
+	"github.com/tallyman-dev/tallyman/nodes/volume"
+)
+
+// Network gives pods their namespaces and addresses; *network.Network is one.
+type Network interface {
+	Setup(ctx context.Context) error
+	Add(ctx context.Context, s network.Sandbox) (network.Attachment, error)
+	Remove(ctx context.Context, uid nodes.UID) error
+	List(ctx context.Context) ([]network.Attachment, error)
+	// Queued counts connections that a pod's programs have yet to accept.
+	Queued(uid nodes.UID) (int, error)
+	Close(ctx context.Context) error
+	Drift() <-chan nodes.UID
+	Gateway() netip.Addr
+	PodCIDR() netip.Prefix
+	Bridge() string
+}
+
+// Keeper holds the log pipes and serves DNS; *keeper.Client is one.
+type Keeper interface {
+	OpenLog(ctx context.Context, l keeper.Log) (keeper.Pipes, error)
+	CloseLog(ctx context.Context, id string) error
+	SetDNS(ctx context.Context, d keeper.DNS) error
+}
+
+// Volumes makes what pods mount; *volume.Manager is one.
+type Volumes interface {
+	Mount(ctx context.Context, pod *nodes.Pod, src volume.Source) (map[string]volume.Volume, error)
+	SubPath(uid nodes.UID, v volume.Volume, container string, index int, path string) (string, error)
+	OverLimit(ctx context.Context, pod *nodes.Pod) (name string, used, limit int64, err error)
+	Shm(uid nodes.UID) (string, error)
+	Dir(uid nodes.UID) (string, error)
+	Unmount(ctx context.Context, uid nodes.UID) error
+	List(ctx context.Context) ([]nodes.UID, error)
+	Reset(ctx context.Context) error
+}
+
+// Prober asks containers how they are; *probe.Prober is one.
+type Prober interface {
+	Add(t probe.Target)
+	// Remove ends the probes of a container, of every kind when kind is empty.
+	Remove(container string, kind probe.Kind)
+}
+
+// Cgroups makes the control group around a pod; *cgroup.Tree is one.
+type Cgroups interface {
+	Ensure(parent string, r runtime.Resources) error
+	Remove(parent string) error
+}
+
+// Upstream takes reports to the server. Send never blocks: it merges with what
+// was not sent yet.
+type Upstream interface {
+	Send(r nodes.Report)
+}
+
+// ports are what a Machine reaches the world through.
+type ports struct {
+	runtime runtime.Runtime
+	network Network
+	keeper  Keeper
+	volumes Volumes
+	prober  Prober
+	cgroups Cgroups
+	// slots bounds how many pods make heavy calls at the same time.
+	slots chan struct{}
+	now   func() time.Time
+	// readLog reads the end of a log file.
+	readLog func(ctx context.Context, path string, lines int, w io.Writer) error
+}
