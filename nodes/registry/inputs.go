@@ -1,0 +1,152 @@
+package registry
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// maxEvents bounds the events of one node that wait for the loop; the oldest go first.
+const maxEvents = 1000
+
+// inputs is a queue with one place a node: what a node says while its place is
+// taken is merged into it.
+type inputs struct {
+	out  chan Input
+	wake chan struct{}
+
+	mu sync.Mutex
+	// guarded by mu
+	order  []string
+	places map[string]Input
+}
+
+func newInputs() *inputs {
+	return &inputs{out: make(chan Input), wake: make(chan struct{}, 1), places: map[string]Input{}}
+}
+
+// run moves inputs to the channel until ctx ends.
+func (q *inputs) run(ctx context.Context) {
+	for {
+		in, ok := q.take()
+		if !ok {
+			select {
+			case <-ctx.Done():
+				return
+			case <-q.wake:
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case q.out <- in:
+		}
+	}
+}
+
+func (q *inputs) add(node string, in Input) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if waiting, taken := q.places[node]; taken {
+		q.places[node] = merge(waiting, in)
+		return
+	}
+	q.places[node] = in
+	q.order = append(q.order, node)
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *inputs) take() (Input, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.order) == 0 {
+		return Input{}, false
+	}
+	node := q.order[0]
+	q.order = q.order[1:]
+	in := q.places[node]
+	delete(q.places, node)
+	return in, true
+}
+
+// merge gives an input that says the same as a and then b.
+func merge(a, b Input) Input {
+	out := Input{Node: a.Node, Report: mergeReports(a.Report, b.Report)}
+	if b.Node != nil {
+		out.Node = b.Node
+	}
+	return out
+}
+
+func mergeReports(a, b *nodes.Report) *nodes.Report {
+	switch {
+	case a == nil:
+		return b
+	case b == nil:
+		return a
+	}
+	out := &nodes.Report{
+		Node: a.Node, Complete: a.Complete, Info: a.Info, Routes: max(a.Routes, b.Routes),
+		Held: a.Held, Ledger: a.Ledger,
+		Gone:   unionUIDs(a.Gone, b.Gone),
+		Events: mergeEvents(a.Events, b.Events),
+	}
+	if b.Info != nil {
+		out.Info = b.Info
+	}
+	if b.Complete {
+		out.Complete, out.Statuses = true, b.Statuses
+		out.Held, out.Ledger, out.Routes = b.Held, b.Ledger, b.Routes
+		return out
+	}
+	out.Statuses = mergeStatuses(a.Statuses, b)
+	if len(b.Gone) > 0 && len(out.Held) > 0 {
+		out.Held = slices.DeleteFunc(slices.Clone(out.Held), func(p *nodes.Pod) bool {
+			return slices.Contains(b.Gone, p.UID)
+		})
+	}
+	return out
+}
+
+// mergeStatuses puts b's statuses over a's and drops those of pods that b
+// reports gone.
+func mergeStatuses(a []nodes.PodStatus, b *nodes.Report) []nodes.PodStatus {
+	at := make(map[nodes.UID]int, len(a)+len(b.Statuses))
+	out := slices.Clone(a)
+	for i, s := range out {
+		at[s.UID] = i
+	}
+	for _, s := range b.Statuses {
+		if i, found := at[s.UID]; found {
+			out[i] = s
+			continue
+		}
+		at[s.UID] = len(out)
+		out = append(out, s)
+	}
+	if len(b.Gone) == 0 {
+		return out
+	}
+	gone := make(map[nodes.UID]bool, len(b.Gone))
+	for _, uid := range b.Gone {
+		gone[uid] = true
+	}
+	return slices.DeleteFunc(out, func(s nodes.PodStatus) bool { return gone[s.UID] })
+}
+
+func unionUIDs(a, b []nodes.UID) []nodes.UID {
+	out := slices.Concat(a, b)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func mergeEvents(a, b []nodes.Event) []nodes.Event {
+	out := slices.Concat(a, b)
+	return out[max(0, len(out)-maxEvents):]
+}

@@ -1,0 +1,208 @@
+// Package registry is the server's side of its nodes: who is connected, what
+// each is to know, and what each has said. It turns the loop's assignments
+// into streams and streams into inputs.
+//
+// It guarantees that Assign, Route and Ledger never wait for a network; that a
+// node is told the newest value only, however far behind it is; that nothing at
+// all is sent to a node before the loop has said what that node is to run, so
+// a server that has just started stops no pod; and that inputs which nobody
+// takes are merged, never heaped up. It decides nothing and stores nothing.
+package registry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/wire"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// ledgerNodes is how many nodes keep the ledger; all, if there are fewer.
+const ledgerNodes = 3
+
+// Input is what the registry learned about a node.
+type Input = nodes.Input
+
+// Options of a Registry.
+type Options struct {
+	Log *slog.Logger
+	// Now is the wall clock; default time.Now.
+	Now func() time.Time
+	// SilentAfter is how long a node may be without a session before it counts
+	// as silent; default 10 s.
+	SilentAfter time.Duration
+	// Version of the program, told to agents.
+	Version string
+	// Credentials secure what Serve listens on; nil where that is private already.
+	Credentials credentials.TransportCredentials
+}
+
+// Registry knows the nodes. Safe for concurrent use.
+type Registry struct {
+	o      Options
+	inputs *inputs
+
+	mu sync.Mutex
+	// guarded by mu
+	members map[string]*member
+	routes  *proxy.Table
+	ledger  map[ledgerKey]nodes.Decision
+	// known tells that the loop has handed over its ledger.
+	known bool
+}
+
+type ledgerKey struct{ kind, key string }
+
+// member is one node; the registry's mutex guards it.
+type member struct {
+	state      nodes.NodeState
+	assignment *nodes.Assignment
+	// session is nil while there is none.
+	session *session
+	// silence counts the node silent when it fires; nil while there is a session.
+	silence *time.Timer
+}
+
+// New makes a registry; Serve makes it work.
+func New(o Options) (*Registry, error) {
+	if o.Log == nil {
+		return nil, errors.New("registry: no logger")
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.SilentAfter <= 0 {
+		o.SilentAfter = 10 * time.Second
+	}
+	return &Registry{
+		o:       o,
+		inputs:  newInputs(),
+		members: map[string]*member{},
+		ledger:  map[ledgerKey]nodes.Decision{},
+	}, nil
+}
+
+// Inputs yields joins, silences and reports in order. What one node says while
+// nobody receives is merged.
+func (r *Registry) Inputs() <-chan Input { return r.inputs.out }
+
+// Serve answers agents on l until ctx ends, then returns nil. It closes l.
+func (r *Registry) Serve(ctx context.Context, l net.Listener) error {
+	server, err := wire.NewServer(wire.ServerOptions{
+		Version: r.o.Version, Accept: r.accept, Credentials: r.o.Credentials, Log: r.o.Log,
+	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Serve(ctx, l) })
+	group.Go(func() error { r.inputs.run(ctx); return nil })
+	err = group.Wait()
+	r.stopTimers()
+	return err
+}
+
+func (r *Registry) stopTimers() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, m := range r.members {
+		if m.silence != nil {
+			m.silence.Stop()
+		}
+	}
+}
+
+// Assign says what one node is to run. a must not be changed afterwards.
+func (r *Registry) Assign(a nodes.Assignment) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.member(a.Node)
+	m.assignment = &a
+	m.session.wake()
+}
+
+// Route says the route table of all nodes.
+func (r *Registry) Route(t *proxy.Table) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.routes = t
+	for _, m := range r.members {
+		m.session.wake()
+	}
+}
+
+// Ledger adds decisions to what nodes keep for the server; a decision without
+// a value is forgotten. Decisions about pods are left out, for containers
+// carry those.
+func (r *Registry) Ledger(decisions []nodes.Decision) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known = true
+	for _, d := range decisions {
+		if d.Kind == nodes.PodDecision {
+			continue
+		}
+		key := ledgerKey{d.Kind, d.Key}
+		if d.Value == nil {
+			delete(r.ledger, key)
+		} else {
+			r.ledger[key] = d
+		}
+		for _, m := range r.members {
+			m.session.changed(key)
+		}
+	}
+	for _, m := range r.members {
+		m.session.wake()
+	}
+}
+
+// Logs opens the log of a container on a node; the caller closes it.
+func (r *Registry) Logs(ctx context.Context, node string, q wire.LogQuery) (io.ReadCloser, error) {
+	r.mu.Lock()
+	var s *session
+	if m := r.members[node]; m != nil {
+		s = m.session
+	}
+	r.mu.Unlock()
+	if s == nil {
+		return nil, fmt.Errorf("log of pod %s: node %q: %w", q.Pod, node, wire.ErrNoSession)
+	}
+	return s.wire.Logs(ctx, q)
+}
+
+// Nodes returns every node that ever joined, sorted by name.
+func (r *Registry) Nodes() []nodes.NodeState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]nodes.NodeState, 0, len(r.members))
+	for _, m := range r.members {
+		if !m.state.Since.IsZero() {
+			out = append(out, m.state)
+		}
+	}
+	slices.SortFunc(out, func(a, b nodes.NodeState) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// member returns the node, unheard of or not. The caller holds mu.
+func (r *Registry) member(name string) *member {
+	m := r.members[name]
+	if m == nil {
+		m = &member{}
+		r.members[name] = m
+	}
+	return m
+}

@@ -1,0 +1,346 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/wire"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// agent is one node's end, with everything that it was told.
+type agent struct {
+	name   string
+	client *wire.Client
+
+	mu          sync.Mutex
+	assignment  *nodes.Assignment
+	table       *proxy.Table
+	ledger      map[string]string
+	assignments int
+}
+
+func (a *agent) Hello(context.Context) (nodes.Report, error) {
+	return nodes.Report{Node: a.name, Info: &nodes.Node{Name: a.name}, Statuses: []nodes.PodStatus{{UID: "held"}}}, nil
+}
+
+func (a *agent) Assign(assignment *nodes.Assignment) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.assignment = assignment
+	a.assignments++
+}
+
+func (a *agent) Route(t *proxy.Table) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.table = t
+}
+
+func (a *agent) Ledger(complete bool, decisions []nodes.Decision) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if complete {
+		a.ledger = map[string]string{}
+	}
+	for _, d := range decisions {
+		if d.Value == nil {
+			delete(a.ledger, d.Kind+"/"+d.Key)
+		} else {
+			a.ledger[d.Kind+"/"+d.Key] = string(d.Value)
+		}
+	}
+}
+
+func (a *agent) Logs(_ context.Context, q wire.LogQuery, w io.Writer) error {
+	_, err := fmt.Fprintf(w, "log of %s on %s", q.Pod, a.name)
+	return err
+}
+
+// see gives the agent's pods, route generation and ledger as text.
+func (a *agent) see() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	pods, generation := "none", uint64(0)
+	if a.assignment != nil {
+		pods = fmt.Sprint(len(a.assignment.Pods))
+	}
+	if a.table != nil {
+		generation = a.table.Generation
+	}
+	ledger, err := json.Marshal(a.ledger)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("pods %s routes %d ledger %s", pods, generation, ledger)
+}
+
+type world struct {
+	*testing.T
+	*Registry
+	listener *bufconn.Listener
+	ctx      context.Context
+	running  *sync.WaitGroup
+}
+
+func newWorld(t *testing.T, silentAfter time.Duration) *world {
+	return newWorldWith(t, Options{SilentAfter: silentAfter})
+}
+
+func newWorldWith(t *testing.T, o Options) *world {
+	o.Log, o.Version = slog.New(slog.DiscardHandler), "test"
+	r, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &world{T: t, Registry: r, listener: bufconn.Listen(1 << 16), ctx: ctx, running: &sync.WaitGroup{}}
+	w.running.Go(func() {
+		if err := r.Serve(ctx, w.listener); err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	t.Cleanup(func() { cancel(); w.running.Wait() })
+	return w
+}
+
+// join starts an agent; leave ends it.
+func (w *world) join(name string) (a *agent, leave func()) {
+	w.Helper()
+	a = &agent{name: name}
+	client, err := wire.NewClient(wire.ClientOptions{
+		Dial: func(ctx context.Context) (net.Conn, error) { return w.listener.DialContext(ctx) },
+		Node: name, Version: "test", Handler: a, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	a.client = client
+	ctx, cancel := context.WithCancel(w.ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := client.Run(ctx); err != nil {
+			w.Errorf("client: %v", err)
+		}
+	})
+	w.running.Go(done.Wait)
+	return a, func() { cancel(); done.Wait() }
+}
+
+// input waits for the next input that want accepts.
+func (w *world) input(what string, want func(Input) bool) Input {
+	w.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case in := <-w.Inputs():
+			if want(in) {
+				return in
+			}
+		case <-deadline:
+			w.Fatalf("no %s", what)
+		}
+	}
+}
+
+func (w *world) joined(name string) Input {
+	w.Helper()
+	return w.input("join of "+name, func(in Input) bool {
+		return in.Node != nil && in.Node.Name == name && in.Node.Ready && in.Report != nil && in.Report.Complete
+	})
+}
+
+func (w *world) eventually(a *agent, want string) {
+	w.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		got := a.see()
+		if got == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.Fatalf("%s sees %q, want %q", a.name, got, want)
+		}
+	}
+}
+
+// shaken counts the handshakes that went through credentials.
+type shaken struct {
+	credentials.TransportCredentials
+	times atomic.Int32
+}
+
+func (s *shaken) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	s.times.Add(1)
+	return s.TransportCredentials.ServerHandshake(c)
+}
+
+func TestCredentialsSecureTheListener(t *testing.T) {
+	given := &shaken{TransportCredentials: insecure.NewCredentials()}
+	w := newWorldWith(t, Options{Credentials: given})
+	w.join("n1")
+	w.joined("n1")
+	if given.times.Load() == 0 {
+		t.Error("an agent joined past the credentials")
+	}
+}
+
+func decision(kind, key, value string) nodes.Decision {
+	d := nodes.Decision{Kind: kind, Key: key}
+	if value != "" {
+		d.Value = json.RawMessage(value)
+	}
+	return d
+}
+
+func TestNodeIsToldTheNewestOnly(t *testing.T) {
+	w := newWorld(t, time.Minute)
+	for i := range 5 {
+		pods := make([]*nodes.Pod, i)
+		for j := range pods {
+			pods[j] = &nodes.Pod{UID: nodes.UID(fmt.Sprint(j)), Template: &nodes.Template{Hash: "h"}}
+		}
+		w.Assign(nodes.Assignment{Node: "n1", Pods: pods})
+		w.Route(&proxy.Table{Generation: uint64(i + 1)})
+	}
+	a, _ := w.join("n1")
+	w.eventually(a, "pods 4 routes 5 ledger null")
+	if a.mu.Lock(); a.assignments != 1 {
+		t.Errorf("told %d assignments", a.assignments)
+	}
+	a.mu.Unlock()
+	w.Assign(nodes.Assignment{Node: "n1"})
+	w.eventually(a, "pods 0 routes 5 ledger null")
+}
+
+// TestNothingIsSaidBeforeTheLoopHas is invariant 9's half of the registry: a
+// server that has just started stops no pod and wipes no ledger.
+func TestNothingIsSaidBeforeTheLoopHas(t *testing.T) {
+	w := newWorld(t, time.Minute)
+	a, _ := w.join("n1")
+	w.joined("n1")
+	w.Route(&proxy.Table{Generation: 1})
+	w.eventually(a, "pods none routes 1 ledger null")
+}
+
+func TestLedgerTravelsToThreeNodes(t *testing.T) {
+	w := newWorld(t, time.Minute)
+	w.Ledger([]nodes.Decision{decision("service", "a", "1"), decision("service", "b", "2"), decision(nodes.PodDecision, "p", "3")})
+	agents, leave := map[string]*agent{}, map[string]func(){}
+	for _, name := range []string{"n1", "n2", "n3", "n4"} {
+		agents[name], leave[name] = w.join(name)
+		w.joined(name)
+	}
+	full := `pods none routes 0 ledger {"service/a":"1","service/b":"2"}`
+	for _, name := range []string{"n1", "n2", "n3"} {
+		w.eventually(agents[name], full)
+	}
+	w.Ledger([]nodes.Decision{decision("service", "a", ""), decision("network", "c", "4")})
+	changed := `pods none routes 0 ledger {"network/c":"4","service/b":"2"}`
+	for _, name := range []string{"n1", "n2", "n3"} {
+		w.eventually(agents[name], changed)
+	}
+	w.eventually(agents["n4"], "pods none routes 0 ledger null")
+	leave["n2"]()
+	w.eventually(agents["n4"], changed)
+}
+
+func TestSilenceAndReturn(t *testing.T) {
+	w := newWorld(t, 20*time.Millisecond)
+	_, leave := w.join("n1")
+	w.joined("n1")
+	leave()
+	silent := w.input("silence", func(in Input) bool { return in.Node != nil && !in.Node.Ready })
+	if silent.Node.Name != "n1" || !strings.Contains(silent.Node.Reason, "no word") {
+		t.Errorf("silence: %+v", silent.Node)
+	}
+	w.join("n1")
+	w.joined("n1")
+	if all := w.Nodes(); len(all) != 1 || !all[0].Ready || all[0].Reason != "" {
+		t.Errorf("nodes %+v", all)
+	}
+}
+
+func TestNewerSessionTakesOver(t *testing.T) {
+	w := newWorld(t, time.Minute)
+	w.Assign(nodes.Assignment{Node: "n1"})
+	old, leaveOld := w.join("n1")
+	w.joined("n1")
+	w.eventually(old, "pods 0 routes 0 ledger null")
+	leaveOld()
+	fresh, _ := w.join("n1")
+	w.joined("n1")
+	w.Assign(nodes.Assignment{Node: "n1", Pods: []*nodes.Pod{{UID: "a"}}})
+	w.eventually(fresh, "pods 1 routes 0 ledger null")
+}
+
+func TestReportsArrive(t *testing.T) {
+	w := newWorld(t, time.Minute)
+	a, _ := w.join("n1")
+	w.joined("n1")
+	a.client.Send(nodes.Report{Routes: 7, Statuses: []nodes.PodStatus{{UID: "p", Ready: true}}})
+	in := w.input("report", func(in Input) bool { return in.Report != nil && len(in.Report.Statuses) == 1 })
+	if in.Report.Node != "n1" || in.Report.Routes != 7 || in.Report.Complete || !in.Report.Statuses[0].Ready {
+		t.Errorf("report %+v", in.Report)
+	}
+}
+
+func TestLogs(t *testing.T) {
+	w := newWorld(t, time.Minute)
+	w.join("n1")
+	w.joined("n1")
+	reader, err := w.Logs(t.Context(), "n1", wire.LogQuery{Pod: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if text, err := io.ReadAll(reader); err != nil || string(text) != "log of p on n1" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := w.Logs(t.Context(), "elsewhere", wire.LogQuery{Pod: "p"}); err == nil {
+		t.Error("a log came from a node that does not exist")
+	}
+}
+
+func TestInputsMerge(t *testing.T) {
+	q := newInputs()
+	ready := &nodes.NodeState{Ready: true}
+	q.add("n1", Input{Node: ready, Report: &nodes.Report{
+		Node: "n1", Complete: true, Routes: 3, Held: []*nodes.Pod{{UID: "a"}, {UID: "b"}},
+		Statuses: []nodes.PodStatus{{UID: "a"}, {UID: "b"}},
+	}})
+	q.add("n2", Input{Report: &nodes.Report{Node: "n2"}})
+	for i := range 2 * maxEvents {
+		q.add("n1", Input{Report: &nodes.Report{
+			Node: "n1", Routes: 4, Statuses: []nodes.PodStatus{{UID: "a", Message: fmt.Sprint(i)}}, Gone: []nodes.UID{"b"},
+			Events: []nodes.Event{{Message: fmt.Sprint(i)}},
+		}})
+	}
+	in, ok := q.take()
+	r := in.Report
+	if !ok || in.Node != ready || !r.Complete || r.Routes != 4 || len(r.Held) != 1 || len(r.Statuses) != 1 ||
+		r.Statuses[0].Message != fmt.Sprint(2*maxEvents-1) || len(r.Gone) != 1 || len(r.Events) != maxEvents {
+		t.Fatalf("merged into %+v with %d events", in, len(r.Events))
+	}
+	q.add("n1", Input{Report: &nodes.Report{Node: "n1", Gone: []nodes.UID{"x"}}})
+	q.add("n1", Input{Report: &nodes.Report{Node: "n1", Complete: true, Routes: 1}})
+	if in, _ := q.take(); in.Report.Node != "n2" {
+		t.Errorf("order: %+v", in.Report)
+	}
+	if in, _ := q.take(); !in.Report.Complete || in.Report.Routes != 1 || len(in.Report.Gone) != 1 {
+		t.Errorf("a complete report after others: %+v", in.Report)
+	}
+}
