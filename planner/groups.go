@@ -1,0 +1,258 @@
+package planner
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	appsv1 "k8s.io/api/apps/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/planner/workload"
+)
+
+// maxRounds bounds the rounds in which steps of one group make others possible.
+const maxRounds = 16
+
+// reconcile moves every group that something happened to.
+func (st *step) reconcile() {
+	for range maxRounds {
+		dirty := slices.SortedFunc(maps.Keys(st.dirtyGroups), desired.Key.Compare)
+		if len(dirty) == 0 {
+			return
+		}
+		clear(st.dirtyGroups)
+		for _, k := range dirty {
+			if g := st.edit(k); g != nil {
+				st.touched[k] = true
+				st.reconcileGroup(g)
+			}
+		}
+	}
+}
+
+func (st *step) reconcileGroup(g *group) {
+	if g.object == nil {
+		st.retire(g)
+		return
+	}
+	if g.stale {
+		st.settleTemplate(g)
+	}
+	if st.frozen(g) != "" {
+		return
+	}
+	counter, scaled := g.counter, g.scaledMax
+	switch v := g.object.Value.(type) {
+	case *appsv1.Deployment:
+		r := st.rollout(g, workload.Deployment(&v.Spec))
+		st.announceScaling(g, st.carryOut(g, r.Next()))
+		g.scaledMax = r.Max()
+		st.prune(g, workload.HistoryLimit(&v.Spec))
+	case *appsv1.ReplicaSet:
+		r := st.rollout(g, workload.ReplicaSet(&v.Spec))
+		st.carryOut(g, r.Next())
+		st.prune(g, 0)
+	default:
+		s := st.single(g)
+		st.carryOut(g, s.Next())
+		st.prune(g, 0)
+	}
+	if counter != g.counter || scaled != g.scaledMax {
+		st.recordWorkload(g)
+	}
+}
+
+// retire ends a group that Git no longer has, and forgets it once nothing is
+// left.
+func (st *step) retire(g *group) {
+	for _, p := range slices.Clone(g.pods) {
+		st.leave(g, p.UID, g.key.Kind+" "+g.key.Name+" is no longer in Git")
+	}
+	if len(g.pods) > 0 {
+		return
+	}
+	for _, s := range g.sets {
+		st.forgetSet(g, s)
+		st.unindex(g, s, nil)
+	}
+	st.decide(kindOfWorkload, keyText(g.key), nil)
+	st.groups = st.groups.Delete(g.key)
+	st.active = st.active.Delete(g.key)
+	delete(st.owned, g.key)
+	delete(st.touched, g.key)
+}
+
+// frozen says why nothing may be changed about a group's pods now: it has some
+// on a node that does not answer, so that what is known of them may be wrong.
+func (s *State) frozen(g *group) string {
+	for _, p := range g.pods {
+		if p.Node == "" || p.leaving != "" {
+			continue
+		}
+		n, _ := s.nodes.Get(p.Node)
+		if n.live() {
+			continue
+		}
+		if n == nil || !n.reported {
+			return "waiting for node " + p.Node + " to report what it runs"
+		}
+		return "node " + p.Node + " is silent: nothing is changed about its pods"
+	}
+	return ""
+}
+
+// settleTemplate finds the set of today's template, or makes one.
+func (st *step) settleTemplate(g *group) {
+	g.stale = false
+	w, ok := st.wantedOf(g.object)
+	if !ok {
+		return
+	}
+	newest := 0
+	if len(g.sets) > 0 {
+		newest = g.sets[len(g.sets)-1].revision
+	}
+	for _, s := range slices.Backward(g.sets) {
+		if st.matches(s, &w) {
+			st.makeCurrent(g, s, newest, w.content)
+			return
+		}
+	}
+	if v, isDeployment := g.object.Value.(*appsv1.Deployment); isDeployment && v.Spec.Paused {
+		g.current = nil
+		g.stale = true
+		return
+	}
+	g.current = st.newSet(g, &w)
+}
+
+// makeCurrent returns to a set that exists: an earlier one gets a new
+// revision, for it is the newest again.
+func (st *step) makeCurrent(g *group, s *set, newest int, content string) {
+	changed := *s
+	if s.content == unknownContent {
+		changed.content = content
+	}
+	if s.revision != newest {
+		changed.revision, changed.since, changed.complete = newest+1, st.now, false
+	}
+	if changed.content == s.content && changed.revision == s.revision {
+		g.current = s
+		return
+	}
+	st.swapSet(g, &changed)
+	slices.SortStableFunc(g.sets, compareSets)
+	g.current = &changed
+	st.recordSet(g, &changed)
+}
+
+// rollout adds what a group has to the rules of its kind.
+func (st *step) rollout(g *group, r workload.Rollout) workload.Rollout {
+	r.Now, r.Revised = st.now, g.revised
+	r.ScaledMax = g.scaledMax
+	bySet := make(map[string]*workload.Set, len(g.sets))
+	for _, s := range g.sets {
+		view := &workload.Set{Hash: s.hash, Since: s.since}
+		bySet[s.hash] = view
+		if g.current != nil && g.current.hash == s.hash {
+			r.Current, r.WasComplete = view, s.complete
+		} else {
+			r.Old = append(r.Old, view)
+		}
+	}
+	for _, p := range g.pods {
+		view := bySet[p.set.hash]
+		view.Pods = append(view.Pods, viewOf(p))
+	}
+	return r
+}
+
+func (st *step) single(g *group) workload.Single {
+	r := st.rollout(g, workload.Rollout{})
+	return workload.Single{Now: st.now, Revised: g.revised, Current: r.Current, Old: r.Old}
+}
+
+func viewOf(p *pod) workload.Pod {
+	v := workload.Pod{
+		UID: p.UID, Name: p.Name, Node: p.Node, Created: p.Created, Incarnation: p.Incarnation,
+		Leaving: p.leaving != "" || p.Stop != nil, Why: why(p),
+	}
+	v.Cost, _ = strconv.Atoi(p.Template.Annotations[costAnnotation])
+	if p.status != nil {
+		v.Phase, v.Ready, v.ReadySince, v.Restarts = p.status.Phase, p.status.Ready, p.status.ReadySince, p.status.Restarts()
+	}
+	return v
+}
+
+// carryOut turns steps into decisions and tells how each set's size changed.
+func (st *step) carryOut(g *group, steps workload.Steps) map[string]int {
+	sizes := map[string]int{}
+	for _, r := range steps.Removes {
+		sizes[r.Hash]--
+		st.leave(g, r.UID, r.Reason)
+	}
+	for _, c := range steps.Creates {
+		sizes[c.Hash] += c.Count
+		s := g.set(c.Hash)
+		for range c.Count {
+			st.create(g, s)
+		}
+	}
+	return sizes
+}
+
+// announceScaling says what happened to a Deployment's sets, as Kubernetes does.
+func (st *step) announceScaling(g *group, sizes map[string]int) {
+	for _, s := range g.sets {
+		change := sizes[s.hash]
+		if change == 0 {
+			continue
+		}
+		now := 0
+		for _, p := range g.pods {
+			if p.set.hash == s.hash && p.leaving == "" {
+				now++
+			}
+		}
+		direction := "up"
+		if change < 0 {
+			direction = "down"
+		}
+		st.event(g.key, false, "ScalingReplicaSet", fmt.Sprintf("Scaled %s replica set %s from %d to %d", direction, g.owner(s).Name, now-change, now))
+	}
+}
+
+// prune forgets the oldest sets without pods beyond the history limit, once
+// the current template is fully there.
+func (st *step) prune(g *group, limit int) {
+	if g.key.Kind == kindDeployment && (g.current == nil || !g.current.complete) {
+		return
+	}
+	var empty []*set
+	for _, s := range g.sets {
+		if s != g.current && !slices.ContainsFunc(g.pods, func(p *pod) bool { return p.set.hash == s.hash }) {
+			empty = append(empty, s)
+		}
+	}
+	if len(empty) <= limit {
+		return
+	}
+	drop := empty[:len(empty)-limit]
+	g.sets = slices.DeleteFunc(slices.Clone(g.sets), func(s *set) bool { return slices.Contains(drop, s) })
+	for _, s := range drop {
+		st.forgetSet(g, s)
+		st.unindex(g, s, g.sets)
+	}
+}
+
+// unindex takes the labels of a set out of the index that no other set of its
+// group has.
+func (st *step) unindex(g *group, s *set, others []*set) {
+	for k, v := range s.template.Labels {
+		if !slices.ContainsFunc(others, func(o *set) bool { return o.template.Labels[k] == v }) {
+			st.groupLabels.remove(pair{g.key.Namespace, k, v}, g.key)
+		}
+	}
+}

@@ -1,0 +1,242 @@
+// Package place decides on which node a pod runs: filters that explain
+// themselves, then scores.
+//
+// Guarantees: a pod is only placed where its requests fit into what the node
+// can still give, and every refusal is one sentence that an operator can act
+// on. The same pod and nodes give the same choice; ties go to the node whose
+// name sorts first. It binds nothing and keeps nothing: values in, a name out.
+package place
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// Request is what a pod template asks of a node, made ready once per template.
+// Immutable.
+type Request struct {
+	namespace string
+	labels    labels.Set
+	spec      *corev1.PodSpec
+	needs     Resources
+	ports     []Port
+
+	required  nodeaffinity.RequiredNodeAffinity
+	preferred *nodeaffinity.PreferredSchedulingTerms
+
+	attracts, repels []term
+	spread           []constraint
+	leans            []weighted
+}
+
+// Compile reads a template. Terms that don't parse match nothing; validation
+// has refused them before.
+func Compile(namespace string, t *nodes.Template) *Request {
+	r := &Request{
+		namespace: namespace,
+		labels:    t.Labels,
+		spec:      &t.Spec,
+		needs:     requests(&t.Spec),
+		ports:     hostPorts(&t.Spec),
+		required:  nodeaffinity.GetRequiredNodeAffinity(&corev1.Pod{Spec: t.Spec}),
+	}
+	r.compileAffinity()
+	return r
+}
+
+// Repels reports whether a pod keeps others away, which later pods must heed.
+func (r *Request) Repels() bool { return len(r.repels) > 0 }
+
+// Social reports whether the choice depends on the other pods.
+func (r *Request) Social() bool {
+	return len(r.attracts)+len(r.repels)+len(r.spread)+len(r.leans) > 0
+}
+
+// Node is one machine with what is bound to it. Immutable: With and Without
+// give another.
+type Node struct {
+	state *nodes.NodeState
+	kube  *corev1.Node
+	can   Resources
+	used  Resources
+	ports []Port
+	// refuses is set when the node takes no pods at all.
+	refuses string
+}
+
+// NewNode is a machine with nothing on it. refuses, when not empty, says in a
+// few words why it takes no pods ("is silent").
+func NewNode(state *nodes.NodeState, refuses string) *Node {
+	set := map[string]string{
+		corev1.LabelHostname:   state.Name,
+		corev1.LabelOSStable:   state.OS,
+		corev1.LabelArchStable: state.Arch,
+	}
+	for k, v := range state.Labels {
+		set[k] = v
+	}
+	kube := &corev1.Node{}
+	kube.Name, kube.Labels = state.Name, set
+	kube.Spec.Taints = state.Taints
+	if refuses == "" && state.Unschedulable {
+		refuses = "is unschedulable"
+	}
+	return &Node{state: state, kube: kube, can: fromList(state.Allocatable), refuses: refuses}
+}
+
+// Change is the same load on a machine that describes itself anew.
+func (n *Node) Change(state *nodes.NodeState, refuses string) *Node {
+	c := NewNode(state, refuses)
+	c.used, c.ports = n.used, n.ports
+	return c
+}
+
+// Name of the node.
+func (n *Node) Name() string { return n.state.Name }
+
+// With is the node with one more pod.
+func (n *Node) With(r *Request) *Node {
+	c := *n
+	c.used = n.used.plus(r.needs, 1)
+	if len(r.ports) > 0 {
+		c.ports = append(slices.Clip(n.ports), r.ports...)
+	}
+	return &c
+}
+
+// Without is the node with one pod less.
+func (n *Node) Without(r *Request) *Node {
+	c := *n
+	c.used = n.used.plus(r.needs, -1)
+	if len(r.ports) > 0 {
+		c.ports = slices.Clone(n.ports)
+		for _, p := range r.ports {
+			if i := slices.Index(c.ports, p); i >= 0 {
+				c.ports = slices.Delete(c.ports, i, i+1)
+			}
+		}
+	}
+	return &c
+}
+
+// Neighbour is a pod that is already bound.
+type Neighbour struct {
+	Node    string
+	Request *Request
+}
+
+// Cluster is all that a choice depends on.
+type Cluster struct {
+	// Nodes sorted by name.
+	Nodes []*Node
+	// Neighbours are the bound pods; only asked for when the choice depends on them.
+	Neighbours func() []Neighbour
+	// Repelled is set when some bound pod keeps others away.
+	Repelled bool
+	// NamespaceLabels gives the labels of a namespace.
+	NamespaceLabels func(name string) map[string]string
+}
+
+// Choose names the node for one pod, or says why none fits.
+func Choose(r *Request, c Cluster) (node, refusal string) {
+	if len(c.Nodes) == 0 {
+		return "", "no node has joined the cluster yet"
+	}
+	var company *company
+	if r.Social() || c.Repelled {
+		company = newCompany(r, c)
+	}
+	refusals := newRefusals(len(c.Nodes))
+	var best *Node
+	var bestScore int64
+	for _, n := range c.Nodes {
+		if why := fits(r, n, company); why.key != "" {
+			refusals.add(why)
+			continue
+		}
+		if score := score(r, n, company); best == nil || score > bestScore {
+			best, bestScore = n, score
+		}
+	}
+	if best == nil {
+		return "", refusals.String()
+	}
+	return best.Name(), ""
+}
+
+// refusal is why one node doesn't fit. Nodes that share a key are counted
+// together; free compares what they could give.
+type refusal struct {
+	key, text string
+	free      int64
+	detail    string
+}
+
+type refusals struct {
+	total int
+	kinds []*counted
+}
+
+type counted struct {
+	refusal
+	count int
+}
+
+func newRefusals(total int) *refusals { return &refusals{total: total} }
+
+func (r *refusals) add(why refusal) {
+	for _, k := range r.kinds {
+		if k.key == why.key {
+			k.count++
+			if why.free > k.free {
+				k.refusal = why
+			}
+			return
+		}
+	}
+	r.kinds = append(r.kinds, &counted{refusal: why, count: 1})
+}
+
+// String gives "0/5 nodes fit: 3 lack cpu (want 2, most free 1.5), 2 have taint gpu=true:NoSchedule".
+func (r *refusals) String() string {
+	slices.SortStableFunc(r.kinds, func(a, b *counted) int {
+		if a.count != b.count {
+			return b.count - a.count
+		}
+		return strings.Compare(a.key, b.key)
+	})
+	parts := make([]string, len(r.kinds))
+	for i, k := range r.kinds {
+		parts[i] = fmt.Sprintf("%d %s%s", k.count, inflect(k.text, k.count), k.detail)
+	}
+	return fmt.Sprintf("0/%d nodes fit: %s", r.total, strings.Join(parts, ", "))
+}
+
+// inflect turns "lacks cpu" into "lack cpu" for several nodes.
+func inflect(text string, count int) string {
+	if count == 1 {
+		return text
+	}
+	verb, rest, _ := strings.Cut(text, " ")
+	switch verb {
+	case "is":
+		verb = "are"
+	case "has":
+		verb = "have"
+	case "does":
+		verb = "do"
+	default:
+		verb = strings.TrimSuffix(verb, "s")
+	}
+	if rest == "" {
+		return verb
+	}
+	return verb + " " + rest
+}

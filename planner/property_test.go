@@ -1,0 +1,402 @@
+package planner
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"pgregory.net/rapid"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/workload"
+)
+
+// TestInvariants drives a random cluster through pushes, crashes, restarts
+// and lost records, and checks the invariants after each step.
+func TestInvariants(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := &chaos{t: t, world: newWorld(t, "n1", "n2")}
+		c.push()
+		for range rapid.IntRange(5, 40).Draw(t, "steps") {
+			c.step()
+		}
+		c.heal()
+		c.settle()
+		c.checkConverged()
+	})
+}
+
+// chaos is a world whose events are drawn at random.
+type chaos struct {
+	*world
+	t       *rapid.T
+	objects []runtime.Object
+}
+
+func (c *chaos) step() {
+	before := c.s
+	switch rapid.IntRange(0, 11).Draw(c.t, "event") {
+	case 0, 1:
+		c.push()
+	case 2, 3, 4, 5:
+		c.nodesWork()
+	case 6:
+		c.crash()
+	case 7, 8:
+		c.now = c.now.Add(time.Duration(rapid.IntRange(1, 3000).Draw(c.t, "ms")) * time.Millisecond)
+		c.next(Change{})
+	case 9:
+		c.restartServer(rapid.Bool().Draw(c.t, "with record"))
+		return
+	case 10:
+		c.silence()
+	case 11:
+		c.next(Change{Reports: []nodes.Report{c.route(c.someNode())}})
+	}
+	c.check(before)
+}
+
+func (c *chaos) someNode() string {
+	return rapid.SampledFrom(slices.Sorted(maps.Keys(c.machines))).Draw(c.t, "node")
+}
+
+func (c *chaos) push() {
+	c.objects = []runtime.Object{namespace("default"), configMap("conf", map[string]string{"a": rapid.SampledFrom([]string{"1", "2"}).Draw(c.t, "conf")})}
+	for _, name := range []string{"a", "b"} {
+		if name == "b" && rapid.IntRange(0, 4).Draw(c.t, "has b") == 0 {
+			continue
+		}
+		d := deployment(name, int32(rapid.IntRange(0, 6).Draw(c.t, "replicas")),
+			image(rapid.SampledFrom([]string{"app:1", "app:2", "app:3"}).Draw(c.t, "image")),
+			strategy(rapid.SampledFrom([]string{"1", "25%", "100%"}).Draw(c.t, "surge"), rapid.SampledFrom([]string{"0", "1", "25%"}).Draw(c.t, "unavailable")))
+		d.Spec.MinReadySeconds = int32(rapid.IntRange(0, 2).Draw(c.t, "min ready"))
+		d.Spec.Paused = rapid.IntRange(0, 6).Draw(c.t, "paused") == 0
+		if rapid.Bool().Draw(c.t, "reads config") {
+			envFrom("conf")(d)
+		}
+		if rapid.IntRange(0, 5).Draw(c.t, "recreate") == 0 {
+			recreate(d)
+		}
+		c.objects = append(c.objects, d, serviceFor(name))
+	}
+	if rapid.Bool().Draw(c.t, "has pod") {
+		c.objects = append(c.objects, barePod("solo", rapid.SampledFrom([]string{"app:1", "app:2"}).Draw(c.t, "image")))
+	}
+	c.world.push(c.objects...)
+}
+
+// nodesWork lets some pods get ready and some stopping pods go.
+func (c *chaos) nodesWork() {
+	name := c.someNode()
+	n, _ := c.s.nodes.Get(name)
+	if !n.live() {
+		return
+	}
+	m := c.machines[name]
+	r := nodes.Report{Node: name}
+	if rapid.Bool().Draw(c.t, "routes too") {
+		r = c.route(name)
+	}
+	for _, uid := range slices.Sorted(maps.Keys(m.held)) {
+		if rapid.IntRange(0, 2).Draw(c.t, "acts") == 0 {
+			continue
+		}
+		if m.held[uid].Stop != nil {
+			r.Gone = append(r.Gone, m.gone(uid))
+		} else if m.status[uid] == nil || !m.status[uid].Ready {
+			r.Statuses = append(r.Statuses, m.setReady(uid, rapid.IntRange(0, 5).Draw(c.t, "ready") > 0, c.now))
+		}
+	}
+	c.next(Change{Reports: []nodes.Report{r}})
+}
+
+func (c *chaos) crash() {
+	name := c.someNode()
+	m := c.machines[name]
+	n, _ := c.s.nodes.Get(name)
+	if len(m.status) == 0 || !n.live() {
+		return
+	}
+	uid := rapid.SampledFrom(slices.Sorted(maps.Keys(m.status))).Draw(c.t, "pod")
+	s := m.setReady(uid, false, c.now)
+	if m.held[uid].Owner.Kind != "Pod" && rapid.Bool().Draw(c.t, "for good") {
+		s.Phase, s.Reason = corev1.PodFailed, "Evicted"
+		m.status[uid] = &s
+	}
+	c.next(Change{Reports: []nodes.Report{{Node: name, Statuses: []nodes.PodStatus{s}}}})
+}
+
+func (c *chaos) silence() {
+	name := c.someNode()
+	n, _ := c.s.nodes.Get(name)
+	if before := c.s; n.Ready {
+		c.next(Change{Nodes: []nodes.NodeState{{Node: info(name), Ready: false, Since: c.now, Reason: "no heartbeat"}}})
+		c.noStops(before, "a silent node")
+		return
+	}
+	c.join(name)
+}
+
+// restartServer loses the server, perhaps with its record: no pod may be
+// stopped or made for that.
+func (c *chaos) restartServer(withRecord bool) {
+	c.heal()
+	c.settle()
+	before := c.running()
+	c.restart(withRecord)
+	c.now = c.now.Add(time.Millisecond)
+	steps := []func(){
+		func() { c.next(Change{Snapshot: c.snapshot, Source: c.source}) },
+		func() { c.join("n1") },
+		func() { c.join("n2") },
+	}
+	if !withRecord {
+		// Without a record the nodes must have spoken before anything is known.
+		steps = []func(){steps[1], steps[2], steps[0]}
+	}
+	for _, step := range steps {
+		before := c.s
+		step()
+		c.noStops(before, "a restart")
+	}
+	if diff := cmp.Diff(before, c.running()); diff != "" {
+		c.t.Fatalf("a restart (record: %v) changed what runs:\n%s", withRecord, diff)
+	}
+	c.settle()
+	if diff := cmp.Diff(before, c.running()); diff != "" {
+		c.t.Fatalf("after a restart (record: %v) what runs has changed:\n%s", withRecord, diff)
+	}
+}
+
+func (c *chaos) running() []string {
+	var out []string
+	for _, m := range c.machines {
+		for uid, p := range m.held {
+			out = append(out, fmt.Sprintf("%s %s on %s, stop %v", uid, p.Name, m.name, p.Stop != nil))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// noStops is invariant 7: ignorance takes nothing away. What was leaving
+// already may go on leaving.
+func (c *chaos) noStops(before *State, why string) {
+	for _, g := range entries(c.s.groups) {
+		for _, p := range g.pods {
+			if _, old := before.pod(p.UID); p.leaving != "" && (old == nil || old.leaving == "") {
+				c.t.Fatalf("%s took away %s: %s", why, p.Name, p.leaving)
+			}
+		}
+	}
+}
+
+// heal brings every node back.
+func (c *chaos) heal() {
+	for _, name := range slices.Sorted(maps.Keys(c.machines)) {
+		if n, _ := c.s.nodes.Get(name); !n.live() {
+			c.join(name)
+		}
+	}
+}
+
+func (c *chaos) check(before *State) {
+	c.checkRollouts(before)
+	c.checkRoutes()
+	c.checkStops(before)
+	c.checkFixpoint()
+	c.checkIndexes()
+}
+
+// checkRollouts is invariant 4.
+func (c *chaos) checkRollouts(before *State) {
+	for k, g := range entries(c.s.groups) {
+		if g.object == nil || c.s.frozen(g) != "" {
+			continue
+		}
+		d, ok := g.object.Value.(*appsv1.Deployment)
+		if !ok {
+			continue
+		}
+		r := workload.Deployment(&d.Spec)
+		live, available := c.count(g, r)
+		if !r.Recreate && live > r.Replicas+r.Surge {
+			c.t.Fatalf("%s has %d pods, more than %d replicas + %d surge", k, live, r.Replicas, r.Surge)
+		}
+		taken := 0
+		for _, p := range g.pods {
+			_, old := before.pod(p.UID)
+			if p.leaving != "" && old != nil && old.leaving == "" && c.available(p, r) {
+				taken++
+			}
+		}
+		if !r.Recreate && taken > 0 && available < r.Replicas-r.Unavailable {
+			c.t.Fatalf("%s: %d available pods were taken away, %d are left of %d − %d", k, taken, available, r.Replicas, r.Unavailable)
+		}
+	}
+}
+
+func (c *chaos) available(p *pod, r workload.Rollout) bool {
+	return p.status != nil && p.status.Ready && !p.done() && !p.status.ReadySince.Add(r.MinReady).After(c.now)
+}
+
+func (c *chaos) count(g *group, r workload.Rollout) (live, available int) {
+	for _, p := range g.pods {
+		if p.leaving != "" || p.Stop != nil || p.done() {
+			continue
+		}
+		live++
+		if c.available(p, r) {
+			available++
+		}
+	}
+	return live, available
+}
+
+// checkRoutes is the first half of invariant 10: only ready endpoints.
+func (c *chaos) checkRoutes() {
+	if c.s.routes == nil {
+		return
+	}
+	byName := map[string]*pod{}
+	for _, g := range entries(c.s.groups) {
+		for _, p := range g.pods {
+			if p.leaving == "" {
+				byName[p.Name] = p
+			}
+		}
+	}
+	for _, svc := range c.s.routes.Services {
+		for _, port := range svc.Ports {
+			for _, e := range port.Endpoints {
+				if p := byName[e.Pod]; p == nil || !p.serving() {
+					c.t.Fatalf("service %s leads to %s, which is not ready", svc.Name, e.Pod)
+				}
+			}
+		}
+	}
+}
+
+// checkStops is the second half: drained before stopped.
+func (c *chaos) checkStops(before *State) {
+	for _, g := range entries(c.s.groups) {
+		for _, p := range g.pods {
+			_, old := before.pod(p.UID)
+			if p.Stop == nil || old == nil || old.Stop != nil || !p.drainBy.IsZero() && !c.now.Before(p.drainBy) {
+				continue
+			}
+			for _, m := range c.machines {
+				if n, _ := c.s.nodes.Get(m.name); n.live() && m.routesTo(p.Name) {
+					c.t.Fatalf("pod %s was stopped while node %s still routes to it", p.Name, m.name)
+				}
+			}
+		}
+	}
+}
+
+func (m *machine) routesTo(pod string) bool {
+	if m.table == nil {
+		return false
+	}
+	for _, svc := range m.table.Services {
+		for _, port := range svc.Ports {
+			for _, e := range port.Endpoints {
+				if e.Pod == pod {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// checkFixpoint: planning everything from scratch in the state that the
+// steps have led to finds nothing that they have missed, and planning twice
+// gives the same.
+func (c *chaos) checkFixpoint() {
+	if c.s.snapshot == nil || !c.s.informed {
+		return
+	}
+	st := begin(c.s, c.now)
+	for k := range keys(st.groups) {
+		st.dirtyGroups[k] = true
+		st.touched[k] = true
+		st.edit(k).stale = st.owned[k].object != nil
+	}
+	for k := range keys(st.services) {
+		st.dirtyServices[k] = true
+	}
+	st.retry = true
+	st.reconcile()
+	st.schedule()
+	st.routeServices()
+	st.drainPods()
+	st.assess()
+	_, p := st.finish()
+	if len(p.Actions)+len(p.Assignments)+len(p.Decisions) > 0 || p.Routes != nil {
+		for i := range p.Decisions {
+			if p.Decisions[i].Kind != kindOfSet {
+				p.Decisions[i].Value = nil
+			}
+		}
+		c.t.Fatalf("planning everything anew finds more to do: %v %s, %d assignments, routes:\n%s", p.Actions, p.Decisions, len(p.Assignments), cmp.Diff(c.s.routes, p.Routes, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })))
+	}
+	if diff := cmp.Diff(c.last.Waiting, p.Waiting); diff != "" {
+		c.t.Fatalf("planning everything anew waits for something else:\n%s", diff)
+	}
+}
+
+// checkIndexes compares what is kept incrementally with what it stands for.
+func (c *chaos) checkIndexes() {
+	bound := map[string]int{}
+	total := 0
+	for _, g := range entries(c.s.groups) {
+		for _, p := range g.pods {
+			total++
+			if p.Node != "" {
+				bound[p.Node]++
+			}
+			if _, found := c.s.pod(p.UID); found != p {
+				c.t.Fatalf("pod %s is not found by its uid", p.Name)
+			}
+		}
+	}
+	if total != c.s.pods.Len() {
+		c.t.Fatalf("%d pods, %d in the index", total, c.s.pods.Len())
+	}
+	for name, n := range entries(c.s.nodes) {
+		if n.pods.Len() != bound[name] {
+			c.t.Fatalf("node %s has %d pods, its groups say %d", name, n.pods.Len(), bound[name])
+		}
+	}
+}
+
+func (c *chaos) checkConverged() {
+	if p := c.next(Change{}); !p.Empty() {
+		c.t.Fatalf("a converged cluster gives a plan: %+v", p)
+	}
+	for _, v := range c.objects {
+		d, ok := v.(*appsv1.Deployment)
+		if !ok {
+			continue
+		}
+		r := workload.Deployment(&d.Spec)
+		g, _ := c.s.groups.Get(keyOf(d))
+		if live, available := c.count(g, r); !r.Paused && (live != r.Replicas || available != r.Replicas) {
+			c.t.Fatalf("%s converged with %d pods, %d available, of %d", d.Name, live, available, r.Replicas)
+		}
+		for _, p := range g.pods {
+			if !r.Paused && p.Template.Spec.Containers[0].Image != d.Spec.Template.Spec.Containers[0].Image {
+				c.t.Fatalf("%s converged with a pod of image %s", d.Name, p.Template.Spec.Containers[0].Image)
+			}
+		}
+	}
+}

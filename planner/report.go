@@ -1,0 +1,279 @@
+package planner
+
+import (
+	"slices"
+
+	"github.com/benbjohnson/immutable"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/place"
+)
+
+// connect takes in what became of a node's connection.
+func (st *step) connect(state *nodes.NodeState) {
+	n := st.nodeFor(state.Name)
+	known := n.Node
+	ready := n.Ready
+	n.NodeState = *state
+	if state.Allocatable == nil && known.Allocatable != nil {
+		n.Node = known
+	}
+	n.Routes = max(n.Routes, state.Routes)
+	anyLive := st.anyLive()
+	st.putNode(n)
+	if ready != n.Ready {
+		st.nodeTurned(n)
+	}
+	st.lastOrFirst(anyLive)
+}
+
+// lastOrFirst looks again at all nodes when the last live one went silent or
+// the first came back: what is routed to silent nodes depends on it.
+func (st *step) lastOrFirst(anyLive bool) {
+	if st.anyLive() == anyLive {
+		return
+	}
+	for _, n := range entries(st.nodes) {
+		st.nodeTurned(n)
+	}
+}
+
+// nodeFor gives a copy of a node to change.
+func (st *step) nodeFor(name string) *node {
+	if n, ok := st.nodes.Get(name); ok {
+		clone := *n
+		return &clone
+	}
+	n := &node{
+		pods:    immutable.NewSortedMap[nodes.UID, *nodes.Pod](comparer[nodes.UID](compareUID)),
+		configs: immutable.NewSortedMap[desired.Key, int](comparer[desired.Key](desired.Key.Compare)),
+	}
+	n.Name, n.Since = name, st.now
+	n.load = place.NewNode(&n.NodeState, "has not reported yet")
+	return n
+}
+
+// putNode stores a node whose description or connection changed.
+func (st *step) putNode(n *node) {
+	refuses := ""
+	switch {
+	case !n.Ready:
+		refuses = "is silent"
+	case !n.reported:
+		refuses = "has not reported yet"
+	}
+	state := n.NodeState
+	n.load = n.load.Change(&state, refuses)
+	st.nodes = st.nodes.Set(n.Name, n)
+	st.retry = true
+}
+
+// nodeTurned looks again at everything that has pods on a node.
+func (st *step) nodeTurned(n *node) {
+	for uid := range keys(n.pods) {
+		ref, _ := st.pods.Get(uid)
+		st.dirtyGroups[ref.group] = true
+		st.touched[ref.group] = true
+		if g, p := st.pod(uid); p != nil {
+			st.dirtyServicesOf(g, p)
+		}
+	}
+}
+
+// report takes in what an agent says.
+func (st *step) report(r *nodes.Report) {
+	n := st.nodeFor(r.Node)
+	wasLive, anyLive, first := n.live(), st.anyLive(), !n.reported
+	changed := r.Info != nil || r.Complete
+	if r.Info != nil {
+		n.Node = *r.Info
+		n.Name = r.Node
+	}
+	if r.Complete {
+		n.Routes = r.Routes
+		if !n.Ready {
+			n.Ready, n.Since, n.Reason = true, st.now, ""
+		}
+		n.reported = true
+	}
+	n.Routes = max(n.Routes, r.Routes)
+	if changed {
+		st.putNode(n)
+	} else {
+		st.nodes = st.nodes.Set(n.Name, n)
+	}
+	if r.Complete {
+		if first {
+			st.adoptLedger(r.Ledger)
+		}
+		st.adopt(r)
+	}
+	for i := range r.Statuses {
+		st.observe(&r.Statuses[i], r.Node)
+	}
+	for _, uid := range r.Gone {
+		if _, p := st.pod(uid); p != nil && p.Node == r.Node && p.Stop != nil {
+			st.forget(uid, "stopped")
+		}
+	}
+	if r.Complete {
+		st.inform()
+		st.dirtyNodes[r.Node] = true
+		if n, _ := st.nodes.Get(r.Node); n.live() != wasLive {
+			st.nodeTurned(n)
+		}
+		st.lastOrFirst(anyLive)
+	}
+}
+
+// inform notes that a node has reported. What was put in force before that has
+// not been carried out yet.
+func (st *step) inform() {
+	if st.informed {
+		return
+	}
+	st.informed = true
+	if st.snapshot == nil {
+		return
+	}
+	st.attach(st.snapshot)
+	for k := range keys(st.services) {
+		st.dirtyServices[k] = true
+	}
+}
+
+// adoptLedger takes over what a node kept for a server that lost its record.
+// From a node that reported before, it is our own, and may be old.
+func (st *step) adoptLedger(ledger []nodes.Decision) {
+	if st.recorded || len(ledger) == 0 {
+		return
+	}
+	st.recorded = true
+	if st.snapshot != nil && !st.blind {
+		ledger = slices.DeleteFunc(slices.Clone(ledger), func(d nodes.Decision) bool {
+			return d.Kind == kindOfForce || d.Kind == kindOfInventory || d.Kind == kindOfNetwork
+		})
+	}
+	st.takeOver(parseRecord(ledger))
+	for _, d := range ledger {
+		if d.Kind != kindOfPod && len(d.Value) > 0 {
+			st.decide(d.Kind, d.Key, d.Value)
+		}
+	}
+	st.reconsider()
+}
+
+// adopt takes over what a node holds. With a record that is what the record
+// says; without one, the node's ledger and pods are all that is known.
+func (st *step) adopt(r *nodes.Report) {
+	held := make(map[nodes.UID]bool, len(r.Held))
+	for _, p := range r.Held {
+		held[p.UID] = true
+		st.adoptPod(p, r.Node)
+	}
+	n, _ := st.nodes.Get(r.Node)
+	reported := make(map[nodes.UID]bool, len(r.Statuses))
+	for i := range r.Statuses {
+		reported[r.Statuses[i].UID] = true
+	}
+	// A pod that is assigned and not reported is one that the agent will report
+	// as soon as it has its assignment: it may have lost its store. Until then
+	// what was said last holds, or its services would be cut off for that moment.
+	for uid, p := range entries(n.pods) {
+		switch {
+		case !held[uid] && p.Stop != nil:
+			st.forget(uid, "gone from the node")
+		case !reported[uid] && p.Stop != nil:
+			st.unobserve(uid)
+		}
+	}
+}
+
+// unobserve drops a status that a complete report no longer has.
+func (st *step) unobserve(uid nodes.UID) {
+	g, p := st.pod(uid)
+	if p == nil || p.status == nil {
+		return
+	}
+	st.dirtyServicesOf(g, p)
+	st.change(uid, func(p *pod) { p.status = nil })
+	st.dirtyGroups[g.key] = true
+}
+
+func (st *step) adoptPod(held *nodes.Pod, on string) {
+	if _, known := st.pods.Get(held.UID); known || held.Template == nil {
+		return
+	}
+	g := st.groupFor(held.Workload)
+	s := g.set(held.Template.Hash)
+	if s == nil {
+		s = &set{
+			hash: held.Template.Hash, template: held.Template, request: place.Compile(held.Namespace, held.Template),
+			refs: references(held.Namespace, &held.Template.Spec), content: unknownContent, revision: 1, since: held.Created,
+		}
+		if len(g.sets) > 0 {
+			s.revision = g.sets[len(g.sets)-1].revision + 1
+		}
+		st.addSet(g, s)
+		st.recordSet(g, s)
+		st.recordTemplate(g, s)
+	}
+	n := *held
+	n.Template, n.TemplateHash, n.Node = s.template, s.hash, on
+	p := &pod{Pod: &n, set: s}
+	if _, taken := g.find(p.Incarnation); taken {
+		return
+	}
+	st.insertPod(g, p)
+	st.recordPod(p)
+	st.recordWorkload(g)
+	st.recordable(g)
+	st.act("adopt", p.Key(), on, "the node runs it and the record did not know")
+}
+
+// observe takes in a pod's status.
+func (st *step) observe(s *nodes.PodStatus, from string) {
+	g, p := st.pod(s.UID)
+	if p == nil || p.Node != from {
+		return
+	}
+	before := p.status
+	p = st.change(s.UID, func(p *pod) { p.status = s })
+	st.dirtyGroups[g.key] = true
+	if before == nil || before.Ready != s.Ready || before.IP != s.IP || before.Done() != s.Done() {
+		st.dirtyServicesOf(g, p)
+	}
+	if p.done() && !p.released {
+		st.change(s.UID, func(p *pod) { p.released = true })
+		st.unload(p)
+	}
+}
+
+// reconsider compares a snapshot that was put in force blindly with the
+// inventory that has come to light since.
+func (st *step) reconsider() {
+	if !st.blind || len(st.inventory) == 0 && st.force.Source == "" {
+		return
+	}
+	blind := st.snapshot
+	source := st.base.force.Source
+	st.snapshot, st.blind = nil, false
+	st.detachAll()
+	for o := range blind.All() {
+		if _, known := st.inventory[o.Key]; !known {
+			st.decide(kindOfInventory, keyText(o.Key), nil)
+		}
+	}
+	st.submit(blind, source)
+}
+
+// detachAll forgets which objects the groups have, so that the next snapshot
+// attaches them anew.
+func (st *step) detachAll() {
+	for _, k := range slices.Collect(keys(st.groups)) {
+		g := st.edit(k)
+		g.object = nil
+		st.recordable(g)
+	}
+}

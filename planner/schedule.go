@@ -1,0 +1,111 @@
+package planner
+
+import (
+	"slices"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/place"
+)
+
+// scheduler places the pods of one step. Identical pods share a refusal.
+type scheduler struct {
+	cluster place.Cluster
+	refused map[*place.Request]string
+}
+
+// schedule finds nodes for new pods, and for waiting ones when something
+// happened that may help.
+func (st *step) schedule() {
+	queue := st.fresh
+	if st.retry {
+		queue = slices.Collect(keys(st.pending))
+		slices.SortFunc(queue, st.compareAge)
+	}
+	if len(queue) == 0 {
+		return
+	}
+	s := st.newScheduler()
+	for _, uid := range queue {
+		if g, p := st.pod(uid); p != nil && p.Node == "" {
+			st.placePod(s, g, p)
+		}
+	}
+}
+
+// compareAge lets the pod that waits longest choose first.
+func (s *State) compareAge(a, b nodes.UID) int {
+	ga, pa := s.pod(a)
+	gb, pb := s.pod(b)
+	if c := pa.Created.Compare(pb.Created); c != 0 {
+		return c
+	}
+	if c := ga.key.Compare(gb.key); c != 0 {
+		return c
+	}
+	return int(pa.Incarnation) - int(pb.Incarnation)
+}
+
+func (st *step) newScheduler() *scheduler {
+	s := &scheduler{refused: map[*place.Request]string{}}
+	for _, n := range entries(st.nodes) {
+		s.cluster.Nodes = append(s.cluster.Nodes, n.load)
+	}
+	s.cluster.NamespaceLabels = st.namespaceLabels
+	s.cluster.Neighbours = st.neighbours
+	return s
+}
+
+// neighbours are the pods that are bound and have not ended.
+func (st *step) neighbours() []place.Neighbour {
+	var out []place.Neighbour
+	for name, n := range entries(st.nodes) {
+		for uid := range keys(n.pods) {
+			if _, p := st.pod(uid); p != nil && !p.released {
+				out = append(out, place.Neighbour{Node: name, Request: p.set.request})
+			}
+		}
+	}
+	return out
+}
+
+func (st *step) placePod(s *scheduler, g *group, p *pod) {
+	request := p.set.request
+	refusal, known := s.refused[request]
+	if !known {
+		var name string
+		s.cluster.Repelled = st.repelling > 0
+		if name, refusal = place.Choose(request, s.cluster); refusal == "" {
+			st.bind(s, p, name)
+			return
+		}
+		s.refused[request] = refusal
+	}
+	if p.refusal == refusal {
+		return
+	}
+	st.change(p.UID, func(p *pod) { p.refusal = refusal })
+	st.event(p.Key(), true, "FailedScheduling", refusal)
+}
+
+// bind decides on a pod's node.
+func (st *step) bind(s *scheduler, p *pod, name string) {
+	p = st.change(p.UID, func(p *pod) {
+		n := *p.Pod
+		n.Node = name
+		p.Pod, p.refusal = &n, ""
+	})
+	st.pending = st.pending.Delete(p.UID)
+	st.bindTo(p)
+	n, _ := st.nodes.Get(name)
+	for i := range s.cluster.Nodes {
+		if s.cluster.Nodes[i].Name() == name {
+			s.cluster.Nodes[i] = n.load
+		}
+	}
+	if p.set.request.Social() {
+		clear(s.refused)
+	}
+	st.recordPod(p)
+	st.act("start", p.Key(), name, "")
+	st.event(p.Key(), false, "Scheduled", "Successfully assigned "+p.Namespace+"/"+p.Name+" to "+name)
+}

@@ -1,0 +1,288 @@
+package planner
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/benbjohnson/immutable"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/place"
+	"github.com/tallyman-dev/tallyman/planner/route"
+	"github.com/tallyman-dev/tallyman/planner/workload"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// State is all that the planner knows, at one instant. Immutable and safe for
+// concurrent use; two states share what did not change between them.
+type State struct {
+	config Config
+
+	// snapshot is the revision in force; nil before the first, and after a start
+	// until the loop has given it again.
+	snapshot *desired.Snapshot
+	// inventory are the objects of the revision in force as the record has them;
+	// only kept while snapshot is nil.
+	inventory map[desired.Key]string
+	force     inForce
+	// network is fixed after first use.
+	network desired.Network
+	held    *nodes.Hold
+	// blind is set while a snapshot is in force that nobody could compare with
+	// an inventory, for there was no record and no node had reported.
+	blind bool
+	// recorded is set when a record was restored, informed besides when a node
+	// has reported completely: before that nothing is planned.
+	recorded, informed bool
+	// started is the first instant that the planner saw.
+	started time.Time
+
+	groups   *immutable.SortedMap[desired.Key, *group]
+	services *immutable.SortedMap[desired.Key, *service]
+	nodes    *immutable.SortedMap[string, *node]
+	configs  *immutable.Map[desired.Key, *nodes.Config]
+	// pods finds a pod's group.
+	pods *immutable.Map[nodes.UID, podRef]
+
+	// active are the groups that wait for something; pending the pods without a
+	// node; draining those taken out of the routes and not yet told to stop.
+	active   *immutable.SortedMap[desired.Key, struct{}]
+	pending  *immutable.SortedMap[nodes.UID, struct{}]
+	draining *immutable.SortedMap[nodes.UID, struct{}]
+
+	groupLabels, serviceLabels labelIndex
+	addrs                      *immutable.Map[netip.Addr, desired.Key]
+	nodePorts                  *immutable.Map[route.NodePort, desired.Key]
+	routes                     *proxy.Table
+	// repelling counts the bound pods that keep others away.
+	repelling int
+	// troubled counts the services that can't have what they ask for.
+	troubled int
+
+	// differences and actions are those of the newest revision and step, to show.
+	differences, actions []string
+}
+
+// inForce is what the record keeps about the revision in force.
+type inForce struct {
+	Revision desired.Revision `json:"revision"`
+	Source   string           `json:"source,omitempty"`
+	// Since is when it came into force.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// New is the empty cluster. The secret key must have at least 16 bytes.
+func New(c Config) *State {
+	if len(c.SecretKey) < 16 {
+		panic("planner: Config.SecretKey must have at least 16 bytes")
+	}
+	uids := comparer[nodes.UID](func(a, b nodes.UID) int { return strings.Compare(string(a), string(b)) })
+	return &State{
+		config:        c,
+		groups:        immutable.NewSortedMap[desired.Key, *group](comparer[desired.Key](desired.Key.Compare)),
+		services:      immutable.NewSortedMap[desired.Key, *service](comparer[desired.Key](desired.Key.Compare)),
+		nodes:         immutable.NewSortedMap[string, *node](comparer[string](strings.Compare)),
+		configs:       immutable.NewMap[desired.Key, *nodes.Config](hasher[desired.Key](hashKey)),
+		pods:          immutable.NewMap[nodes.UID, podRef](hasher[nodes.UID](func(u nodes.UID) uint32 { return hashText(string(u)) })),
+		active:        immutable.NewSortedMap[desired.Key, struct{}](comparer[desired.Key](desired.Key.Compare)),
+		pending:       immutable.NewSortedMap[nodes.UID, struct{}](uids),
+		draining:      immutable.NewSortedMap[nodes.UID, struct{}](uids),
+		groupLabels:   newLabelIndex(),
+		serviceLabels: newLabelIndex(),
+		addrs:         immutable.NewMap[netip.Addr, desired.Key](hasher[netip.Addr](func(a netip.Addr) uint32 { return hashText(string(a.AsSlice())) })),
+		nodePorts: immutable.NewMap[route.NodePort, desired.Key](hasher[route.NodePort](func(p route.NodePort) uint32 {
+			return hashText(string(p.Protocol)) ^ uint32(p.Port)*2654435761
+		})),
+	}
+}
+
+// InForce is the revision that the cluster follows; nil before the first.
+func (s *State) InForce() *desired.Snapshot { return s.snapshot }
+
+// group is one workload of Git with its pods and the templates they are made
+// from. Groups outlive their object until the last pod is gone. Immutable once
+// its step is over.
+type group struct {
+	key     desired.Key
+	uid     string
+	created time.Time
+	// revised is when a revision last changed the object or what its pods read.
+	revised time.Time
+	// object is nil when Git doesn't have it, or not yet.
+	object *desired.Object
+	// stale is set when object or the content it reads may differ from current.
+	stale bool
+	// counter is the newest incarnation.
+	counter   uint64
+	scaledMax int
+	// sets by revision; current is the one of today's template, nil if none yet.
+	sets    []*set
+	current *set
+	// pods by incarnation, leaving ones included.
+	pods []*pod
+
+	verdict workload.Verdict
+	// lateSince is when verdict.Late was set; zero when that was before our
+	// start and before the revision in force.
+	lateSince time.Time
+	waiting   []nodes.WaitingItem
+	// line tells a push how far the group is; empty when it is settled.
+	line string
+	wake time.Time
+}
+
+// set is a ReplicaSet: the pods of one group that share a template. Immutable.
+type set struct {
+	hash     string
+	template *nodes.Template
+	request  *place.Request
+	refs     []desired.Key
+	// content is the digest of what the pods read besides files.
+	content  string
+	revision int
+	since    time.Time
+	// complete is set once all wanted pods of the set have been available.
+	complete bool
+}
+
+// pod is a decision with what is known of it. Immutable.
+type pod struct {
+	*nodes.Pod
+	set    *set
+	status *nodes.PodStatus
+	// leaving says why the pod goes; empty for one that stays.
+	leaving string
+	// drain is the generation that no longer routes to the pod; drainBy ends
+	// the waiting for it.
+	drain   uint64
+	drainBy time.Time
+	// refusal says why no node fits.
+	refusal string
+	// released is set once an ended pod no longer counts on its node.
+	released bool
+}
+
+func (p *pod) done() bool { return p.status != nil && p.status.Done() }
+func (p *pod) serving() bool {
+	return p.leaving == "" && p.Stop == nil && p.status != nil && p.status.Ready
+}
+
+type podRef struct {
+	group       desired.Key
+	incarnation uint64
+}
+
+// node is a machine with what is bound to it. Immutable.
+type node struct {
+	nodes.NodeState
+	// reported is set once the node has reported completely since our start.
+	reported bool
+	load     *place.Node
+	pods     *immutable.SortedMap[nodes.UID, *nodes.Pod]
+	// configs counts the pods that read each ConfigMap or Secret.
+	configs *immutable.SortedMap[desired.Key, int]
+}
+
+func (n *node) live() bool { return n != nil && n.Ready && n.reported }
+
+// service is one Service with its addresses and its entry of the route table.
+// Immutable.
+type service struct {
+	key     desired.Key
+	object  *desired.Object
+	lease   route.Lease
+	problem string
+	// since is when the problem came up, or a revision changed the service in
+	// spite of it.
+	since    time.Time
+	entry    *proxy.Service
+	notReady route.NotReady
+	// indexed is the label pair under which the index has it.
+	indexed pair
+}
+
+// pod finds a pod by its uid; nil when there is none.
+func (s *State) pod(uid nodes.UID) (*group, *pod) {
+	ref, ok := s.pods.Get(uid)
+	if !ok {
+		return nil, nil
+	}
+	g, ok := s.groups.Get(ref.group)
+	if !ok {
+		return nil, nil
+	}
+	i, found := g.find(ref.incarnation)
+	if !found {
+		return g, nil
+	}
+	return g, g.pods[i]
+}
+
+func (g *group) find(incarnation uint64) (int, bool) {
+	return slices.BinarySearchFunc(g.pods, incarnation, func(p *pod, n uint64) int {
+		switch {
+		case p.Incarnation < n:
+			return -1
+		case p.Incarnation > n:
+			return 1
+		default:
+			return 0
+		}
+	})
+}
+
+func (g *group) set(hash string) *set {
+	for _, s := range g.sets {
+		if s.hash == hash {
+			return s
+		}
+	}
+	return nil
+}
+
+// replaceSet puts a changed copy in the place of the set with its hash.
+func (g *group) replaceSet(s *set) {
+	g.sets = slices.Clone(g.sets)
+	for i := range g.sets {
+		if g.sets[i].hash == s.hash {
+			g.sets[i] = s
+		}
+	}
+	if g.current != nil && g.current.hash == s.hash {
+		g.current = s
+	}
+}
+
+// owner names the controller of a set's pods: a ReplicaSet of ours below a
+// Deployment, else the object itself.
+func (g *group) owner(s *set) desired.Key {
+	if g.key.Kind != kindDeployment {
+		return g.key
+	}
+	return desired.Key{Group: "apps", Kind: kindReplicaSet, Namespace: g.key.Namespace, Name: g.key.Name + "-" + s.hash}
+}
+
+const (
+	kindDeployment = "Deployment"
+	kindReplicaSet = "ReplicaSet"
+	kindPod        = "Pod"
+	kindService    = "Service"
+	kindConfigMap  = "ConfigMap"
+	kindSecret     = "Secret"
+	kindNamespace  = "Namespace"
+)
+
+// isWorkload reports whether objects with this key have pods.
+func isWorkload(k desired.Key) bool {
+	switch k.Kind {
+	case kindDeployment, kindReplicaSet:
+		return k.Group == "apps"
+	case kindPod:
+		return k.Group == ""
+	default:
+		return false
+	}
+}

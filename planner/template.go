@@ -1,0 +1,268 @@
+package planner
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/place"
+)
+
+const (
+	// restartAnnotation, set to "false" on a workload or its template, keeps
+	// changed configuration from rolling the pods.
+	restartAnnotation = "tallyman.dev/restart-on-config-change"
+	costAnnotation    = corev1.PodDeletionCost
+	hashLabel         = appsv1.DefaultDeploymentUniqueLabelKey
+	// unknownContent is that of pods adopted from a node without a record: it
+	// equals any, and is learned at the first comparison.
+	unknownContent = "?"
+)
+
+// wanted is the pod template that an object in Git asks for.
+type wanted struct {
+	labels, annotations map[string]string
+	spec                *corev1.PodSpec
+	// content is the digest of what the pods read besides files; steady is set
+	// when its change rolls nothing.
+	content string
+	steady  bool
+}
+
+// wantedOf reads the template of a workload; ok is false for other kinds.
+func (s *State) wantedOf(o *desired.Object) (wanted, bool) {
+	w := wanted{}
+	var own map[string]string
+	switch v := o.Value.(type) {
+	case *appsv1.Deployment:
+		w.labels, w.annotations, w.spec, own = v.Spec.Template.Labels, v.Spec.Template.Annotations, &v.Spec.Template.Spec, v.Annotations
+	case *appsv1.ReplicaSet:
+		w.labels, w.annotations, w.spec, own = v.Spec.Template.Labels, v.Spec.Template.Annotations, &v.Spec.Template.Spec, v.Annotations
+	case *corev1.Pod:
+		w.labels, w.annotations, w.spec = v.Labels, v.Annotations, &v.Spec
+	default:
+		return w, false
+	}
+	w.steady = own[restartAnnotation] == "false" || w.annotations[restartAnnotation] == "false"
+	w.content = s.content(o.Key.Namespace, w.spec)
+	return w, true
+}
+
+// matches compares a stored template with what is wanted today; a hash only
+// names a template and decides nothing.
+func (s *State) matches(have *set, w *wanted) bool {
+	if have.content != w.content && !w.steady && have.content != unknownContent {
+		return false
+	}
+	labels := have.template.Labels
+	if _, ours := w.labels[hashLabel]; !ours && labels[hashLabel] == have.hash {
+		labels = maps.Clone(labels)
+		delete(labels, hashLabel)
+	}
+	if !maps.Equal(labels, w.labels) || !maps.Equal(have.template.Annotations, w.annotations) {
+		return false
+	}
+	if equality.Semantic.DeepEqual(&have.template.Spec, w.spec) {
+		return true
+	}
+	if s.config.Default == nil {
+		return false
+	}
+	// The template may have been stored before a default existed.
+	today := have.template.Spec.DeepCopy()
+	s.config.Default(today)
+	return equality.Semantic.DeepEqual(today, w.spec)
+}
+
+// newSet names and keeps a template that no set of the group has yet.
+func (st *step) newSet(g *group, w *wanted) *set {
+	spec, err := json.Marshal(w.spec)
+	if err != nil {
+		panic("planner: encode pod spec: " + err.Error())
+	}
+	meta := string(mustJSON([]map[string]string{w.labels, w.annotations}))
+	salt := ""
+	hash := spell(digest(nil, meta, string(spec), w.content, salt), 10)
+	for g.set(hash) != nil {
+		salt += "+"
+		hash = spell(digest(nil, meta, string(spec), w.content, salt), 10)
+	}
+	labels := w.labels
+	if g.key.Kind == kindDeployment {
+		labels = maps.Clone(labels)
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[hashLabel] = hash
+	}
+	t := &nodes.Template{Hash: hash, Labels: labels, Annotations: w.annotations, Spec: *w.spec}
+	s := &set{
+		hash: hash, template: t, request: place.Compile(g.key.Namespace, t), refs: references(g.key.Namespace, w.spec),
+		content: w.content, since: st.now, revision: 1,
+	}
+	if len(g.sets) > 0 {
+		s.revision = g.sets[len(g.sets)-1].revision + 1
+	}
+	st.addSet(g, s)
+	st.recordTemplate(g, s)
+	st.recordSet(g, s)
+	return s
+}
+
+// references lists the ConfigMaps and Secrets that pods of a spec read in any
+// way, sorted.
+func references(namespace string, spec *corev1.PodSpec) []desired.Key {
+	found := map[desired.Key]bool{}
+	visitReferences(spec, func(kind, name string, _ []string, _ bool) {
+		found[desired.Key{Kind: kind, Namespace: namespace, Name: name}] = true
+	})
+	return slices.SortedFunc(maps.Keys(found), desired.Key.Compare)
+}
+
+// visitReferences calls see for each use of a ConfigMap or Secret: fields
+// are the keys used, nil for all of them; baked tells that pods keep what they
+// were made with, so that a change needs new pods.
+func visitReferences(spec *corev1.PodSpec, see func(kind, name string, fields []string, baked bool)) {
+	subPaths := map[string]bool{}
+	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range list {
+			visitContainer(&list[i], see)
+			for _, m := range list[i].VolumeMounts {
+				if m.SubPath != "" || m.SubPathExpr != "" {
+					subPaths[m.Name] = true
+				}
+			}
+		}
+	}
+	for i := range spec.Volumes {
+		visitVolume(&spec.Volumes[i], subPaths[spec.Volumes[i].Name], see)
+	}
+	for _, s := range spec.ImagePullSecrets {
+		see(kindSecret, s.Name, nil, false)
+	}
+}
+
+func visitContainer(c *corev1.Container, see func(kind, name string, fields []string, baked bool)) {
+	for _, e := range c.EnvFrom {
+		if e.ConfigMapRef != nil {
+			see(kindConfigMap, e.ConfigMapRef.Name, nil, true)
+		}
+		if e.SecretRef != nil {
+			see(kindSecret, e.SecretRef.Name, nil, true)
+		}
+	}
+	for _, e := range c.Env {
+		if e.ValueFrom == nil {
+			continue
+		}
+		if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
+			see(kindConfigMap, r.Name, []string{r.Key}, true)
+		}
+		if r := e.ValueFrom.SecretKeyRef; r != nil {
+			see(kindSecret, r.Name, []string{r.Key}, true)
+		}
+	}
+}
+
+func visitVolume(v *corev1.Volume, baked bool, see func(kind, name string, fields []string, baked bool)) {
+	if v.ConfigMap != nil {
+		see(kindConfigMap, v.ConfigMap.Name, itemKeys(v.ConfigMap.Items), baked)
+	}
+	if v.Secret != nil {
+		see(kindSecret, v.Secret.SecretName, itemKeys(v.Secret.Items), baked)
+	}
+	if v.Projected == nil {
+		return
+	}
+	for _, s := range v.Projected.Sources {
+		if s.ConfigMap != nil {
+			see(kindConfigMap, s.ConfigMap.Name, itemKeys(s.ConfigMap.Items), baked)
+		}
+		if s.Secret != nil {
+			see(kindSecret, s.Secret.Name, itemKeys(s.Secret.Items), baked)
+		}
+	}
+}
+
+func itemKeys(items []corev1.KeyToPath) []string {
+	var names []string
+	for _, i := range items {
+		names = append(names, i.Key)
+	}
+	return names
+}
+
+// content digests what pods of a spec read as environment or through a
+// subPath, keyed so that it tells nothing about a Secret; empty when they read
+// nothing so.
+func (s *State) content(namespace string, spec *corev1.PodSpec) string {
+	uses := map[string]bool{}
+	visitReferences(spec, func(kind, name string, fields []string, baked bool) {
+		if !baked {
+			return
+		}
+		c, ok := s.configs.Get(desired.Key{Kind: kind, Namespace: namespace, Name: name})
+		if !ok {
+			uses[kind+"/"+name+" is missing"] = true
+			return
+		}
+		if fields == nil {
+			fields = slices.Sorted(maps.Keys(c.Data))
+			uses[kind+"/"+name+" has "+strings.Join(fields, ",")] = true
+		}
+		for _, f := range fields {
+			v, ok := c.Data[f]
+			if !ok {
+				uses[kind+"/"+name+"/"+f+" is missing"] = true
+				continue
+			}
+			uses[kind+"/"+name+"/"+f+"="+string(v)] = true
+		}
+	})
+	if len(uses) == 0 {
+		return ""
+	}
+	return hex.EncodeToString(digest(s.config.SecretKey, slices.Sorted(maps.Keys(uses))...)[:10])
+}
+
+// reads reports whether pods of a spec keep the content of one config from
+// the time they were made.
+func reads(spec *corev1.PodSpec, k desired.Key) bool {
+	found := false
+	visitReferences(spec, func(kind, name string, _ []string, baked bool) {
+		found = found || baked && kind == k.Kind && name == k.Name
+	})
+	return found
+}
+
+// configOf is the content of a ConfigMap or Secret as agents get it.
+func (s *State) configOf(o *desired.Object) *nodes.Config {
+	c := &nodes.Config{Key: o.Key, Version: hex.EncodeToString(digest(s.config.SecretKey, "config", o.Fingerprint)[:10]), Data: map[string][]byte{}}
+	switch v := o.Value.(type) {
+	case *corev1.ConfigMap:
+		for k, text := range v.Data {
+			c.Data[k] = []byte(text)
+		}
+		for k, b := range v.BinaryData {
+			c.Data[k] = bytes.Clone(b)
+		}
+	case *corev1.Secret:
+		for k, b := range v.Data {
+			c.Data[k] = bytes.Clone(b)
+		}
+		for k, text := range v.StringData {
+			c.Data[k] = []byte(text)
+		}
+		c.Type = string(v.Type)
+	}
+	return c
+}
