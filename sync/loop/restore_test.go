@@ -1,0 +1,97 @@
+package loop
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// TestRevisionInForceIsReadOnceItCanBe: the server starts while the repository
+// can't be read, and the newest revision is refused.
+func TestRevisionInForceIsReadOnceItCanBe(t *testing.T) {
+	run(t, func(w *world) {
+		w.repository.commit("good", deployment("web", "app:1", 2))
+		w.repository.commit("bad")
+		w.push("good")
+		w.stop()
+		w.repository.mu.Lock()
+		w.repository.broken = errors.New("input/output error")
+		w.repository.mu.Unlock()
+		w.start()
+		w.machine.connect(w.inputs)
+		w.head(Head{Revision: revision("bad")})
+		time.Sleep(10 * time.Second)
+		w.repository.mu.Lock()
+		w.repository.broken = nil
+		w.repository.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if got := w.inForce(); got != "good" {
+			t.Errorf("in force is %q, want the revision that was before the restart", got)
+		}
+		if got := w.machine.counts(); got != [3]int{2, 2, 0} {
+			t.Errorf("running, started and stopped pods: %v", got)
+		}
+	})
+}
+
+// TestHeldRevisionStaysHeldWhenTheOneInForceIsReadLate: the newest revision is
+// held before the one in force could be read.
+func TestHeldRevisionStaysHeldWhenTheOneInForceIsReadLate(t *testing.T) {
+	run(t, func(w *world) {
+		w.repository.commit("both", deployment("web", "app:1", 1), deployment("db", "app:1", 1))
+		w.repository.commit("none", deployment("other", "app:1", 1))
+		w.push("both")
+		w.stop()
+		w.repository.mu.Lock()
+		w.repository.broken = errors.New("input/output error")
+		w.repository.mu.Unlock()
+		w.start()
+		w.machine.connect(w.inputs)
+		time.Sleep(100 * time.Millisecond)
+		w.repository.mu.Lock()
+		w.repository.broken = nil
+		w.repository.mu.Unlock()
+		w.head(Head{Revision: revision("none")})
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		o := w.Overview()
+		if w.inForce() != "both" || o.Held == nil || o.Held.Revision.SHA != "none" || o.Sync.State != "held" {
+			t.Errorf("in force %q, held %+v, sync %+v", w.inForce(), o.Held, o.Sync)
+		}
+		if got := w.machine.counts(); got != [3]int{2, 2, 0} {
+			t.Errorf("running, started and stopped pods: %v", got)
+		}
+	})
+}
+
+// TestRevisionInForceIsReadLeniently, whoever asks for it: the branch still
+// points at it, the first try to read it failed, and we have become stricter.
+func TestRevisionInForceIsReadLeniently(t *testing.T) {
+	run(t, func(w *world) {
+		w.repository.commit("good", deployment("web", "app:1", 2))
+		w.push("good")
+		w.stop()
+		w.repository.mu.Lock()
+		w.repository.broken, w.repository.stricter = errors.New("input/output error"), true
+		w.repository.mu.Unlock()
+		w.start()
+		w.machine.connect(w.inputs)
+		synctest.Wait()
+		w.repository.mu.Lock()
+		w.repository.broken = nil
+		w.repository.mu.Unlock()
+		w.head(Head{Revision: revision("good")})
+		if o := w.Overview(); w.inForce() != "good" || o.Rejected != nil || o.Sync.State != "synced" || w.outcome("good") != nodes.OutcomeConverged {
+			t.Errorf("in force %q, sync %+v, rejected %+v, outcome %q", w.inForce(), o.Sync, o.Rejected, w.outcome("good"))
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if got := w.machine.counts(); got != [3]int{2, 2, 0} || len(w.Overview().History) != 1 {
+			t.Errorf("running, started and stopped pods: %v, history %+v", got, w.Overview().History)
+		}
+	})
+}

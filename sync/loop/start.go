@@ -1,0 +1,180 @@
+package loop
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// The loop's own decisions, beside the planner's: the revision that the
+// cluster follows, and which nodes there are. Both travel in the ledger.
+const (
+	kindFollowed = "followed"
+	keyFollowed  = "revision"
+	kindNode     = "node"
+)
+
+// followed is the value of the decision about the revision in force.
+type followed struct {
+	Revision desired.Revision `json:"revision"`
+	Source   string           `json:"source"`
+}
+
+// start is the time between the beginning of Run and the first step: nodes
+// that are known get a chance to say what they run.
+type start struct {
+	timer   *time.Timer
+	expired bool
+	// expected are the nodes that record and ledgers know of, joined those that
+	// have reported completely.
+	expected, joined map[string]bool
+	// told is set once a ledger has said which nodes there are; guess while a
+	// node has reported and none has, though there may be others: then only time tells.
+	told, guess bool
+	followed    *followed
+	// states and reports are what the record knew of the nodes at the beginning.
+	states  []nodes.NodeState
+	reports []nodes.Report
+}
+
+// over fires when the grace is over; nil, which blocks for ever, once started.
+func (s *start) over() <-chan time.Time {
+	if s == nil {
+		return nil
+	}
+	return s.timer.C
+}
+
+// begin takes in the record.
+func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
+	r.start = &start{
+		timer:    time.NewTimer(r.o.Grace),
+		expected: map[string]bool{},
+		joined:   map[string]bool{},
+	}
+	r.start.states, r.start.reports = r.o.Record.Observed()
+	r.change.Decisions = decisions
+	if len(decisions) > 0 {
+		// Without a record nothing is said: the nodes' own ledgers, which would
+		// be replaced, are all that is known then.
+		r.o.Executor.Ledger(decisions)
+	}
+	r.learn(ctx, decisions)
+	for name := range r.start.expected {
+		r.known[name] = true
+	}
+}
+
+// learn reads the loop's own decisions.
+func (r *runner) learn(ctx context.Context, decisions []nodes.Decision) {
+	for _, d := range decisions {
+		switch {
+		case d.Kind == kindNode && d.Value != nil:
+			r.start.expected[d.Key] = true
+		case d.Kind == kindFollowed && d.Key == keyFollowed && r.start.followed == nil:
+			value := &followed{}
+			if err := json.Unmarshal(d.Value, value); err != nil {
+				r.o.Log.Warn("the recorded revision can't be read; the newest one is taken", "reason", err)
+				continue
+			}
+			r.start.followed = value
+			r.restore(ctx, value)
+		}
+	}
+}
+
+// joined notes a node's complete report. Without a record, its ledger tells
+// what the cluster was.
+func (r *runner) joined(ctx context.Context, report *nodes.Report) {
+	s := r.start
+	s.joined[report.Node] = true
+	if len(r.change.Decisions) > 0 {
+		return
+	}
+	r.learn(ctx, report.Ledger)
+	for _, d := range report.Ledger {
+		if d.Kind == kindNode || d.Kind == kindFollowed {
+			r.outbox.decide(d)
+		}
+	}
+	// An empty node without a ledger may be the first of a new cluster, or one
+	// of many that keep none.
+	s.told = s.told || len(report.Ledger) > 0
+	s.guess = !s.told && (s.guess || len(report.Held) > 0 || !r.o.Single)
+}
+
+// recall takes from a ledger that came after the start which revision was in
+// force, when nobody else has said so.
+func (r *runner) recall(ctx context.Context, ledger []nodes.Decision) {
+	for _, d := range ledger {
+		if d.Kind != kindFollowed || d.Key != keyFollowed {
+			continue
+		}
+		value := &followed{}
+		if err := json.Unmarshal(d.Value, value); err != nil {
+			r.o.Log.Warn("the recorded revision can't be read; the newest one is taken", "reason", err)
+			return
+		}
+		r.outbox.decide(d)
+		r.restore(ctx, value)
+	}
+}
+
+// starting reports whether the first step may be made, and prepares it.
+func (r *runner) starting() bool {
+	s := r.start
+	if !s.expired && (len(s.joined) == 0 || s.guess || !s.complete()) {
+		r.publish()
+		return false
+	}
+	s.timer.Stop()
+	for _, state := range s.states {
+		if s.joined[state.Name] || !s.expected[state.Name] {
+			continue
+		}
+		state.Ready, state.Since = false, r.now()
+		state.Reason = "has not reported since the server started"
+		r.change.Nodes = append(r.change.Nodes, state)
+		r.o.Log.Warn("node has not reported since the server started; its pods are left as they are", "node", state.Name)
+	}
+	// What was said last comes first: it holds for what is not reported now, as
+	// by a node that lost its store and waits for its assignment.
+	var said []nodes.Report
+	for _, report := range s.reports {
+		if s.expected[report.Node] {
+			said = append(said, report)
+		}
+	}
+	r.change.Reports = append(said, r.change.Reports...)
+	r.start = nil
+	r.woken = true
+	return true
+}
+
+func (s *start) complete() bool {
+	for name := range s.expected {
+		if !s.joined[name] {
+			return false
+		}
+	}
+	return true
+}
+
+// knowNode records that there is such a node.
+func (r *runner) knowNode(name string) {
+	if r.known[name] {
+		return
+	}
+	r.known[name] = true
+	value, err := json.Marshal(struct {
+		Name string `json:"name"`
+	}{name})
+	if err != nil {
+		r.o.Log.Error("node not recorded", "node", name, "reason", err)
+		return
+	}
+	r.outbox.decide(nodes.Decision{Kind: kindNode, Key: name, Value: value})
+}
