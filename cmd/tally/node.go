@@ -1,0 +1,377 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/spf13/cobra"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/agent"
+	"github.com/tallyman-dev/tallyman/nodes/agent/cgroup"
+	"github.com/tallyman-dev/tallyman/nodes/keeper"
+	"github.com/tallyman-dev/tallyman/nodes/network"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/collect"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/containerd"
+	"github.com/tallyman-dev/tallyman/nodes/volume"
+	"github.com/tallyman-dev/tallyman/nodes/wire"
+	"github.com/tallyman-dev/tallyman/proxy/iptables"
+)
+
+// nodeOptions are what an agent is told by flags.
+type nodeOptions struct {
+	instance
+	name     string
+	ip       string
+	reserved string
+	capacity string
+	certsDir string
+}
+
+// node is an agent with everything it uses, wired together.
+type node struct {
+	o       nodeOptions
+	log     *slog.Logger
+	db      *bbolt.DB
+	runtime *containerd.Runtime
+	network *network.Network
+	keeper  *keeper.Client
+	proxy   *iptables.Backend
+	agent   *agent.Agent
+	images  *collect.Collector
+	// cluster and addrs are the cluster's and the node's addresses that all this
+	// was wired with.
+	cluster desired.Network
+	addrs   []netip.Addr
+}
+
+// newNode wires an agent. It starts the keeper, or finds the living one;
+// nothing else happens before run.
+func newNode(ctx context.Context, o nodeOptions, key clusterKey, log *slog.Logger) (*node, error) {
+	n := &node{o: o, log: log.With("node", o.name)}
+	cluster, err := readNetwork(n.networkFile(), n.log)
+	if err != nil {
+		return nil, err
+	}
+	n.cluster = cluster
+	if err := errors.Join(n.openParts(ctx), n.wireAgent(key)); err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *node) dataDir() string     { return filepath.Join(n.o.dataDir, "agent") }
+func (n *node) networkFile() string { return filepath.Join(n.dataDir(), "network.json") }
+
+// openParts makes what the agent reaches the machine through.
+func (n *node) openParts(ctx context.Context) (err error) {
+	if err := os.MkdirAll(n.dataDir(), 0o700); err != nil {
+		return err
+	}
+	if n.db, err = agent.OpenStore(filepath.Join(n.dataDir(), "agent.db")); err != nil {
+		return err
+	}
+	n.runtime, err = containerd.New(containerd.Options{
+		Address: n.o.containerd, CertsDir: n.o.certsDir, RunDir: filepath.Join(n.o.runDir, "containerd"), Log: n.log.With("part", "runtime"),
+	})
+	if err != nil {
+		return err
+	}
+	n.network, err = network.New(network.Options{
+		PodCIDR: nodeRange(n.cluster.Pods), ClusterCIDR: n.cluster.Pods, ServiceCIDR: n.cluster.Services,
+		RunDir: n.o.runDir, DB: n.db, Log: n.log.With("part", "network"),
+	})
+	if err != nil {
+		return err
+	}
+	if n.proxy, err = iptables.New(ctx, iptables.Options{Log: n.log.With("part", "proxy")}); err != nil {
+		return err
+	}
+	n.keeper, err = keeper.Start(ctx, keeper.StartOptions{
+		Command: []string{"/proc/self/exe", "keeper", "--data-dir", n.o.dataDir, "--run-dir", n.o.runDir},
+		RunDir:  n.o.runDir, Log: n.log.With("part", "keeper"),
+	})
+	return err
+}
+
+// nodeRange is the first /24 of the cluster's pod range: the one node has it.
+func nodeRange(cluster netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(cluster.Masked().Addr(), max(cluster.Bits(), 24))
+}
+
+// wireAgent puts the parts together.
+func (n *node) wireAgent(key clusterKey) error {
+	if n.db == nil || n.keeper == nil {
+		return nil // openParts has said why
+	}
+	agentKey, err := key.derive("agent store")
+	if err != nil {
+		return err
+	}
+	if n.addrs, err = nodeAddrs(n.o.ip); err != nil {
+		return err
+	}
+	reserved, err := parseResources("--reserved", n.o.reserved)
+	if err != nil {
+		return err
+	}
+	capacity, err := parseResources("--capacity", n.o.capacity)
+	if err != nil {
+		return err
+	}
+	volumes, err := volume.New(volume.Options{DataDir: n.dataDir(), RunDir: n.o.runDir, Log: n.log.With("part", "volume")})
+	if err != nil {
+		return err
+	}
+	groups, err := cgroup.New("/sys/fs/cgroup")
+	if err != nil {
+		return err
+	}
+	n.images, err = collect.New(collect.Options{
+		Runtime: n.runtime, Disk: n.imageDisk, Needed: n.neededImages, Pressed: func() { n.agent.Pressed() },
+		Log: n.log.With("part", "images"),
+	})
+	if err != nil {
+		return err
+	}
+	executable, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find our own binary: %w", err)
+	}
+	n.agent, err = agent.New(agent.Options{
+		Name: n.o.name, Addrs: n.addrs, Reserved: reserved, Capacity: capacity,
+		DataDir: n.dataDir(), RunDir: n.o.runDir, Key: agentKey,
+		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Cgroups: groups,
+		Pause: []string{executable, "pause"}, Version: version, Forwarders: resolvers,
+		DB: n.db, Log: n.log.With("part", "agent"), Now: time.Now,
+	})
+	return err
+}
+
+// neededImages are the IDs of the images that pods are about to run on.
+func (n *node) neededImages() []string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var ids []string
+	for _, ref := range n.agent.Images() {
+		if image, err := n.runtime.Image(ctx, ref); err == nil {
+			ids = append(ids, image.ID)
+		}
+	}
+	return ids
+}
+
+// imageDisk measures the file system that images fill.
+func (n *node) imageDisk() (collect.Disk, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	root, err := n.runtime.Root(ctx)
+	if err != nil {
+		return collect.Disk{}, err
+	}
+	return collect.StatFS(root)()
+}
+
+// errNetworkChanged ends an agent that was wired with other addresses than its
+// cluster or its machine has now; another one takes its place.
+var errNetworkChanged = errors.New("addresses changed")
+
+// run converges the node until ctx ends, over a session with the server at the socket.
+func (n *node) run(ctx context.Context, socket string) error {
+	changed := make(chan desired.Network, 1)
+	client, err := wire.NewClient(wire.ClientOptions{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+		Node: n.o.name, Version: version, Handler: networkWatch{n.agent, n.cluster, changed}, Log: n.log.With("part", "wire"),
+	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return ended(ctx, n.keeper.Run(ctx)) })
+	group.Go(func() error { return ended(ctx, n.network.Run(ctx)) })
+	group.Go(func() error { return ended(ctx, n.proxy.Run(ctx)) })
+	group.Go(func() error { return ended(ctx, n.agent.Run(ctx, client)) })
+	group.Go(func() error { return ended(ctx, client.Run(ctx)) })
+	group.Go(func() error { return ended(ctx, n.images.Run(ctx)) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case cluster := <-changed:
+			n.log.Info("the cluster has other addresses than this node knew: starting the agent with them")
+			return errors.Join(writeNetwork(n.networkFile(), cluster), errNetworkChanged)
+		}
+	})
+	if n.o.ip == "" {
+		group.Go(func() error { return n.watchAddr(ctx) })
+	}
+	return group.Wait()
+}
+
+// ended makes the end of a part that was told to end no error.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (n *node) close() {
+	if n.runtime != nil {
+		n.runtime.Close()
+	}
+	if n.db != nil {
+		n.db.Close()
+	}
+}
+
+// networkWatch notices an assignment for a cluster with other addresses.
+type networkWatch struct {
+	*agent.Agent
+	wired   desired.Network
+	changed chan<- desired.Network
+}
+
+func (w networkWatch) Assign(a *nodes.Assignment) {
+	if a.Network.Domain != "" && a.Network != w.wired {
+		select {
+		case w.changed <- a.Network:
+		default:
+		}
+		return
+	}
+	w.Agent.Assign(a)
+}
+
+// readNetwork returns the cluster's addresses as this node last learned them,
+// or the defaults: the server says it again if they are others.
+func readNetwork(path string, log *slog.Logger) (desired.Network, error) {
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return desired.DefaultSettings().Network, nil
+	}
+	if err != nil {
+		return desired.Network{}, err
+	}
+	cluster := desired.DefaultSettings().Network
+	if err := json.Unmarshal(content, &cluster); err != nil {
+		log.Warn("what this node knew of the cluster's addresses is damaged; starting with the defaults until the server says them", "file", path, "error", err)
+		return desired.DefaultSettings().Network, nil
+	}
+	return cluster, nil
+}
+
+func writeNetwork(path string, cluster desired.Network) error {
+	content, err := json.Marshal(cluster)
+	if err != nil {
+		return err
+	}
+	return writeWhole(path, content)
+}
+
+// resolvers are the machine's, from resolv.conf.
+func resolvers() []netip.AddrPort {
+	config, err := dns.ClientConfigFromFile("/etc/resolv.conf")
+	if err != nil {
+		return nil
+	}
+	var list []netip.AddrPort
+	for _, server := range config.Servers {
+		if addr, err := netip.ParseAddr(server); err == nil {
+			list = append(list, netip.AddrPortFrom(addr, 53))
+		}
+	}
+	return list
+}
+
+// parseResources reads "cpu=64,memory=256Gi".
+func parseResources(flag, text string) (corev1.ResourceList, error) {
+	if text == "" {
+		return nil, nil
+	}
+	list := corev1.ResourceList{}
+	for part := range strings.SplitSeq(text, ",") {
+		name, value, found := strings.Cut(part, "=")
+		if !found {
+			return nil, usageError{fmt.Errorf("%s: %q: want name=quantity", flag, part)}
+		}
+		quantity, err := resource.ParseQuantity(strings.TrimSpace(value))
+		if err != nil {
+			return nil, usageError{fmt.Errorf("%s: %s: %w", flag, name, err)}
+		}
+		list[corev1.ResourceName(strings.TrimSpace(name))] = quantity
+	}
+	return list, nil
+}
+
+func newReset(s streams) *cobra.Command {
+	var o nodeOptions
+	cmd := &cobra.Command{
+		Use:   "reset",
+		Short: "Remove every container, network, rule and mount that this instance made",
+		Long: "Remove every container, pod network, volume, rule and mount that the instance with this data dir made, at once\n" +
+			"and without grace. The repository and the key stay. tally up must have ended.",
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return runReset(cmd.Context(), o) },
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func runReset(ctx context.Context, o nodeOptions) error {
+	if os.Geteuid() != 0 {
+		return errors.New("tally reset removes containers and networks: run it as root")
+	}
+	if err := o.absolute(); err != nil {
+		return err
+	}
+	log, err := o.logger()
+	if err != nil {
+		return err
+	}
+	lock, err := o.lock()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was ever made
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	key, err := openKey(o.dataDir)
+	if errors.Is(err, errKeyLost) {
+		key, err = make(clusterKey, keySize), nil // nothing that is stored is wanted any more
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.runDir, 0o750); err != nil {
+		return err
+	}
+	o.name = "reset"
+	n, err := newNode(ctx, o, key, log)
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	return errors.Join(n.agent.Reset(ctx), n.keeper.Stop(ctx))
+}
