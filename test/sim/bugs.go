@@ -1,0 +1,24 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// Bug is planted into a cluster to see that the invariants would notice. Any
+// part may be nil.
+type Bug struct {
+	// Name says what goes wrong; Invariants are those that may notice first.
+	Name       string
+	Invariants []int
+	// Next stands in for the planner.
+	Next func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan)
+	// Load changes what was read, Assign and Route what is handed to nodes.
+	Load   func(s *desired.Snapshot) *desired.Snapshot
+	Assign func(w *world, a nodes.Assignment) nodes.Assignment
+	Route  func(w *world, t *proxy.Table) *proxy.Table
+}

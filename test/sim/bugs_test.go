@@ -1,0 +1,128 @@
+package sim
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// bugs are planted one by one; each must be noticed within a few seeds.
+var bugs = []Bug{
+	{Name: "starts one pod too many", Invariants: []int{1, 2}, Assign: func(_ *world, a nodes.Assignment) nodes.Assignment {
+		if len(a.Pods) == 0 {
+			return a
+		}
+		twin := *a.Pods[0]
+		twin.UID, twin.Stop = "ffffffff-0000-4000-8000-000000000000", nil
+		a.Pods = append(slices.Clone(a.Pods), &twin)
+		return a
+	}},
+	{Name: "stops without draining", Invariants: []int{10}, Route: func(w *world, t *proxy.Table) *proxy.Table {
+		if old := w.nodes[0].kernel.table(); old != nil { // what was in force stays so
+			same := *t
+			same.Services = old.Services
+			return &same
+		}
+		return t
+	}},
+	{Name: "assigns nothing after a start", Invariants: []int{7, 9}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+		if w.server != nil && time.Since(w.began) > 5*time.Second {
+			a.Pods = nil
+		}
+		return a
+	}},
+	{Name: "applies half a revision", Invariants: []int{2, 4, 10}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		objects := slices.Collect(s.All())
+		return desired.NewSnapshot(s.Revision(), s.Settings(), objects[:max(0, len(objects)-1)], nil)
+	}},
+	{Name: "confirms every deletion itself", Invariants: []int{8}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		state, plan := planner.Next(s, c, now)
+		if plan.Hold == nil {
+			return state, plan
+		}
+		r := c.Snapshot.Revision()
+		r.Message = "confirmed\n\n" + plan.Hold.Confirm
+		c.Snapshot = c.Snapshot.WithRevision(r)
+		return planner.Next(s, c, now)
+	}},
+	{Name: "has too many pods", Invariants: []int{4, 2}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withReplicas(s, 3)
+	}},
+	{Name: "routes to pods that are not ready", Invariants: []int{10}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		state, plan := planner.Next(s, c, now)
+		plan.Routes = misled(plan.Routes)
+		return state, plan
+	}},
+	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		state, plan := planner.Next(s, c, now)
+		chance++
+		plan.Actions = append(plan.Actions, planner.Action{Verb: "start", Reason: time.Duration(chance).String()})
+		return state, plan
+	}},
+}
+
+// misled is a table that leads to a pod which is not there.
+func misled(t *proxy.Table) *proxy.Table {
+	if t == nil || len(t.Services) == 0 {
+		return t
+	}
+	table, service, port := *t, *t.Services[0], t.Services[0].Ports[0]
+	port.Endpoints = append(slices.Clone(port.Endpoints), proxy.Endpoint{Addr: netip.MustParseAddr("10.244.9.9"), Port: 1, Pod: "nobody"})
+	service.Ports = []proxy.Port{port}
+	table.Services = append([]*proxy.Service{&service}, t.Services[1:]...)
+	return &table
+}
+
+// chance is what one of the bugs above is about; its test plays one seed at a time.
+var chance int
+
+// withReplicas adds pods to every Deployment.
+func withReplicas(s *desired.Snapshot, more int32) *desired.Snapshot {
+	var objects []*desired.Object
+	for o := range s.All() {
+		clone := *o
+		clone.Value = moreReplicas(o.Value, more)
+		clone.Fingerprint = mustJSON(clone.Value)
+		objects = append(objects, &clone)
+	}
+	return desired.NewSnapshot(s.Revision(), s.Settings(), objects, nil)
+}
+
+func moreReplicas(v runtime.Object, more int32) runtime.Object {
+	d, ok := v.(*appsv1.Deployment)
+	if !ok {
+		return v
+	}
+	d = d.DeepCopy()
+	*d.Spec.Replicas += more
+	return d
+}
+
+// TestPlantedBugsAreFound shows that the simulator can fail.
+func TestPlantedBugsAreFound(t *testing.T) {
+	const tries = 60
+	for _, b := range bugs {
+		t.Run(b.Name, func(t *testing.T) {
+			for n := range uint64(tries) {
+				r := play(t, Options{Seed: n + 1, Bug: &b})
+				if r.Err == nil {
+					continue
+				}
+				if slices.Contains(b.Invariants, Invariant(r.Err)) {
+					return
+				}
+				t.Logf("seed %d: %v", n+1, r.Err)
+			}
+			t.Errorf("none of %d seeds broke one of the invariants %v", tries, b.Invariants)
+		})
+	}
+}

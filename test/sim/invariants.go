@@ -1,0 +1,255 @@
+package sim
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
+	"github.com/tallyman-dev/tallyman/planner"
+)
+
+// step is one step of the planner, as the invariants see it.
+type step struct {
+	now           time.Time
+	plan          *planner.Plan
+	before, after *view
+	// commit is the one in force afterwards, intent what it says; nil before the first.
+	commit *commit
+	intent *intent
+	// suspect is the commit in force when the guard should have held it.
+	suspect *commit
+	decided map[nodes.UID]*nodes.Pod
+}
+
+// stepInvariants hold after every step of the planner.
+var stepInvariants = []func(*step) error{
+	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
+	nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods,
+}
+
+// made are the pods that the step decided on; gone those that it lets go.
+func (s *step) made(f func(nodes.UID, podView)) {
+	for uid, p := range s.after.pods {
+		if _, known := s.before.pods[uid]; !known && s.decided[uid] == nil {
+			f(uid, p)
+		}
+	}
+}
+
+func (s *step) leaving(f func(podView)) {
+	for uid, p := range s.after.pods {
+		if b, known := s.before.pods[uid]; known && p.stopping && !b.stopping {
+			f(p)
+		}
+	}
+}
+
+// onlyGitMakesPods: invariant 1.
+func onlyGitMakesPods(s *step) (err error) {
+	s.made(func(uid nodes.UID, p podView) {
+		if s.intent == nil {
+			err = violated(1, "pod %s was made while nothing is in force", p.name)
+		} else if _, wanted := s.intent.workloads[p.workload]; !wanted {
+			err = violated(1, "pod %s was made for %s, which is not in Git", p.name, p.workload)
+		}
+	})
+	return err
+}
+
+// onlyValidRevisionsAreInForce: invariant 2.
+func onlyValidRevisionsAreInForce(s *step) error {
+	if s.after.force != "" && (s.commit == nil || !s.commit.valid) {
+		return violated(2, "revision %s is in force and not valid", s.after.force)
+	}
+	return nil
+}
+
+// neverTooManyPods: invariant 4.
+func neverTooManyPods(s *step) (err error) {
+	live, checked := map[desired.Key]int{}, map[desired.Key]bool{}
+	for _, p := range s.after.pods {
+		if !p.stopping && !p.done {
+			live[p.workload]++
+		}
+	}
+	s.made(func(_ nodes.UID, p podView) { checked[p.workload] = true })
+	for k := range checked {
+		w, found := s.intentOf(k)
+		if most, _ := w.bounds(k.Kind); found && live[k] > most {
+			err = violated(4, "%s has %d pods, at most %d are allowed", k, live[k], most)
+		}
+	}
+	return err
+}
+
+func (s *step) intentOf(k desired.Key) (workload, bool) {
+	if s.intent == nil {
+		return workload{}, false
+	}
+	w, found := s.intent.workloads[k]
+	return w, found
+}
+
+// neverTooFewPods: invariant 4.
+func neverTooFewPods(s *step) (err error) {
+	left := map[desired.Key]int{}
+	for _, p := range s.after.pods {
+		if !p.stopping && s.available(&p) {
+			left[p.workload]++
+		}
+	}
+	s.leaving(func(p podView) {
+		w, found := s.intentOf(p.workload)
+		_, least := w.bounds(p.workload.Kind)
+		if found && s.available(&p) && left[p.workload] < least {
+			err = violated(4, "pod %s of %s goes and leaves %d available, at least %d must stay", p.name, p.workload, left[p.workload], least)
+		}
+	})
+	return err
+}
+
+func (s *step) available(p *podView) bool {
+	w, _ := s.intentOf(p.workload)
+	return p.ready && !p.done && !p.readySince.Add(time.Duration(w.minReady)*time.Second).After(s.now)
+}
+
+// nothingGoesForLackOfKnowledge: invariant 7.
+func nothingGoesForLackOfKnowledge(s *step) (err error) {
+	live := map[desired.Key]int{} // with those that came to light in this step
+	for uid, p := range s.after.pods {
+		if !s.before.pods[uid].stopping && !p.done {
+			live[p.workload]++
+		}
+	}
+	s.leaving(func(p podView) {
+		w, wanted := s.intentOf(p.workload)
+		switch n := s.after.nodes[p.node]; {
+		case s.after.force == "":
+			err = violated(7, "pod %s goes while nothing is in force", p.name)
+		case wanted && p.node != "" && !n.Ready:
+			err = violated(7, "pod %s goes although its node is silent", p.name)
+		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod:
+			err = violated(7, "pod %s of %s goes for no reason", p.name, p.workload)
+		}
+	})
+	return err
+}
+
+// nothingVanishes: invariant 7.
+func nothingVanishes(s *step) error {
+	for uid, p := range s.before.pods {
+		if _, there := s.after.pods[uid]; !there && p.node != "" && !p.stopping && p.workload.Kind != kindPod {
+			return violated(7, "pod %s was forgotten without having been stopped", p.name)
+		}
+	}
+	return nil
+}
+
+// guardHolds: invariant 8.
+func guardHolds(s *step) (err error) {
+	if s.suspect == nil {
+		return nil
+	}
+	s.leaving(func(p podView) {
+		if _, wanted := s.intentOf(p.workload); !wanted {
+			err = violated(8, "revision %s deletes %s, and nobody confirmed it", s.suspect.revision.SHA[36:], p.workload)
+		}
+	})
+	return err
+}
+
+// confirms reports whether a revision carries the word for so many deletions.
+func confirms(r desired.Revision, deletions int) bool {
+	return strings.Contains(r.Message, fmt.Sprintf("\nTally-Confirm: delete %d", deletions)) &&
+		!strings.Contains(r.Message, fmt.Sprintf("\nTally-Confirm: delete %d0", deletions))
+}
+
+// routesLeadToReadyPods: invariant 10.
+func routesLeadToReadyPods(s *step) error {
+	if s.plan.Routes == nil {
+		return nil
+	}
+	pods := map[string]podView{}
+	for _, p := range s.after.pods {
+		if old, found := pods[p.namespace+"/"+p.name]; !found || old.stopping {
+			pods[p.namespace+"/"+p.name] = p
+		}
+	}
+	for _, v := range s.plan.Routes.Services {
+		if s.intent == nil || s.intent.services[desired.Key{Kind: kindService, Namespace: v.Namespace, Name: v.Name}].early {
+			continue
+		}
+		for _, port := range v.Ports {
+			for _, e := range port.Endpoints {
+				if p := pods[v.Namespace+"/"+e.Pod]; !p.ready || p.stopping || p.done {
+					return violated(10, "service %s/%s leads to pod %s, which is not ready", v.Namespace, v.Name, e.Pod)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// convergedPlansNothing: invariant 3.
+func convergedPlansNothing(p *planner.Plan) error {
+	if p.Empty() {
+		return nil
+	}
+	return violated(3, "a converged cluster gives a plan: actions %v, waiting %v, %d decisions, %d assignments, routes %v",
+		p.Actions, p.Waiting, len(p.Decisions), len(p.Assignments), p.Routes != nil)
+}
+
+// nodeHoldsItsPods: invariant 6.
+func nodeHoldsItsPods(a *nodes.Assignment, v *view) error {
+	n, known := v.nodes[a.Node]
+	if !known {
+		return nil
+	}
+	var cpu, pods int64
+	for _, p := range a.Pods {
+		if v.pods[p.UID].done {
+			continue
+		}
+		pods++
+		for i := range p.Template.Spec.Containers {
+			cpu += p.Template.Spec.Containers[i].Resources.Requests.Cpu().MilliValue()
+		}
+	}
+	if most := n.Allocatable.Cpu().MilliValue(); cpu > most {
+		return violated(6, "node %s is to run pods that request %dm cpu and has %dm", a.Node, cpu, most)
+	}
+	if most := n.Allocatable.Pods().Value(); pods > most {
+		return violated(6, "node %s is to run %d pods and takes %d", a.Node, pods, most)
+	}
+	return nil
+}
+
+// decidedBeforeItStarts: invariant 1.
+func decidedBeforeItStarts(decided map[nodes.UID]*nodes.Pod, c runtime.Status) error {
+	if p := decided[nodes.UID(c.Labels[labelPod])]; p == nil {
+		return violated(1, "container %s starts, and no decision knows its pod", c.ID)
+	}
+	return nil
+}
+
+// notDoubled: invariant 9.
+func notDoubled(c runtime.Status, beside []runtime.Status) error {
+	for _, o := range beside {
+		if o.ID != c.ID && o.Labels[labelPod] == c.Labels[labelPod] && o.Labels[labelContainer] == c.Labels[labelContainer] {
+			return violated(9, "container %s starts while %s runs", c.ID, o.ID)
+		}
+	}
+	return nil
+}
+
+// endsOnlyWhenTold: invariants 7 and 9. No probe of the simulator restarts a
+// container, so an agent ends one only with its pod.
+func endsOnlyWhenTold(stopped map[nodes.UID]bool, node string, c runtime.Status) error {
+	if !stopped[nodes.UID(c.Labels[labelPod])] {
+		return violated(9, "node %s ends container %s, and nobody told its pod to stop", node, c.ID)
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing/synctest"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/agent"
+	"github.com/tallyman-dev/tallyman/nodes/wire"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// machine is one node: what survives its agent, and the agent.
+type machine struct {
+	world   *world
+	name    string
+	index   int
+	dir     string
+	boot    int
+	line    *line
+	runtime *containers
+	network *network
+	volumes *volumes
+	kernel  *kernel
+	// down and noPull are faults of the runtime.
+	down, noPull bool
+	// since is when the agent started.
+	since time.Time
+	agent *running // nil while there is none
+}
+
+// running is one life of an agent.
+type running struct {
+	*agent.Agent
+	db     *bbolt.DB
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+func newMachine(w *world, index int) (*machine, error) {
+	m := &machine{world: w, index: index, name: fmt.Sprintf("n%d", index+1), line: newLine()}
+	m.dir = filepath.Join(w.o.Dir, m.name)
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+		return nil, err
+	}
+	pace := &pace{rng: rand.New(rand.NewPCG(w.o.Seed, uint64(index)))}
+	m.network = &network{machine: m, pace: pace, attached: map[nodes.UID]place{}, drift: make(chan nodes.UID)}
+	m.volumes = &volumes{machine: m, pace: pace, mounted: map[nodes.UID]bool{}}
+	m.kernel = &kernel{pace: pace}
+	m.runtime = newContainers(m, pace)
+	return m, nil
+}
+
+// startAgent begins a new life of the agent on what is there.
+func (m *machine) startAgent() error {
+	db, err := agent.OpenStore(filepath.Join(m.dir, "agent.db"))
+	if err != nil {
+		return err
+	}
+	db.NoSync = true // a crash of the process loses nothing that was written
+	a, err := agent.New(agent.Options{
+		Name: m.name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(m.index + 1)})},
+		Capacity: corev1.ResourceList{
+			corev1.ResourceCPU:    *resource.NewQuantity(m.world.shape.cpu, resource.DecimalSI),
+			corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: resource.MustParse("250"),
+		},
+		DataDir: m.dir, RunDir: m.dir, Key: bytes.Repeat([]byte{7}, 32), BootID: fmt.Sprintf("boot-%d", m.boot),
+		Runtime: m.runtime, Network: m.network, Keeper: idleKeeper{}, Proxy: m.kernel, Volumes: m.volumes,
+		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+	})
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	client, err := wire.NewClient(wire.ClientOptions{
+		Dial: m.line.dial, Node: m.name, Version: "sim", Handler: a, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return client.Run(ctx) })
+	group.Go(func() error { return a.Run(ctx, client) })
+	r := &running{Agent: a, db: db, cancel: cancel, ended: make(chan error, 1)}
+	go func() { r.ended <- group.Wait() }()
+	m.agent, m.since, m.world.troubled = r, time.Now(), time.Now()
+	m.runtime.serve(true)
+	m.world.note("agent %s starts", m.name)
+	return nil
+}
+
+// killAgent ends it as kill -9 does: its last act is whatever it did last, and
+// what it had not stored is lost.
+func (m *machine) killAgent() {
+	r := m.agent
+	if r == nil {
+		return
+	}
+	m.agent, m.world.troubled = nil, time.Now()
+	synctest.Wait()
+	file := filepath.Join(m.dir, "agent.db")
+	stored, err := os.ReadFile(file)
+	m.runtime.serve(false)
+	m.line.cut()
+	r.cancel()
+	if ended := <-r.ended; !errors.Is(ended, context.Canceled) {
+		err = errors.Join(err, fmt.Errorf("agent %s ended: %w", m.name, ended))
+	}
+	err = errors.Join(err, r.db.Close())
+	if err == nil {
+		err = os.WriteFile(file, stored, 0o600)
+	}
+	if err != nil {
+		m.world.witness.report(fmt.Errorf("simulator: kill agent: %w", err))
+	}
+	m.world.note("agent %s killed", m.name)
+}
+
+// statuses are what the agent says of its pods now.
+func (m *machine) statuses() []nodes.PodStatus {
+	report, err := m.agent.Hello(context.Background())
+	if err != nil {
+		m.world.witness.report(err)
+	}
+	return report.Statuses
+}
+
+// reboot ends every process and forgets what only memory held.
+func (m *machine) reboot() error {
+	m.killAgent()
+	m.world.note("machine %s reboots", m.name)
+	m.boot++
+	m.runtime.reboot()
+	m.network.reset()
+	m.volumes.reset()
+	m.kernel.reset()
+	time.Sleep(5 * time.Second)
+	return m.startAgent()
+}
+
+// pace makes things take their time.
+type pace struct {
+	mu  sync.Mutex
+	rng *rand.Rand
+}
+
+// take waits for up to most, or until ctx ends.
+func (p *pace) take(ctx context.Context, most time.Duration) error {
+	p.mu.Lock()
+	d := time.Duration(p.rng.Int64N(int64(most)))
+	p.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// kernel holds the routes that are in force.
+type kernel struct {
+	pace *pace
+
+	mu sync.Mutex
+	// guarded by mu
+	config proxy.Config
+}
+
+// Set implements proxy.Backend.
+func (k *kernel) Set(ctx context.Context, c proxy.Config) error {
+	if err := k.pace.take(ctx, 30*time.Millisecond); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.config = c
+	return nil
+}
+
+// Run implements proxy.Backend.
+func (k *kernel) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+
+// Close implements proxy.Backend.
+func (k *kernel) Close(context.Context) error { k.reset(); return nil }
+
+func (k *kernel) reset() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.config = proxy.Config{}
+}
+
+// table is what is in force; nil before the first.
+func (k *kernel) table() *proxy.Table {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.config.Table
+}

@@ -1,0 +1,178 @@
+// Package sim plays whole clusters in virtual time: the real planner, control
+// loop, record, registry, wire protocol and agents on fake machines, with
+// faults drawn from a seed, and checks the invariants of the design (1 to 4
+// and 6 to 10) at every step. It is what finds the orders of events that
+// nobody thinks of.
+//
+// What is real: sync/loop, planner, nodes/observed (bbolt on a memory file
+// system), nodes/registry and nodes/wire with gRPC over connections in memory,
+// nodes/agent with its store, nodes/probe. What is fake: the repository
+// (package desired's snapshots are built without YAML), and of a machine the
+// container runtime (nodes/runtime/fake), network, volumes, keeper and the
+// kernel's routes. Every fake takes its time, so that faults hit operations
+// half-way.
+//
+// A seed fixes the cluster, the revisions and the faults. It does not fix the
+// order in which goroutines run at one instant, nor the jitter of retries: a
+// failing seed fails again often, not always, which is why -times repeats it.
+//
+// It does not test the YAML reader, Git, containerd or the kernel: end-to-end
+// tests do.
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing/synctest"
+	"time"
+)
+
+// Options of one run.
+type Options struct {
+	Seed uint64
+	// Dir is an empty directory for what the machines store.
+	Dir string
+	// Bug is planted; nil for none.
+	Bug *Bug
+}
+
+// Result tells what a run did.
+type Result struct {
+	// Err is the violated invariant, or what else went wrong; nil when all held.
+	Err error
+	// Trace is what happened, a line each.
+	Trace []string
+	// Steps of the planner, Pods that were ever decided on, Faults and Revisions.
+	Steps, Pods, Faults, Revisions int
+}
+
+// world is one simulated cluster.
+type world struct {
+	o       Options
+	rng     *rand.Rand
+	began   time.Time
+	repo    *repository
+	shape   shape
+	server  *server // nil while it is down
+	source  string  // what the server is told to follow
+	nodes   []*machine
+	witness *witness
+	// troubled is when the way from agents to routes was last disturbed.
+	troubled   time.Time
+	repoBroken bool
+	result     Result
+
+	mu sync.Mutex
+	// guarded by mu
+	trace []string
+}
+
+// Run plays one seed. It must be called in a bubble of testing/synctest and
+// ends all that it starts.
+func Run(o Options) Result {
+	w := &world{
+		o: o, rng: rand.New(rand.NewPCG(o.Seed, 0x7a11)), began: time.Now(), source: "embedded main .",
+	}
+	w.shape = drawShape(w.rng)
+	w.repo = newRepository()
+	w.witness = newWitness(w)
+	err := w.play()
+	w.end()
+	if first := w.witness.violation(); first != nil {
+		err = first
+	}
+	w.result.Err, w.result.Trace = err, w.trace
+	w.result.Steps, w.result.Pods = w.witness.counts()
+	return w.result
+}
+
+// play is the life of a cluster: it begins, suffers, and comes to rest.
+func (w *world) play() error {
+	w.note("shape %+v", w.shape)
+	for i := range w.shape.nodes {
+		m, err := newMachine(w, i)
+		if err != nil {
+			return err
+		}
+		w.nodes = append(w.nodes, m)
+	}
+	w.push(w.firstIntent(), "first revision")
+	if err := w.startServer(); err != nil {
+		return err
+	}
+	for _, m := range w.nodes {
+		if err := m.startAgent(); err != nil {
+			return err
+		}
+	}
+	for range w.shape.events {
+		w.pause()
+		if err := w.event(); err != nil {
+			return err
+		}
+		synctest.Wait()
+		if err := w.checkNow(); err != nil {
+			return err
+		}
+	}
+	if err := w.heal(); err != nil {
+		return err
+	}
+	return w.converge()
+}
+
+// pause lets time pass: often a moment, so that things happen at once, seldom
+// long enough for everything to settle.
+func (w *world) pause() {
+	d := time.Duration(w.rng.IntN(400)) * time.Millisecond
+	switch w.rng.IntN(10) {
+	case 0, 1, 2:
+		d = time.Duration(w.rng.IntN(5000)) * time.Millisecond
+	case 3:
+		d = time.Duration(w.rng.IntN(60)) * time.Second
+	}
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// end stops everything that runs.
+func (w *world) end() {
+	for _, m := range w.nodes {
+		m.killAgent()
+		m.runtime.end()
+	}
+	w.killServer()
+	synctest.Wait()
+}
+
+// note writes a line of the trace.
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trace = append(w.trace, fmt.Sprintf("%9.3f  ", time.Since(w.began).Seconds())+fmt.Sprintf(format, args...))
+}
+
+// violation is a broken invariant.
+type violation struct {
+	// number is the invariant's in the design.
+	number int
+	text   string
+}
+
+func (v *violation) Error() string { return fmt.Sprintf("invariant %d: %s", v.number, v.text) }
+
+func violated(number int, format string, args ...any) error {
+	return &violation{number: number, text: fmt.Sprintf(format, args...)}
+}
+
+// Invariant is the number of the invariant that err says was broken; 0 for
+// other errors.
+func Invariant(err error) int {
+	var v *violation
+	if errors.As(err, &v) {
+		return v.number
+	}
+	return 0
+}

@@ -1,0 +1,183 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/keeper"
+	podnetwork "github.com/tallyman-dev/tallyman/nodes/network"
+	"github.com/tallyman-dev/tallyman/nodes/volume"
+)
+
+type place = podnetwork.Attachment
+
+// network gives pods addresses of 10.244.<machine>.0/24, each as late as
+// possible again.
+type network struct {
+	machine *machine
+	pace    *pace
+	drift   chan nodes.UID
+
+	mu sync.Mutex
+	// guarded by mu
+	attached map[nodes.UID]place
+	last     byte
+}
+
+func (n *network) Setup(context.Context) error { return nil }
+func (n *network) Close(context.Context) error { n.reset(); return nil }
+func (n *network) Drift() <-chan nodes.UID     { return n.drift }
+func (n *network) Bridge() string              { return "tally0" }
+func (n *network) Gateway() netip.Addr         { return n.addr(1) }
+func (n *network) PodCIDR() netip.Prefix       { return netip.PrefixFrom(n.addr(0), 24) }
+func (n *network) addr(last byte) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 244, byte(n.machine.index), last})
+}
+
+func (n *network) Add(ctx context.Context, s podnetwork.Sandbox) (place, error) {
+	if err := n.pace.take(ctx, 20*time.Millisecond); err != nil {
+		return place{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p, found := n.attached[s.UID]; found {
+		return p, nil
+	}
+	taken := map[netip.Addr]bool{}
+	for _, p := range n.attached {
+		taken[p.IP] = true
+	}
+	for range 253 {
+		n.last = n.last%253 + 1
+		if ip := n.addr(n.last + 1); !taken[ip] {
+			n.attached[s.UID] = place{UID: s.UID, IP: ip, NetNS: "/ns/net", IPC: "/ns/ipc", UTS: "/ns/uts"}
+			return n.attached[s.UID], nil
+		}
+	}
+	return place{}, errors.New("no address is free")
+}
+
+func (n *network) Remove(_ context.Context, uid nodes.UID) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.attached, uid)
+	return nil
+}
+
+func (n *network) List(context.Context) ([]place, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var list []place
+	for _, p := range n.attached {
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+func (n *network) reset() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.attached)
+}
+
+// volumes remembers which pods have some.
+type volumes struct {
+	machine *machine
+	pace    *pace
+
+	mu sync.Mutex
+	// guarded by mu
+	mounted map[nodes.UID]bool
+}
+
+func (v *volumes) Mount(ctx context.Context, p *nodes.Pod, _ volume.Source) (map[string]volume.Volume, error) {
+	if err := v.pace.take(ctx, 5*time.Millisecond); err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mounted[p.UID] = true
+	return map[string]volume.Volume{}, nil
+}
+
+func (v *volumes) SubPath(nodes.UID, volume.Volume, string, int, string) (string, error) {
+	return "", errors.New("the simulator mounts no volumes")
+}
+
+func (v *volumes) OverLimit(context.Context, *nodes.Pod) (string, int64, int64, error) {
+	return "", 0, 0, nil
+}
+
+func (v *volumes) Shm(nodes.UID) (string, error) { return "/dev/shm", nil }
+
+func (v *volumes) Dir(uid nodes.UID) (string, error) {
+	dir := filepath.Join(v.machine.dir, "run", string(uid))
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+func (v *volumes) Unmount(_ context.Context, uid nodes.UID) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.mounted, uid)
+	return nil
+}
+
+func (v *volumes) List(context.Context) ([]nodes.UID, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var list []nodes.UID
+	for uid := range v.mounted {
+		list = append(list, uid)
+	}
+	return list, nil
+}
+
+func (v *volumes) Reset(context.Context) error { v.reset(); return nil }
+
+func (v *volumes) reset() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	clear(v.mounted)
+}
+
+// idleKeeper keeps no logs: the fake runtime's containers write none.
+type idleKeeper struct{}
+
+func (idleKeeper) OpenLog(_ context.Context, l keeper.Log) (keeper.Pipes, error) {
+	return keeper.Pipes{Stdout: "/fifo/" + l.ID + ".out", Stderr: "/fifo/" + l.ID + ".err"}, nil
+}
+func (idleKeeper) CloseLog(context.Context, string) error   { return nil }
+func (idleKeeper) SetDNS(context.Context, keeper.DNS) error { return nil }
+
+func (n *network) addrOf(uid nodes.UID) netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.attached[uid].IP
+}
+
+func (n *network) uids() []nodes.UID {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.attached))
+}
+
+func (v *volumes) uids() []nodes.UID {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Sorted(maps.Keys(v.mounted))
+}
+
+// Queued draws now and then a connection that is still to be accepted.
+func (n *network) Queued(nodes.UID) (int, error) {
+	n.pace.mu.Lock()
+	defer n.pace.mu.Unlock()
+	return max(0, n.pace.rng.IntN(10)-8), nil
+}

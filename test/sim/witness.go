@@ -1,0 +1,441 @@
+package sim
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/registry"
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
+	"github.com/tallyman-dev/tallyman/planner"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+// witness sees every step of the planner, everything that is handed over and
+// every start and end of a container, across all lives of server and agents,
+// and holds it against the invariants.
+type witness struct {
+	world *world
+
+	mu sync.Mutex
+	// guarded by mu
+	first error
+	// deaf is set while a server dies: nobody hears what it still says.
+	deaf bool
+	// fresh is set until a server has made its first step.
+	fresh bool
+	last  *view
+	steps int
+	calls int
+
+	// force is the revision that is truly in force, source where it came from;
+	// suspect is one that the guard should have held.
+	force, suspect *commit
+	source         string
+	// held are the commits that the guard holds as it should.
+	held map[*commit]bool
+
+	decided map[nodes.UID]*nodes.Pod
+	stopped map[nodes.UID]bool
+	handed  map[string]nodes.Assignment
+	table   *proxy.Table
+	// excluded is since when a pod is in no table any more, by name.
+	excluded map[string]time.Time
+}
+
+func newWitness(w *world) *witness {
+	return &witness{
+		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
+		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
+	}
+}
+
+// report keeps the first thing that went wrong.
+func (x *witness) report(err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.fail(err)
+}
+
+// fail is report for those who hold mu.
+func (x *witness) fail(err error) {
+	if err != nil && x.first == nil {
+		x.first = err
+		x.world.note("VIOLATED %v", err)
+	}
+}
+
+func (x *witness) violation() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.first
+}
+
+func (x *witness) counts() (steps, pods int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.steps, len(x.decided)
+}
+
+// truth is the commit in force; nil before the first.
+func (x *witness) truth() *commit {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.force
+}
+
+// from is where the truth came from.
+func (x *witness) from() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.source
+}
+
+func (x *witness) newServer() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.deaf, x.fresh = false, true
+}
+
+func (x *witness) deafen() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.deaf = true
+}
+
+// sees reports whether the planner counts a node as connected.
+func (x *witness) sees(node string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.last.nodes[node].Ready
+}
+
+// holds reports whether the guard must hold a commit that follows the truth.
+func (x *witness) holds(c *commit) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	why := x.force.intent.mustHold(c.intent, x.world.source != x.source, x.last.running)
+	return x.held[c] || why != "" && !confirms(c.revision, len(x.force.intent.gone(c.intent)))
+}
+
+// activity counts what was planned and handed over, to see that a cluster is at rest.
+func (x *witness) activity() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.calls
+}
+
+// next is planner.Next with a witness.
+func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+	plan := planner.Next
+	if b := x.world.o.Bug; b != nil && b.Next != nil {
+		plan = b.Next
+	}
+	after, p := plan(s, c, now)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.deaf || x.first != nil {
+		return after, p
+	}
+	x.steps++
+	if !p.Empty() {
+		x.calls++
+	}
+	if _, again := plan(s, c, now); !reflect.DeepEqual(p, again) {
+		x.fail(violated(3, "the same inputs gave two plans"))
+	}
+	st := &step{now: now, plan: p, before: x.last, after: newView(after.Overview(now)), decided: x.decided}
+	if x.fresh {
+		st.before = baseline(s, c, now)
+		x.fresh = false
+	}
+	st.commit = x.world.repo.commit(st.after.force)
+	x.putInForce(st)
+	x.noteHold(st)
+	if st.commit != nil {
+		st.intent = st.commit.intent
+	}
+	for _, check := range stepInvariants {
+		x.fail(check(st))
+	}
+	if st.after.converged && len(p.Actions) == 0 && len(p.Waiting) == 0 {
+		_, more := plan(after, planner.Change{}, now)
+		x.fail(convergedPlansNothing(more))
+	}
+	x.last = st.after
+	return after, p
+}
+
+// baseline is what a server knows when it begins, before it decides anything.
+func baseline(s *planner.State, c planner.Change, now time.Time) *view {
+	c.Snapshot = nil
+	state, _ := planner.Next(s, c, now)
+	return newView(state.Overview(now))
+}
+
+// putInForce notes that another revision is in force, unless the guard should
+// have held it: then it is a suspect until it deletes something.
+func (x *witness) putInForce(st *step) {
+	c, source := st.commit, sourceOf(st.plan, x.source)
+	if c == nil || c == x.force && source == x.source {
+		return
+	}
+	st.suspect = x.suspect
+	if x.force != nil {
+		gone := len(x.force.intent.gone(c.intent))
+		why := x.force.intent.mustHold(c.intent, source != x.source, st.before.running)
+		if why != "" && !confirms(c.revision, gone) {
+			x.suspect, st.suspect = c, c
+			return
+		}
+	}
+	x.force, x.source, x.suspect, st.suspect = c, source, nil, nil
+	x.world.note("in force: %s", c.revision.SHA[36:])
+}
+
+// noteHold checks a hold against the guard as the simulator understands it.
+func (x *witness) noteHold(st *step) {
+	if st.plan.Hold == nil || x.force == nil {
+		return
+	}
+	c := x.world.repo.commit(st.plan.Hold.Revision.SHA)
+	if x.force.intent.mustHold(c.intent, x.world.source != x.source, st.before.running) == "" {
+		x.fail(violated(8, "revision %s is held for no reason: %s", c.revision.SHA[36:], st.plan.Hold.Why))
+	}
+	x.held[c] = true
+}
+
+// sourceOf is where the revision in force came from, as the plan records it.
+func sourceOf(p *planner.Plan, before string) string {
+	for _, d := range p.Decisions {
+		var value struct{ Source string }
+		if d.Kind == "inforce" && json.Unmarshal(d.Value, &value) == nil {
+			return value.Source
+		}
+	}
+	return before
+}
+
+// hands is the executor with a witness in between.
+type hands struct {
+	world *world
+	to    *registry.Registry
+}
+
+func (h *hands) hears() bool {
+	x := h.world.witness
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.calls++
+	return !x.deaf
+}
+
+// Ledger implements loop.Executor.
+func (h *hands) Ledger(d []nodes.Decision) {
+	h.hears()
+	h.to.Ledger(d)
+}
+
+// Route implements loop.Executor.
+func (h *hands) Route(t *proxy.Table) {
+	if b := h.world.o.Bug; b != nil && b.Route != nil {
+		t = b.Route(h.world, t)
+	}
+	if h.hears() {
+		h.world.witness.routes(t)
+	}
+	h.to.Route(t)
+}
+
+// Assign implements loop.Executor.
+func (h *hands) Assign(a nodes.Assignment) {
+	planned := a
+	if b := h.world.o.Bug; b != nil && b.Assign != nil {
+		a = b.Assign(h.world, a)
+	}
+	if h.hears() {
+		h.world.witness.assigned(planned)
+	}
+	h.to.Assign(a)
+}
+
+// routes notes a table that is handed over.
+func (x *witness) routes(t *proxy.Table) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.table != nil && t.Generation <= x.table.Generation {
+		x.fail(violated(10, "route generation %d follows %d", t.Generation, x.table.Generation))
+	}
+	now := routed(t)
+	for name := range routed(x.table) {
+		if !now[name] {
+			x.excluded[name] = time.Now()
+		}
+	}
+	for name := range now {
+		delete(x.excluded, name)
+	}
+	x.table = t
+}
+
+// routed are the pods that a table leads to, by name.
+func routed(t *proxy.Table) map[string]bool {
+	names := map[string]bool{}
+	if t == nil {
+		return names
+	}
+	for _, s := range t.Services {
+		for _, p := range s.Ports {
+			for _, e := range p.Endpoints {
+				names[s.Namespace+"/"+e.Pod] = true
+			}
+		}
+	}
+	return names
+}
+
+// printRoutes is a table in one line.
+func printRoutes(t *proxy.Table) string {
+	var b strings.Builder
+	if t == nil {
+		return "none"
+	}
+	fmt.Fprintf(&b, "generation %d", t.Generation)
+	for _, s := range t.Services {
+		fmt.Fprintf(&b, " %s/%s:", s.Namespace, s.Name)
+		for _, p := range s.Ports {
+			for _, e := range p.Endpoints {
+				fmt.Fprintf(&b, " %s=%s", e.Pod, e.Addr)
+			}
+		}
+	}
+	return b.String()
+}
+
+// assigned notes what a node is told.
+func (x *witness) assigned(a nodes.Assignment) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, p := range a.Pods {
+		x.decided[p.UID] = p
+		if p.Stop != nil {
+			x.stopped[p.UID] = true
+		}
+	}
+	x.handed[a.Node] = a
+	x.fail(nodeHoldsItsPods(&a, x.last))
+}
+
+// starts is told before a container starts on m, beside those that run there.
+func (x *witness) starts(m *machine, c runtime.Status, beside []runtime.Status) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.fail(decidedBeforeItStarts(x.decided, c))
+	x.fail(notDoubled(c, beside))
+}
+
+// ends is told before an agent ends a container that runs.
+func (x *witness) ends(m *machine, c runtime.Status) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
+	name := c.Labels[labelNamespace] + "/" + c.Labels[labelName]
+	since, excluded := x.excluded[name]
+	for _, other := range x.world.nodes {
+		n, known := x.last.nodes[other.name]
+		// A node that came back since has the routes of its time; so has an agent
+		// that died in the moment between a table's coming into force and its storing.
+		away := excluded && (other != m && n.Since.After(since) || !other.since.Before(since))
+		if other.agent != nil && known && n.Ready && !away && routed(other.kernel.table())[name] {
+			if !excluded || time.Since(since) < time.Second {
+				x.fail(violated(10, "pod %s is ended while node %s still routes to it by %s; excluded: %v, %v ago; newest table %s", name, other.name,
+					printRoutes(other.kernel.table()), excluded, time.Since(since), printRoutes(x.table)))
+			}
+		}
+	}
+}
+
+const (
+	labelPod       = "tallyman.dev/pod-uid"
+	labelName      = "tallyman.dev/pod-name"
+	labelNamespace = "tallyman.dev/pod-namespace"
+	labelContainer = "tallyman.dev/container"
+	labelRevision  = "tallyman.dev/revision"
+	labelWorkload  = "tallyman.dev/workload"
+)
+
+// view is what the planner knew after a step.
+type view struct {
+	force     string
+	converged bool
+	pods      map[nodes.UID]podView
+	nodes     map[string]nodes.NodeState
+	// templates are the newest ones of the workloads.
+	templates map[desired.Key]string
+}
+
+// podView is one pod in a view.
+type podView struct {
+	workload             desired.Key
+	namespace, name      string
+	node, revision, hash string
+	stopping, done       bool
+	ready                bool
+	readySince           time.Time
+}
+
+func newView(o *nodes.Overview) *view {
+	v := &view{
+		converged: o.Plan.Converged, pods: map[nodes.UID]podView{}, nodes: map[string]nodes.NodeState{}, templates: map[desired.Key]string{},
+	}
+	if o.InForce != nil {
+		v.force = o.InForce.SHA
+	}
+	for _, n := range o.Nodes {
+		v.nodes[n.Name] = n
+	}
+	owners := map[desired.Key]desired.Key{}
+	for i := range o.Objects {
+		h := &o.Objects[i]
+		switch {
+		case h.Pod != nil:
+			v.pods[h.Pod.UID] = newPodView(h, owners)
+		case h.Key.Kind == kindReplicaSet && !h.Owner.IsZero():
+			owners[h.Key] = h.Owner
+		default:
+			v.templates[h.Key] = h.Template
+		}
+	}
+	return v
+}
+
+func newPodView(h *nodes.ObjectHealth, owners map[desired.Key]desired.Key) podView {
+	s := &h.Pod.Status
+	p := podView{
+		workload: h.Owner, namespace: h.Key.Namespace, name: h.Key.Name, node: h.Pod.Node, revision: h.Pod.Revision, hash: h.Template,
+		stopping: h.Pod.Stopping, done: s.Done(), ready: s.Ready, readySince: s.ReadySince,
+	}
+	if top, found := owners[h.Owner]; found {
+		p.workload = top
+	}
+	if h.Owner.IsZero() {
+		p.workload = h.Key
+	}
+	return p
+}
+
+// running counts the pods of a namespace that have not ended.
+func (v *view) running(namespace string) int {
+	n := 0
+	for _, p := range v.pods {
+		if p.namespace == namespace && !p.done {
+			n++
+		}
+	}
+	return n
+}
