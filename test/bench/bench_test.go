@@ -1,0 +1,32 @@
+//go:build e2e
+
+// Package bench measures the speed and size of Tallyman end to end: the built
+// binary, real git, containerd and iptables, on a machine of its own. Every
+// figure of docs/benchmarks.md is made here and written to build/bench.json, and
+// its yardstick runs in the same command where one can.
+//
+// A benchmark fails when something does not work, never because of a time: how
+// fast a machine is says nothing about whether the program is right.
+package bench
+
+import (
+	"testing"
+
+	"github.com/tallyman-dev/tallyman/test/machine"
+)
+
+func TestMain(m *testing.M) { machine.Main(m) }
+
+// TestBench measures everything; -run TestBench/pods measures a part, and
+// leaves the other figures in build/bench.json as they are.
+func TestBench(t *testing.T) {
+	all := &figures{}
+	t.Run("size", func(t *testing.T) { benchSize(t, all) })
+	t.Run("routes", func(t *testing.T) { benchRoutes(t, all) })
+	t.Run("pods", func(t *testing.T) { benchPods(t, all) })
+	t.Run("many", func(t *testing.T) { benchMany(t, all) })
+	t.Run("traffic", func(t *testing.T) { benchTraffic(t, all) })
+	t.Run("idle", func(t *testing.T) { benchIdle(t, all) })
+	t.Run("repository", func(t *testing.T) { benchRepositories(t, all) })
+	all.write(t)
+}

@@ -1,0 +1,276 @@
+//go:build e2e
+
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/image"
+	"github.com/tallyman-dev/tallyman/test/machine"
+)
+
+// Debian's packages that hold the programs and the libraries they load.
+var (
+	nginxPackages = []string{"nginx", "nginx-common", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"}
+	redisPackages = []string{
+		"redis-server", "redis-tools", "libatomic1", "libc6", "libcap2", "libgcc-s1", "libgcrypt20", "libgpg-error0", "libjemalloc2",
+		"liblz4-1", "liblzf1", "liblzma5", "libssl3", "libstdc++6", "libsystemd0", "libzstd1",
+	}
+)
+
+// packageDir keeps the packages between runs.
+func packageDir() (string, error) {
+	dir, err := filepath.Abs("../../build/packages")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+// fetchPackages downloads what is not in packageDir yet.
+func fetchPackages() error {
+	dir, err := packageDir()
+	if err != nil {
+		return err
+	}
+	missing := map[string]bool{}
+	for _, name := range append(nginxPackages, redisPackages...) {
+		if found, _ := filepath.Glob(filepath.Join(dir, name+"_*.deb")); len(found) == 0 {
+			missing[name] = true
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	args := []string{"-o", "APT::Sandbox::User=root", "download"}
+	for name := range missing {
+		args = append(args, name)
+	}
+	download := exec.Command("apt-get", args...)
+	download.Dir = dir
+	if out, err := download.CombinedOutput(); err != nil {
+		return fmt.Errorf("download Debian packages for the tests with nginx and redis: apt-get %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// pushDebian makes an image with a layer for each package and returns its name.
+func (w *world) pushDebian(name string, packages []string) string {
+	w.t.Helper()
+	dir, err := packageDir()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	img := v1.Image(empty.Image)
+	for _, p := range packages {
+		found, err := filepath.Glob(filepath.Join(dir, p+"_*.deb"))
+		if err != nil || len(found) == 0 {
+			w.t.Fatalf("no package %s in %s: %v", p, dir, err)
+		}
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+			out, err := exec.Command("dpkg-deb", "--fsys-tarfile", found[len(found)-1]).Output()
+			return io.NopCloser(bytes.NewReader(out)), err
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if img, err = mutate.AppendLayers(img, layer); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", runtime.GOARCH
+	if img, err = mutate.ConfigFile(img, config); err != nil {
+		w.t.Fatal(err)
+	}
+	ref := machine.RegistryAddress + "/" + name
+	if err := image.Push(w.t.Context(), ref, img, "", ""); err != nil {
+		w.t.Fatal(err)
+	}
+	return ref
+}
+
+const nginxManifests = `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: site}
+data:
+  index.html: "PAGE\n"
+  nginx.conf: |
+    daemon off;
+    error_log /dev/stderr;
+    pid /run/nginx.pid;
+    events {}
+    http {
+      include /etc/nginx/mime.types;
+      access_log /dev/stdout;
+      server { listen 8080; root /site; }
+    }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: site}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: site}}
+  strategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}
+  template:
+    metadata: {labels: {app: site}, annotations: {version: "VERSION"}}
+    spec:
+      securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 1000}
+      volumes:
+        - {name: site, configMap: {name: site}}
+        - {name: run, emptyDir: {medium: Memory}}
+        - {name: lib, emptyDir: {}}
+        - {name: log, emptyDir: {}}
+      containers:
+        - name: nginx
+          image: IMAGE
+          command: [/usr/sbin/nginx, -c, /site/nginx.conf]
+          readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+          lifecycle: {preStop: {sleep: {seconds: 1}}}
+          volumeMounts:
+            - {name: site, mountPath: /site}
+            - {name: run, mountPath: /run}
+            - {name: lib, mountPath: /var/lib/nginx}
+            - {name: log, mountPath: /var/log/nginx}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: site}
+spec: {selector: {app: site}, ports: [{port: 80, targetPort: 8080}]}
+`
+
+// TestNginx serves a ConfigMap's page while its pods roll.
+func TestNginx(t *testing.T) {
+	m := machine.New(t)
+	w := &world{Machine: m, t: t}
+	ref := w.pushDebian("nginx:1", nginxPackages)
+	m.Up()
+	w.clone = m.Clone()
+	write := func(page, version string) {
+		w.clone.Write("site.yaml", strings.NewReplacer("IMAGE", ref, "PAGE", page, "VERSION", version).Replace(nginxManifests))
+	}
+	write("first", "1")
+	w.clone.Apply("nginx")
+	at := w.clusterIP("site")
+	if page, err := get(at, "/index.html"); err != nil || page != "first\n" {
+		t.Errorf("the page is %q, %v", page, err)
+	}
+	stop, failures := make(chan struct{}), make(chan error, 1)
+	go func() { failures <- keepAsking(at, stop) }()
+	write("second", "2")
+	w.clone.Apply("another page")
+	w.Eventually(patience, "the page follows", func() error {
+		page, err := get(at, "/index.html")
+		if err == nil && page != "second\n" {
+			err = fmt.Errorf("it is %q", page)
+		}
+		return err
+	})
+	close(stop)
+	if err := <-failures; err != nil {
+		t.Errorf("a request during the rolling update: %v", err)
+	}
+}
+
+// keepAsking asks until stop is closed and returns the first failure.
+func keepAsking(at string, stop <-chan struct{}) error {
+	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		if _, err := get(at, "/index.html"); err != nil {
+			return err
+		}
+	}
+}
+
+const redisManifests = `
+apiVersion: v1
+kind: Pod
+metadata: {name: redis, labels: {app: redis}}
+spec:
+  volumes: [{name: data, emptyDir: {}}]
+  containers:
+    - name: redis
+      image: IMAGE
+      command: [/usr/bin/redis-server, --bind, 0.0.0.0, --protected-mode, "no", --dir, /data, --appendonly, "yes", --appendfsync, always]
+      securityContext: {runAsUser: 1000}
+      readinessProbe: {exec: {command: [/usr/bin/redis-cli, ping]}, periodSeconds: 1}
+      volumeMounts: [{name: data, mountPath: /data}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: redis}
+spec: {selector: {app: redis}, ports: [{port: 6379}]}
+`
+
+// TestRedis keeps its data across a restart of the container.
+func TestRedis(t *testing.T) {
+	m := machine.New(t)
+	w := &world{Machine: m, t: t}
+	ref := w.pushDebian("redis:7", redisPackages)
+	m.Up()
+	w.clone = m.Clone()
+	w.clone.Write("redis.yaml", strings.ReplaceAll(redisManifests, "IMAGE", ref))
+	w.clone.Apply("redis")
+	at := w.clusterIP("redis")
+	if answer, err := redis(at, "SET cargo 42"); err != nil || answer != "+OK" {
+		t.Fatalf("SET: %q, %v", answer, err)
+	}
+	_, _ = redis(at, "SHUTDOWN") // ends the container without an answer
+	w.Eventually(patience, "redis is back with its data", func() error {
+		if _, err := redis(at, "GET cargo"); err != nil {
+			return err
+		}
+		if n := w.pod("redis", ready).Status.Restarts(); n != 1 {
+			return fmt.Errorf("%d restarts, want 1", n)
+		}
+		return nil
+	})
+	if answer, err := redis(at, "GET cargo"); err != nil || answer != "42" {
+		t.Errorf("after the restart, GET: %q, %v", answer, err)
+	}
+}
+
+// redis sends one command in line and returns the last line of its answer.
+func redis(at, command string) (string, error) {
+	connection, err := net.DialTimeout("tcp", at, 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer connection.Close()
+	connection.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := fmt.Fprintf(connection, "%s\r\n", command); err != nil {
+		return "", err
+	}
+	lines := bufio.NewReader(connection)
+	line, err := lines.ReadString('\n')
+	if err == nil && strings.HasPrefix(line, "$") {
+		line, err = lines.ReadString('\n')
+	}
+	return strings.TrimSpace(line), err
+}

@@ -1,0 +1,122 @@
+// Package machine gives a test a machine of its own: network, mount and process
+// namespaces that vanish with everything in them when the test ends, a real
+// containerd, a real registry, and the built tally binary to run on it.
+//
+// It makes no assertion about Tallyman; it starts, stops and looks.
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// stage tells a re-executed test binary which of its three lives it leads.
+const stage = "TALLY_TEST_STAGE"
+
+// Main runs the tests of a package in namespaces of their own. A first process
+// stays outside and waits; a second is the first process of the namespaces and
+// reaps what is orphaned there; the third runs the tests. When the second ends,
+// the kernel ends everything that was started inside. Call it from TestMain.
+func Main(m *testing.M) {
+	switch os.Getenv(stage) {
+	case "":
+		os.Exit(outside())
+	case "init":
+		os.Exit(inside())
+	}
+	os.Unsetenv(stage)
+	os.Exit(m.Run())
+}
+
+// Outside tells that this process is the one outside of the namespaces: it alone
+// has the outer machine's network, to fetch what the tests need before Main.
+func Outside() bool { return os.Getenv(stage) == "" }
+
+func outside() int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "these tests make containers and network namespaces: run them as root")
+		return 1
+	}
+	cmd := again("init")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:   syscall.CLONE_NEWPID,
+		Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
+		Pdeathsig:    syscall.SIGKILL,
+	}
+	return wait(cmd)
+}
+
+// inside prepares the namespaces, runs the tests and reaps orphans.
+func inside() int {
+	if err := prepare(); err != nil {
+		fmt.Fprintln(os.Stderr, "prepare the test's namespaces:", err)
+		return 1
+	}
+	cmd := again("tests")
+	signal.Ignore(syscall.SIGINT)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "wait:", err)
+			return 1
+		}
+		if pid == cmd.Process.Pid {
+			if status.Signaled() {
+				return 128 + int(status.Signal())
+			}
+			return status.ExitStatus()
+		}
+	}
+}
+
+// prepare mounts what belongs to the new namespaces and raises loopback.
+func prepare() error {
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	// Machines of their own have a run directory of their own, too.
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount /run: %w", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+func again(life string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), stage+"="+life)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd
+}
+
+func wait(cmd *exec.Cmd) int {
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,425 @@
+package machine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/daemon"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/image"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/registry"
+	"github.com/tallyman-dev/tallyman/status/client"
+)
+
+// RegistryAddress is where a machine's registry listens: the one that
+// examples-repo names.
+const RegistryAddress = "127.0.0.1:7490"
+
+// PageAddress is where a machine's tally serves HTTP.
+const PageAddress = "127.0.0.1:7480"
+
+// Machine is one machine with containerd, a registry and the tally binary. It
+// belongs to one test.
+type Machine struct {
+	// Dir holds everything; DataDir and RunDir are tally's.
+	Dir, DataDir, RunDir string
+	Containerd           *daemon.Daemon
+	Registry             *registry.Registry
+
+	t      testing.TB
+	binary string
+	up     *exec.Cmd
+	ended  chan struct{}
+}
+
+// binaryVariable names another binary than build/tally to test.
+const binaryVariable = "TEST_TALLY"
+
+// New makes a machine and clears it away when the test ends. The binary is
+// build/tally, which make build makes, or the one that TEST_TALLY names.
+func New(t testing.TB) *Machine {
+	t.Helper()
+	binary := os.Getenv(binaryVariable)
+	if binary == "" {
+		binary = filepath.Join(Root(t), "build", "tally")
+	}
+	if _, err := os.Stat(binary); err != nil {
+		t.Fatalf("%v: run make build first", err)
+	}
+	dir, err := os.MkdirTemp("/run", "m") // short: a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Machine{
+		t: t, binary: binary, Dir: dir,
+		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "tally"),
+	}
+	ctx := context.Background()
+	if m.Containerd, err = daemon.Start(ctx, filepath.Join(dir, "containerd")); err != nil {
+		t.Fatal(err)
+	}
+	if m.Registry, err = registry.Start(ctx, registry.Options{Dir: filepath.Join(dir, "registry"), Addr: RegistryAddress}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.clear)
+	return m
+}
+
+// For returns the machine for a subtest, whose failures are then its own. Only
+// the machine itself starts and stops tally.
+func (m *Machine) For(t testing.TB) *Machine {
+	other := *m
+	other.t = t
+	return &other
+}
+
+// clear ends everything and looks that nothing is left behind.
+func (m *Machine) clear() {
+	if m.t.Failed() {
+		m.show("tally.log")
+	}
+	m.Stop()
+	if _, err := os.Stat(m.DataDir); err == nil {
+		if out, err := m.command("reset", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address).CombinedOutput(); err != nil {
+			m.t.Errorf("tally reset: %v: %s", err, out)
+		}
+	}
+	m.checkNothingLeft()
+	if err := errors.Join(m.Registry.Stop(), m.Containerd.Stop(), os.RemoveAll(m.Dir)); err != nil {
+		m.t.Error(err)
+	}
+}
+
+// checkNothingLeft is what reset promises.
+func (m *Machine) checkNothingLeft() {
+	rules, err := exec.Command("iptables-save").Output()
+	if err == nil && bytes.Contains(rules, []byte("TALLY")) {
+		m.t.Errorf("reset left iptables rules:\n%s", rules)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err == nil && bytes.Contains(mounts, []byte(" "+m.RunDir)) {
+		m.t.Errorf("reset left mounts below %s:\n%s", m.RunDir, mounts)
+	}
+	links, err := exec.Command("ip", "-brief", "link").Output()
+	if err == nil && bytes.Contains(links, []byte("tally")) {
+		m.t.Errorf("reset left network links:\n%s", links)
+	}
+	for _, line := range strings.Split(processes(), "\n") {
+		if strings.Contains(line, m.RunDir) || strings.Contains(line, "containerd-shim") {
+			m.t.Errorf("reset left a process: %s", line)
+		}
+	}
+}
+
+func processes() string {
+	var all strings.Builder
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range lines {
+		if content, err := os.ReadFile(path); err == nil && len(content) > 0 {
+			all.WriteString(strings.ReplaceAll(string(content), "\x00", " ") + "\n")
+		}
+	}
+	return all.String()
+}
+
+func (m *Machine) show(log string) {
+	content, err := os.ReadFile(filepath.Join(m.Dir, log))
+	if err != nil {
+		return
+	}
+	if len(content) > 16<<10 {
+		content = content[len(content)-16<<10:]
+	}
+	m.t.Logf("the end of %s:\n%s", log, content)
+}
+
+// Root is the root of the sources.
+func Root(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		t.Fatalf("find the root of the sources: %v", err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func (m *Machine) command(args ...string) *exec.Cmd {
+	return exec.Command(m.binary, args...)
+}
+
+// Up starts tally up with more flags and waits until it is ready.
+func (m *Machine) Up(flags ...string) {
+	m.t.Helper()
+	m.Start(flags...)
+	m.Eventually(30*time.Second, "tally up is ready", func() error {
+		select {
+		case <-m.ended:
+			m.show("tally.log")
+			m.t.Fatal("tally up ended")
+		default:
+		}
+		answer, err := http.Get("http://" + PageAddress + "/readyz")
+		if err != nil {
+			return err
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			return errors.New(answer.Status)
+		}
+		return nil
+	})
+}
+
+// Start starts tally up without waiting.
+func (m *Machine) Start(flags ...string) {
+	m.t.Helper()
+	log, err := os.OpenFile(filepath.Join(m.Dir, "tally.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer log.Close()
+	args := append([]string{
+		"up", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address,
+		"--http", PageAddress, "--node-name", "node",
+	}, flags...)
+	m.up = m.command(args...)
+	m.up.Stdout, m.up.Stderr = log, log
+	if err := m.up.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.ended = make(chan struct{})
+	go func(cmd *exec.Cmd, ended chan struct{}) { cmd.Wait(); close(ended) }(m.up, m.ended)
+}
+
+// Use has all that is started from now on run another binary.
+func (m *Machine) Use(binary string) { m.binary = binary }
+
+// Binary that is run.
+func (m *Machine) Binary() string { return m.binary }
+
+// PID of tally up.
+func (m *Machine) PID() int { return m.up.Process.Pid }
+
+// Kill ends tally up as a crash would; Stop asks it to end.
+func (m *Machine) Kill() { m.end(syscall.SIGKILL) }
+
+// Stop ends tally up; containers and the keeper stay.
+func (m *Machine) Stop() { m.end(syscall.SIGTERM) }
+
+func (m *Machine) end(signal syscall.Signal) {
+	if m.up == nil {
+		return
+	}
+	if err := m.up.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		m.t.Error(err)
+	}
+	select {
+	case <-m.ended:
+	case <-time.After(20 * time.Second):
+		m.t.Error("tally up did not end in 20 s")
+		m.up.Process.Kill()
+		<-m.ended
+	}
+	m.up = nil
+}
+
+// Result of a command.
+type Result struct {
+	Out, Err string
+	Code     int
+}
+
+// Tally runs a client command of tally against this machine's server.
+func (m *Machine) Tally(command string, args ...string) Result {
+	m.t.Helper()
+	return run(m.command(append([]string{command, "--run-dir", m.RunDir}, args...)...))
+}
+
+// TallyRaw runs tally with exactly these arguments.
+func (m *Machine) TallyRaw(args ...string) Result { return run(m.command(args...)) }
+
+func run(cmd *exec.Cmd) Result {
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	code := cmd.ProcessState.ExitCode()
+	if err != nil && code <= 0 {
+		return Result{out.String(), errs.String() + err.Error(), -1}
+	}
+	return Result{out.String(), errs.String(), code}
+}
+
+// Overview is what the server shows now.
+func (m *Machine) Overview() (*nodes.Overview, error) {
+	c, err := client.New(client.Options{Socket: filepath.Join(m.RunDir, "tally.sock")})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return c.Overview(ctx)
+}
+
+// Token opens the server over HTTP.
+func (m *Machine) Token() string {
+	m.t.Helper()
+	content, err := os.ReadFile(filepath.Join(m.RunDir, "token"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(content))
+}
+
+// PushImage builds a Go program of this module and pushes it as
+// RegistryAddress/name; env tells versions of one program apart.
+func (m *Machine) PushImage(program, name string, env ...string) string {
+	m.t.Helper()
+	binary, err := image.BuildBinary(context.Background(), program, m.t.TempDir())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	built, err := image.Build(image.Spec{Binaries: map[string]string{"/program": binary}, Entrypoint: []string{"/program"}, Env: env})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	ref := RegistryAddress + "/" + name
+	if err := image.Push(context.Background(), ref, built, "", ""); err != nil {
+		m.t.Fatal(err)
+	}
+	return ref
+}
+
+// Eventually tries until it works; when patience ends the test fails with the
+// last error. It is the one place where tests wait.
+func (m *Machine) Eventually(patience time.Duration, what string, try func() error) {
+	m.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			m.t.Fatalf("%s: not after %s: %v", what, patience, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// WaitConverged waits until the revision is in force, converged and healthy.
+func (m *Machine) WaitConverged(sha string, patience time.Duration) {
+	m.t.Helper()
+	if r := m.Tally("wait", "--commit", sha, "--timeout", patience.String()); r.Code != 0 {
+		m.t.Fatalf("revision %s: exit code %d: %s", sha, r.Code, r.Err)
+	}
+}
+
+// Pods lists the running pods of an owner's name prefix in a namespace.
+func Pods(o *nodes.Overview, namespace, prefix string) []nodes.ObjectHealth {
+	var pods []nodes.ObjectHealth
+	for _, object := range o.Objects {
+		if object.Pod != nil && object.Key.Namespace == namespace && strings.HasPrefix(object.Key.Name, prefix) {
+			pods = append(pods, object)
+		}
+	}
+	return pods
+}
+
+// Clone is a working copy of the machine's repository.
+type Clone struct {
+	Dir string
+	m   *Machine
+}
+
+// Clone makes a working copy that pushes over HTTP with the credential helper.
+func (m *Machine) Clone() *Clone {
+	m.t.Helper()
+	return m.CloneFrom("http://" + PageAddress + "/repo.git")
+}
+
+// CloneFrom makes a working copy of any repository.
+func (m *Machine) CloneFrom(url string) *Clone {
+	m.t.Helper()
+	c := &Clone{Dir: m.t.TempDir(), m: m}
+	helper := fmt.Sprintf("!'%s' git-credential --run-dir '%s'", m.binary, m.RunDir)
+	c.Git("init", "--quiet", "--initial-branch", "main")
+	c.Git("config", "user.name", "Test")
+	c.Git("config", "user.email", "test@localhost")
+	c.Git("config", "credential.http://"+PageAddress+".helper", helper)
+	c.Git("remote", "add", "origin", url)
+	return c
+}
+
+// For returns the clone for a subtest, whose failures are then its own.
+func (c *Clone) For(t testing.TB) *Clone { return &Clone{Dir: c.Dir, m: c.m.For(t)} }
+
+// Git runs git in the clone; failing fails the test.
+func (c *Clone) Git(args ...string) string {
+	c.m.t.Helper()
+	r := c.TryGit(args...)
+	if r.Code != 0 {
+		c.m.t.Fatalf("git %s: exit code %d: %s%s", strings.Join(args, " "), r.Code, r.Out, r.Err)
+	}
+	return strings.TrimSpace(r.Out)
+}
+
+// gitTimeout ends a push that would watch for ever.
+const gitTimeout = time.Minute
+
+// TryGit runs git in the clone.
+func (c *Clone) TryGit(args ...string) Result {
+	ctx, cancel := context.WithTimeout(context.Background(), gitTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "git", args...)
+	cmd.WaitDelay = time.Second // its own children may hold the output
+	cmd.Dir = c.Dir
+	cmd.Env = append(os.Environ(), "GIT_TERMINAL_PROMPT=0", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null")
+	return run(cmd)
+}
+
+// Write puts a file into the clone; nothing is committed yet.
+func (c *Clone) Write(path, content string) {
+	c.m.t.Helper()
+	full := filepath.Join(c.Dir, path)
+	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+		c.m.t.Fatal(err)
+	}
+	if err := os.WriteFile(full, []byte(content), 0o644); err != nil {
+		c.m.t.Fatal(err)
+	}
+}
+
+// Commit commits everything and returns the commit's id.
+func (c *Clone) Commit(message string) string {
+	c.m.t.Helper()
+	c.Git("add", "--all")
+	c.Git("commit", "--quiet", "--allow-empty", "--message", message)
+	return c.Git("rev-parse", "HEAD")
+}
+
+// Push pushes main and watches until the end; Err has the remote: lines.
+func (c *Clone) Push(options ...string) Result {
+	return c.TryGit(append(append([]string{"push"}, options...), "origin", "main")...)
+}
+
+// Apply commits everything, pushes, and waits until it is converged.
+func (c *Clone) Apply(message string) (sha, output string) {
+	c.m.t.Helper()
+	sha = c.Commit(message)
+	r := c.Push()
+	if r.Code != 0 {
+		c.m.t.Fatalf("push of %q: exit code %d: %s", message, r.Code, r.Err)
+	}
+	c.m.WaitConverged(sha, time.Minute)
+	return sha, r.Err
+}
