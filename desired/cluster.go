@@ -1,7 +1,9 @@
 package desired
 
 import (
+	"maps"
 	"net/netip"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -29,6 +31,42 @@ type ClusterSpec struct {
 	Guard *GuardSpec `json:"guard,omitempty"`
 	// Network fixes the cluster's addresses. Fixed after first use.
 	Network *NetworkSpec `json:"network,omitempty"`
+	// PodSecurity judges pods in namespaces that say nothing themselves.
+	PodSecurity *PodSecuritySpec `json:"podSecurity,omitempty"`
+	// Storage says what becomes of data that Git no longer asks for.
+	Storage *StorageSpec `json:"storage,omitempty"`
+	// Metrics name where autoscalers find what nodes can't measure.
+	Metrics *MetricsSpec `json:"metrics,omitempty"`
+	// ServiceAccounts are about the tokens that pods get.
+	ServiceAccounts *ServiceAccountsSpec `json:"serviceAccounts,omitempty"`
+}
+
+// PodSecuritySpec is about Kubernetes' pod security standards.
+type PodSecuritySpec struct {
+	// Enforce is "privileged" (the default: baseline is judged as a warning),
+	// "baseline" or "restricted".
+	Enforce string `json:"enforce,omitempty"`
+}
+
+// StorageSpec is about persistent volumes.
+type StorageSpec struct {
+	// Keep is how long the data of a volume whose reclaim rule is Delete outlives
+	// its claim, as a Go duration; default 24h.
+	Keep string `json:"keep,omitempty"`
+}
+
+// MetricsSpec is about metrics for autoscaling.
+type MetricsSpec struct {
+	// Prometheus is the address of its HTTP API.
+	Prometheus string `json:"prometheus,omitempty"`
+	// Queries in PromQL by the name of the metric in a HorizontalPodAutoscaler.
+	Queries map[string]string `json:"queries,omitempty"`
+}
+
+// ServiceAccountsSpec is about service-account tokens.
+type ServiceAccountsSpec struct {
+	// Issuer in the tokens, a URL; default https://kubernetes.default.svc.<domain>.
+	Issuer string `json:"issuer,omitempty"`
 }
 
 // GuardSpec are the bounds of the deletion guard: a revision that deletes more
@@ -64,6 +102,23 @@ func (c *Cluster) DeepCopyObject() runtime.Object {
 		network := *c.Spec.Network
 		out.Spec.Network = &network
 	}
+	if c.Spec.PodSecurity != nil {
+		security := *c.Spec.PodSecurity
+		out.Spec.PodSecurity = &security
+	}
+	if c.Spec.Storage != nil {
+		storage := *c.Spec.Storage
+		out.Spec.Storage = &storage
+	}
+	if c.Spec.Metrics != nil {
+		metrics := *c.Spec.Metrics
+		metrics.Queries = maps.Clone(metrics.Queries)
+		out.Spec.Metrics = &metrics
+	}
+	if c.Spec.ServiceAccounts != nil {
+		accounts := *c.Spec.ServiceAccounts
+		out.Spec.ServiceAccounts = &accounts
+	}
 	return &out
 }
 
@@ -73,6 +128,17 @@ type Settings struct {
 	WarnUnsupported bool
 	Guard           Guard
 	Network         Network
+	// EnforcePodSecurity is the level that namespaces without a label of their
+	// own are held to: "privileged", "baseline" or "restricted".
+	EnforcePodSecurity string
+	// KeepData is how long data outlives its claim when its reclaim rule is Delete.
+	KeepData time.Duration
+	// Prometheus is the address of the metrics' source, empty for none; Queries
+	// are PromQL by the name of the metric.
+	Prometheus string
+	Queries    map[string]string
+	// Issuer of service-account tokens; empty for the default of the domain.
+	Issuer string
 }
 
 // Guard holds a revision that deletes more than Objects objects and more than
@@ -103,5 +169,7 @@ func DefaultSettings() Settings {
 			NodePortLow:  30000,
 			NodePortHigh: 32767,
 		},
+		EnforcePodSecurity: "privileged",
+		KeepData:           24 * time.Hour,
 	}
 }

@@ -19,6 +19,11 @@ type Assignment struct {
 	// Configs are the ConfigMaps and Secrets that these pods read, sorted by
 	// key: no others, so a node sees only what its pods may see.
 	Configs []*Config
+	// Volumes are those that the node's pods use, and those whose data it holds,
+	// sorted by name.
+	Volumes []*Volume
+	// Measured are the pods whose usage the server wants to know, sorted.
+	Measured []UID
 	// Network are the cluster's addresses.
 	Network desired.Network
 }
@@ -54,6 +59,10 @@ type Report struct {
 	// Ledger, in a complete report, is what the node keeps for the server.
 	Ledger []Decision
 	Events []Event
+	// Volumes whose status changed; all that the node holds, when Complete.
+	Volumes []VolumeStatus
+	// Usage of the pods that the assignment asks to be measured.
+	Usage []Usage
 }
 
 // Decision is one thing that only Tallyman chose: a pod and its node, a

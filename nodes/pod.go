@@ -1,6 +1,7 @@
 package nodes
 
 import (
+	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,6 +39,17 @@ type Pod struct {
 	Incarnation uint64 `json:"incarnation"`
 	// Ordinal of a StatefulSet or Indexed Job pod, else -1.
 	Ordinal int `json:"ordinal"`
+	// Hostname and Subdomain, when set, stand for those of the template.
+	Hostname  string `json:"hostname,omitempty"`
+	Subdomain string `json:"subdomain,omitempty"`
+	// Labels and Annotations are this pod's own (its ordinal, say), beside those
+	// of the template; see AllLabels.
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	// Claims names the PersistentVolumeClaim behind a volume of the template, by
+	// the volume's name, where it is this pod's own: one of a StatefulSet's
+	// claim templates, or an ephemeral volume.
+	Claims map[string]string `json:"claims,omitempty"`
 	// Template is shared. In the record it is kept apart, under its Hash.
 	Template     *Template `json:"-"`
 	TemplateHash string    `json:"template"`
@@ -61,6 +73,40 @@ type Stop struct {
 // Key names the pod as an object.
 func (p *Pod) Key() desired.Key {
 	return desired.Key{Kind: "Pod", Namespace: p.Namespace, Name: p.Name}
+}
+
+// AllLabels are the template's and the pod's own. The result is shared and
+// must not be changed.
+func (p *Pod) AllLabels() map[string]string { return merged(p.Template.Labels, p.Labels) }
+
+// AllAnnotations are the template's and the pod's own. The result is shared
+// and must not be changed.
+func (p *Pod) AllAnnotations() map[string]string {
+	return merged(p.Template.Annotations, p.Annotations)
+}
+
+func merged(shared, own map[string]string) map[string]string {
+	if len(own) == 0 {
+		return shared
+	}
+	all := make(map[string]string, len(shared)+len(own))
+	maps.Copy(all, shared)
+	maps.Copy(all, own)
+	return all
+}
+
+// Claim names the PersistentVolumeClaim behind a volume of the pod's template;
+// empty for a volume that has none.
+func (p *Pod) Claim(v *corev1.Volume) string {
+	switch {
+	case p.Claims[v.Name] != "":
+		return p.Claims[v.Name]
+	case v.PersistentVolumeClaim != nil:
+		return v.PersistentVolumeClaim.ClaimName
+	case v.Ephemeral != nil:
+		return p.Name + "-" + v.Name
+	}
+	return ""
 }
 
 // Phase is Kubernetes' pod phase.

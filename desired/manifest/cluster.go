@@ -3,8 +3,11 @@ package manifest
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -43,7 +46,41 @@ func settings(c *desired.Cluster) (desired.Settings, field.ErrorList) {
 	if n := c.Spec.Network; n != nil {
 		errs = append(errs, network(n, &s.Network, spec.Child("network"))...)
 	}
+	if p := c.Spec.PodSecurity; p != nil && p.Enforce != "" {
+		levels := []string{"privileged", "baseline", "restricted"}
+		if !slices.Contains(levels, p.Enforce) {
+			errs = append(errs, field.NotSupported(spec.Child("podSecurity", "enforce"), p.Enforce, levels))
+		}
+		s.EnforcePodSecurity = p.Enforce
+	}
+	if k := c.Spec.Storage; k != nil && k.Keep != "" {
+		keep, err := time.ParseDuration(k.Keep)
+		if err != nil || keep < 0 {
+			errs = append(errs, field.Invalid(spec.Child("storage", "keep"), k.Keep, "must be a duration that is not negative, such as 24h"))
+		}
+		s.KeepData = keep
+	}
+	if m := c.Spec.Metrics; m != nil {
+		errs = append(errs, metrics(m, &s, spec.Child("metrics"))...)
+	}
+	if a := c.Spec.ServiceAccounts; a != nil && a.Issuer != "" {
+		if u, err := url.Parse(a.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+			errs = append(errs, field.Invalid(spec.Child("serviceAccounts", "issuer"), a.Issuer, "must be an https URL without query and fragment"))
+		}
+		s.Issuer = a.Issuer
+	}
 	return s, errs
+}
+
+func metrics(spec *desired.MetricsSpec, out *desired.Settings, at *field.Path) (errs field.ErrorList) {
+	if u, err := url.Parse(spec.Prometheus); spec.Prometheus != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		errs = append(errs, field.Invalid(at.Child("prometheus"), spec.Prometheus, "must be an http or https URL"))
+	}
+	if spec.Prometheus == "" && len(spec.Queries) > 0 {
+		errs = append(errs, field.Required(at.Child("prometheus"), "the queries need a Prometheus to ask"))
+	}
+	out.Prometheus, out.Queries = spec.Prometheus, spec.Queries
+	return errs
 }
 
 func guard(spec *desired.GuardSpec, out *desired.Guard, at *field.Path) (errs field.ErrorList) {

@@ -260,7 +260,11 @@ func serviceFields() []typeRule {
 func clusterFields() []typeRule {
 	return []typeRule{
 		on[desired.Cluster]("metadata spec"),
-		on[desired.ClusterSpec]("unsupported guard network"),
+		on[desired.ClusterSpec]("unsupported guard network podSecurity storage metrics serviceAccounts"),
+		on[desired.PodSecuritySpec]("enforce"),
+		on[desired.StorageSpec]("keep"),
+		on[desired.MetricsSpec]("prometheus queries"),
+		on[desired.ServiceAccountsSpec]("issuer"),
 		on[desired.GuardSpec]("objects percent"),
 		on[desired.NetworkSpec]("serviceCIDR podCIDR domain nodePorts"),
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -52,6 +53,9 @@ type ClientOptions struct {
 type Client struct {
 	o       ClientOptions
 	pending *pending
+
+	mu      sync.Mutex // guards service
+	service pb.TallymanClient
 }
 
 // NewClient makes a client; Run makes it work.
@@ -123,6 +127,8 @@ func (c *Client) session(ctx context.Context) (connected bool, err error) {
 	}
 	defer conn.Close()
 	service := pb.NewTallymanClient(conn)
+	c.serve(service)
+	defer c.serve(nil)
 	group, ctx := errgroup.WithContext(ctx) // the first part that fails ends the stream and the other parts
 	stream, err := service.Session(ctx)
 	if err != nil {
@@ -140,6 +146,27 @@ func (c *Client) session(ctx context.Context) (connected bool, err error) {
 	})
 	group.Go(func() error { return c.receive(ctx, stream, service, group) })
 	return true, group.Wait()
+}
+
+func (c *Client) serve(s pb.TallymanClient) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.service = s
+}
+
+// Token asks the server for a token; ErrNoSession while there is no server.
+func (c *Client) Token(ctx context.Context, r nodes.TokenRequest) (nodes.Token, error) {
+	c.mu.Lock()
+	service := c.service
+	c.mu.Unlock()
+	if service == nil {
+		return nodes.Token{}, ErrNoSession
+	}
+	answer, err := service.Token(ctx, &pb.TokenRequest{Node: c.o.Node, Pod: string(r.Pod), Audience: r.Audience, Expiry: int64(r.Expiry)})
+	if err != nil {
+		return nodes.Token{}, fmt.Errorf("ask the server for a token: %s", status.Convert(err).Message())
+	}
+	return nodes.Token{Value: answer.GetToken(), Issued: decodeTime(answer.GetIssued()), Expires: decodeTime(answer.GetExpires())}, nil
 }
 
 func (c *Client) greet(stream pb.Tallyman_SessionClient) error {

@@ -133,6 +133,7 @@ func decodePod(p *pb.Pod, templates map[uint64]*nodes.Template) (*nodes.Pod, err
 		Owner: decodeKey(p.GetOwner()), Workload: decodeKey(p.GetWorkload()),
 		Incarnation: p.GetIncarnation(), Ordinal: int(p.GetOrdinal()), TemplateHash: p.GetTemplateHash(),
 		Node: p.GetNode(), Revision: p.GetRevision(), Created: decodeTime(p.GetCreated()),
+		Hostname: p.GetHostname(), Subdomain: p.GetSubdomain(), Labels: p.GetLabels(), Annotations: p.GetAnnotations(), Claims: p.GetClaims(),
 	}
 	if stop := p.GetStop(); stop != nil {
 		out.Stop = &nodes.Stop{Grace: time.Duration(stop.GetGrace()), Reason: stop.GetReason()}
@@ -147,6 +148,48 @@ func decodePod(p *pb.Pod, templates map[uint64]*nodes.Template) (*nodes.Pod, err
 
 func decodeConfig(c *pb.Config) *nodes.Config {
 	return &nodes.Config{Key: decodeKey(c.GetKey()), Version: c.GetVersion(), Data: c.GetData(), Type: c.GetType()}
+}
+
+// decodeVolume returns nil for nil.
+func decodeVolume(v *pb.Volume) (*nodes.Volume, error) {
+	if v == nil {
+		return nil, nil
+	}
+	out := &nodes.Volume{
+		Name: v.GetName(), UID: v.GetUid(), Claim: decodeKey(v.GetClaim()), Provisioner: v.GetProvisioner(), Class: v.GetClass(),
+		Parameters: v.GetParameters(), Node: v.GetNode(), Delete: v.GetDelete(),
+	}
+	if err := out.Spec.Unmarshal(v.GetSpec()); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", out.Name, err)
+	}
+	return out, nil
+}
+
+func decodeVolumeStatus(s *pb.VolumeStatus) (nodes.VolumeStatus, error) {
+	out := nodes.VolumeStatus{
+		Name: s.GetName(), UID: s.GetUid(), Phase: nodes.VolumePhase(s.GetPhase()), Capacity: s.GetCapacity(),
+		Unenforced: s.GetUnenforced(), Reason: s.GetReason(), Message: s.GetMessage(),
+	}
+	var err error
+	if out.Held, err = decodeVolume(s.GetHeld()); err != nil {
+		return out, err
+	}
+	if len(s.GetSource()) > 0 {
+		out.Source = &corev1.CSIPersistentVolumeSource{}
+		if err := out.Source.Unmarshal(s.GetSource()); err != nil {
+			return out, fmt.Errorf("source of volume %s: %w", out.Name, err)
+		}
+	}
+	return out, nil
+}
+
+func decodeUsage(u *pb.Usage) nodes.Usage {
+	return nodes.Usage{
+		Pod: nodes.UID(u.GetPod()), At: decodeTime(u.GetAt()), Window: time.Duration(u.GetWindow()),
+		Containers: each(u.GetContainers(), func(c *pb.ContainerUsage) nodes.ContainerUsage {
+			return nodes.ContainerUsage{Name: c.GetName(), CPU: c.GetCpu(), Memory: c.GetMemory()}
+		}),
+	}
 }
 
 func decodeStatus(s *pb.PodStatus) nodes.PodStatus {

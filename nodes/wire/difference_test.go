@@ -71,10 +71,24 @@ func drawPod(t *rapid.T, uid string, templates []*nodes.Template) *nodes.Pod {
 		Template: template, TemplateHash: template.Hash, Incarnation: rapid.Uint64().Draw(t, "incarnation"),
 		Node: "n1", Revision: "abc", Created: time.Unix(1700000000, 5).UTC(),
 	}
+	if rapid.Bool().Draw(t, "ordinal") {
+		p.Ordinal, p.Hostname, p.Subdomain = 2, p.Name, "sub"
+		p.Labels, p.Annotations = map[string]string{"index": "2"}, map[string]string{"a": "b"}
+		p.Claims = map[string]string{"data": "data-" + p.Name}
+	}
 	if rapid.Bool().Draw(t, "stop") {
 		p.Stop = &nodes.Stop{Grace: time.Duration(rapid.IntRange(0, 30).Draw(t, "grace")) * time.Second, Reason: "scaled \xff down"}
 	}
 	return p
+}
+
+func drawVolume(t *rapid.T, name string) *nodes.Volume {
+	return &nodes.Volume{
+		Name: name, UID: "u" + name, Claim: desired.Key{Kind: "PersistentVolumeClaim", Namespace: "default", Name: "data"},
+		Provisioner: nodes.LocalProvisioner, Class: "local", Parameters: map[string]string{"k": "v"}, Node: "n1",
+		Spec:   corev1.PersistentVolumeSpec{Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(rapid.SampledFrom([]string{"1Gi", "2Gi"}).Draw(t, "capacity"))}},
+		Delete: rapid.Bool().Draw(t, "delete"),
+	}
 }
 
 // TestAssignmentDifferencesAddUp: whatever assignments follow each other, the
@@ -85,6 +99,7 @@ func TestAssignmentDifferencesAddUp(t *testing.T) {
 		s.part = 1500
 		pods := map[string]*nodes.Pod{}
 		configs := map[string]*nodes.Config{}
+		volumes := map[string]*nodes.Volume{}
 		for step := range rapid.IntRange(1, 8).Draw(t, "steps") {
 			templates := []*nodes.Template{drawTemplate(t), drawTemplate(t), drawTemplate(t)}
 			for range rapid.IntRange(0, 6).Draw(t, "changes") {
@@ -92,8 +107,10 @@ func TestAssignmentDifferencesAddUp(t *testing.T) {
 				if rapid.Bool().Draw(t, "drop") {
 					delete(pods, uid)
 					delete(configs, uid)
+					delete(volumes, uid)
 					continue
 				}
+				volumes[uid] = drawVolume(t, uid)
 				pods[uid] = drawPod(t, uid, templates)
 				configs[uid] = &nodes.Config{
 					Key:     desired.Key{Kind: "ConfigMap", Namespace: "default", Name: uid},
@@ -107,6 +124,10 @@ func TestAssignmentDifferencesAddUp(t *testing.T) {
 			for _, uid := range slices.Sorted(maps.Keys(configs)) {
 				want.Configs = append(want.Configs, configs[uid])
 			}
+			for _, name := range slices.Sorted(maps.Keys(volumes)) {
+				want.Volumes = append(want.Volumes, volumes[name])
+			}
+			want.Measured = rapid.SliceOfN(rapid.Map(rapid.IntRange(0, 9), func(n int) nodes.UID { return nodes.UID(fmt.Sprint(n)) }), 0, 2).Draw(t, "measured")
 			got := transmitAssignment(t, s, r, want)
 			for _, p := range pods {
 				if p.Stop != nil {
@@ -246,6 +267,11 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 			Gone:   []nodes.UID{"x", "y"},
 			Ledger: []nodes.Decision{{Kind: "service", Key: "a", Value: json.RawMessage(`{"a":1}`)}, {Kind: "k", Key: "forgotten"}},
 			Events: []nodes.Event{{Reason: "Pulled", Message: "ok", Count: 3, Last: time.Unix(5, 0).UTC()}},
+			Volumes: []nodes.VolumeStatus{
+				{Name: "v", UID: "u", Phase: nodes.VolumeReady, Capacity: 1 << 40, Unenforced: "no quota", Held: drawVolume(t, "v")},
+				{Name: "w", Phase: nodes.VolumeFailed, Reason: "Full", Message: "no space", Source: &corev1.CSIPersistentVolumeSource{Driver: "d", VolumeHandle: "h", VolumeAttributes: map[string]string{"a": "b"}}},
+			},
+			Usage: []nodes.Usage{{Pod: "1", At: time.Unix(6, 0).UTC(), Window: time.Second, Containers: []nodes.ContainerUsage{{Name: "c", CPU: 5, Memory: 7}}}},
 		}
 		templates := []*nodes.Template{drawTemplate(t), drawTemplate(t)}
 		filler := strings.Repeat("m", rapid.SampledFrom(sizes).Draw(t, "size"))

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -88,6 +89,7 @@ func encodePod(p *nodes.Pod, ref uint64) *pb.Pod {
 		Incarnation: p.Incarnation, Ordinal: int64(p.Ordinal),
 		Template: ref, TemplateHash: p.TemplateHash,
 		Node: p.Node, Revision: p.Revision, Created: encodeTime(p.Created),
+		Hostname: p.Hostname, Subdomain: p.Subdomain, Labels: p.Labels, Annotations: p.Annotations, Claims: p.Claims,
 	}
 	if p.Stop != nil {
 		out.Stop = &pb.Stop{Grace: int64(p.Stop.Grace), Reason: text(p.Stop.Reason)}
@@ -97,6 +99,47 @@ func encodePod(p *nodes.Pod, ref uint64) *pb.Pod {
 
 func encodeConfig(c *nodes.Config) *pb.Config {
 	return &pb.Config{Key: encodeKey(c.Key), Version: c.Version, Data: c.Data, Type: c.Type}
+}
+
+// encodeVolume returns nil for nil.
+func encodeVolume(v *nodes.Volume) (*pb.Volume, error) {
+	if v == nil {
+		return nil, nil
+	}
+	spec, err := v.Spec.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", v.Name, err)
+	}
+	return &pb.Volume{
+		Name: v.Name, Uid: v.UID, Claim: encodeKey(v.Claim), Provisioner: v.Provisioner, Class: v.Class,
+		Parameters: v.Parameters, Node: v.Node, Spec: spec, Delete: v.Delete,
+	}, nil
+}
+
+func encodeVolumeStatus(s *nodes.VolumeStatus) (*pb.VolumeStatus, error) {
+	held, err := encodeVolume(s.Held)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.VolumeStatus{
+		Name: s.Name, Uid: s.UID, Phase: string(s.Phase), Capacity: s.Capacity, Unenforced: text(s.Unenforced),
+		Reason: text(s.Reason), Message: text(s.Message), Held: held,
+	}
+	if s.Source != nil {
+		if out.Source, err = s.Source.Marshal(); err != nil {
+			return nil, fmt.Errorf("volume %s: %w", s.Name, err)
+		}
+	}
+	return out, nil
+}
+
+func encodeUsage(u nodes.Usage) *pb.Usage {
+	return &pb.Usage{
+		Pod: string(u.Pod), At: encodeTime(u.At), Window: int64(u.Window),
+		Containers: each(u.Containers, func(c nodes.ContainerUsage) *pb.ContainerUsage {
+			return &pb.ContainerUsage{Name: c.Name, Cpu: c.CPU, Memory: c.Memory}
+		}),
+	}
 }
 
 func encodeStatus(s nodes.PodStatus) *pb.PodStatus {

@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -22,6 +24,8 @@ type pending struct {
 	gone     []nodes.UID
 	isGone   map[nodes.UID]bool
 	events   []nodes.Event
+	volumes  map[string]nodes.VolumeStatus
+	usage    map[nodes.UID]nodes.Usage
 }
 
 func newPending() *pending {
@@ -29,6 +33,8 @@ func newPending() *pending {
 		wake:     make(chan struct{}, 1),
 		statuses: map[nodes.UID]nodes.PodStatus{},
 		isGone:   map[nodes.UID]bool{},
+		volumes:  map[string]nodes.VolumeStatus{},
+		usage:    map[nodes.UID]nodes.Usage{},
 	}
 }
 
@@ -56,6 +62,12 @@ func (p *pending) add(r nodes.Report) {
 			p.gone = append(p.gone, uid)
 		}
 	}
+	for _, v := range r.Volumes {
+		p.volumes[v.Name] = v
+	}
+	for _, u := range r.Usage {
+		p.usage[u.Pod] = u
+	}
 	p.events = append(p.events, r.Events...)
 	if excess := len(p.events) - maxPendingEvents; excess > 0 {
 		p.events = append([]nodes.Event(nil), p.events[excess:]...)
@@ -77,9 +89,17 @@ func (p *pending) take(node string) (r nodes.Report, ok bool) {
 			delete(p.statuses, uid)
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(p.volumes)) {
+		r.Volumes = append(r.Volumes, p.volumes[name])
+	}
+	for _, uid := range slices.Sorted(maps.Keys(p.usage)) {
+		r.Usage = append(r.Usage, p.usage[uid])
+	}
 	p.info, p.routes, p.order, p.gone, p.events = nil, 0, nil, nil, nil
 	clear(p.isGone)
-	return r, r.Info != nil || r.Routes != 0 || len(r.Statuses)+len(r.Gone)+len(r.Events) > 0
+	clear(p.volumes)
+	clear(p.usage)
+	return r, r.Info != nil || r.Routes != 0 || len(r.Statuses)+len(r.Gone)+len(r.Events)+len(r.Volumes)+len(r.Usage) > 0
 }
 
 // forgetState drops what the complete report of a new session will tell anew.
@@ -89,4 +109,5 @@ func (p *pending) forgetState() {
 	defer p.mu.Unlock()
 	p.info, p.routes, p.order = nil, 0, nil
 	clear(p.statuses)
+	clear(p.volumes)
 }

@@ -24,6 +24,8 @@ type receiver struct {
 	templates           map[uint64]*nodes.Template
 	pods                map[nodes.UID]*nodes.Pod
 	configs             map[desired.Key]*nodes.Config
+	volumes             map[string]*nodes.Volume
+	measured            []nodes.UID
 
 	routed, routing bool
 	table           *proxy.Table
@@ -53,6 +55,7 @@ func (r *receiver) assignment(d *pb.AssignmentDelta) (*nodes.Assignment, error) 
 		r.templates = map[uint64]*nodes.Template{}
 		r.pods = map[nodes.UID]*nodes.Pod{}
 		r.configs = map[desired.Key]*nodes.Config{}
+		r.volumes, r.measured = map[string]*nodes.Volume{}, nil
 	case !r.assigned:
 		return nil, fmt.Errorf("message %d changes an assignment that never came", d.GetSeq())
 	}
@@ -101,6 +104,23 @@ func (r *receiver) apply(d *pb.AssignmentDelta) error {
 	for _, k := range d.GetConfigsGone() {
 		delete(r.configs, decodeKey(k))
 	}
+	return r.applyVolumes(d)
+}
+
+func (r *receiver) applyVolumes(d *pb.AssignmentDelta) error {
+	for _, v := range d.GetVolumes() {
+		volume, err := decodeVolume(v)
+		if err != nil {
+			return err
+		}
+		r.volumes[volume.Name] = volume
+	}
+	for _, name := range d.GetVolumesGone() {
+		delete(r.volumes, name)
+	}
+	if m := d.GetMeasured(); m != nil {
+		r.measured = each(m.GetPods(), func(u string) nodes.UID { return nodes.UID(u) })
+	}
 	return nil
 }
 
@@ -114,6 +134,10 @@ func (r *receiver) assemble() *nodes.Assignment {
 		Configs: slices.SortedFunc(maps.Values(r.configs), func(a, b *nodes.Config) int {
 			return a.Key.Compare(b.Key)
 		}),
+		Volumes: slices.SortedFunc(maps.Values(r.volumes), func(a, b *nodes.Volume) int {
+			return strings.Compare(a.Name, b.Name)
+		}),
+		Measured: r.measured,
 	}
 }
 

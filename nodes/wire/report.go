@@ -35,6 +35,19 @@ func encodeReport(r nodes.Report, limit int) ([]*pb.AgentMessage, error) {
 		part := out.room(m)
 		part.Events = append(part.Events, m)
 	}
+	for i := range r.Volumes {
+		m, err := encodeVolumeStatus(&r.Volumes[i])
+		if err != nil {
+			return nil, err
+		}
+		part := out.room(m)
+		part.Volumes = append(part.Volumes, m)
+	}
+	for _, u := range r.Usage {
+		m := encodeUsage(u)
+		part := out.room(m)
+		part.Usage = append(part.Usage, m)
+	}
 	messages := make([]*pb.AgentMessage, len(out.parts))
 	for i, part := range out.parts {
 		part.More = i < len(out.parts)-1
@@ -109,6 +122,14 @@ func (r *reportReader) add(part *pb.Report) (*nodes.Report, error) {
 	}
 	r.report.Ledger = append(r.report.Ledger, each(part.GetLedger(), decodeDecision)...)
 	r.report.Events = append(r.report.Events, each(part.GetEvents(), decodeEvent)...)
+	for _, v := range part.GetVolumes() {
+		status, err := decodeVolumeStatus(v)
+		if err != nil {
+			return nil, err
+		}
+		r.report.Volumes = append(r.report.Volumes, status)
+	}
+	r.report.Usage = append(r.report.Usage, each(part.GetUsage(), decodeUsage)...)
 	if part.GetMore() {
 		return nil, nil
 	}

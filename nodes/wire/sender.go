@@ -33,6 +33,8 @@ type sender struct {
 	templates *templateRefs
 	pods      map[nodes.UID]sentPod
 	configs   map[desired.Key]string
+	volumes   map[string]*nodes.Volume
+	measured  []nodes.UID
 
 	routed     bool
 	generation uint64
@@ -53,6 +55,7 @@ func newSender() *sender {
 		templates: newTemplateRefs(),
 		pods:      map[nodes.UID]sentPod{},
 		configs:   map[desired.Key]string{},
+		volumes:   map[string]*nodes.Volume{},
 		services:  map[serviceName]*proxy.Service{},
 	}
 }
@@ -66,6 +69,10 @@ func (s *sender) assignment(a *nodes.Assignment) ([]*pb.ServerMessage, error) {
 	}
 	s.dropPods(out, a.Pods)
 	s.addConfigs(out, a.Configs)
+	if err := s.addVolumes(out, a.Volumes); err != nil {
+		return nil, err
+	}
+	s.addMeasured(out, a.Measured)
 	if s.assigned && s.network == a.Network && out.empty() {
 		return nil, nil
 	}
@@ -105,17 +112,7 @@ func (s *sender) addPods(out *assignmentParts, pods []*nodes.Pod) error {
 }
 
 // samePod compares everything but the template.
-func samePod(a, b *nodes.Pod) bool {
-	x, y := *a, *b
-	x.Template, y.Template, x.Stop, y.Stop = nil, nil, nil, nil
-	if x.Created.Equal(y.Created) {
-		y.Created = x.Created
-	}
-	if (a.Stop == nil) != (b.Stop == nil) {
-		return false
-	}
-	return x == y && (a.Stop == nil || *a.Stop == *b.Stop)
-}
+func samePod(a, b *nodes.Pod) bool { return proto.Equal(encodePod(a, 0), encodePod(b, 0)) }
 
 // dropPods takes away the pods that are no longer there, and the templates
 // that nobody uses any more.
@@ -162,6 +159,45 @@ func (s *sender) addConfigs(out *assignmentParts, configs []*nodes.Config) {
 	slices.SortFunc(gone, desired.Key.Compare)
 	last := out.parts[len(out.parts)-1]
 	last.ConfigsGone = each(gone, encodeKey)
+}
+
+func (s *sender) addVolumes(out *assignmentParts, volumes []*nodes.Volume) error {
+	present := make(map[string]bool, len(volumes))
+	for _, v := range volumes {
+		present[v.Name] = true
+		sent := s.volumes[v.Name]
+		if sent == v {
+			continue
+		}
+		s.volumes[v.Name] = v
+		message, err := encodeVolume(v)
+		if err != nil {
+			return err
+		}
+		if before, err := encodeVolume(sent); err == nil && sent != nil && proto.Equal(before, message) {
+			continue
+		}
+		part := out.room(message)
+		part.Volumes = append(part.Volumes, message)
+	}
+	var gone []string
+	for name := range s.volumes {
+		if !present[name] {
+			gone = append(gone, name)
+			delete(s.volumes, name)
+		}
+	}
+	slices.Sort(gone)
+	out.parts[len(out.parts)-1].VolumesGone = gone
+	return nil
+}
+
+func (s *sender) addMeasured(out *assignmentParts, pods []nodes.UID) {
+	if slices.Equal(s.measured, pods) {
+		return
+	}
+	s.measured = pods
+	out.parts[len(out.parts)-1].Measured = &pb.Measured{Pods: each(pods, func(u nodes.UID) string { return string(u) })}
 }
 
 // routes returns the messages that turn the last route table into t.
@@ -264,5 +300,6 @@ func (p *assignmentParts) room(m proto.Message) *pb.AssignmentDelta {
 func (p *assignmentParts) empty() bool {
 	d := p.parts[0]
 	return len(p.parts) == 1 && len(d.Templates) == 0 && len(d.TemplatesGone) == 0 &&
-		len(d.Pods) == 0 && len(d.PodsGone) == 0 && len(d.Configs) == 0 && len(d.ConfigsGone) == 0
+		len(d.Pods) == 0 && len(d.PodsGone) == 0 && len(d.Configs) == 0 && len(d.ConfigsGone) == 0 &&
+		len(d.Volumes) == 0 && len(d.VolumesGone) == 0 && d.Measured == nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -32,7 +33,10 @@ type ServerOptions struct {
 	Accept func(ctx context.Context, s *Session) error
 	// Credentials secure the listener; nil where it is private already.
 	Credentials credentials.TransportCredentials
-	Log         *slog.Logger
+	// Token signs a token for a pod that is bound to the asking node; nil
+	// refuses all.
+	Token func(ctx context.Context, node string, r nodes.TokenRequest) (nodes.Token, error)
+	Log   *slog.Logger
 }
 
 // Server is the server's end of the protocol.
@@ -107,6 +111,20 @@ func (s *service) Session(stream pb.Tallyman_SessionServer) error {
 		return status.Error(codes.Aborted, err.Error())
 	}
 	return nil
+}
+
+// Token implements pb.TallymanServer.
+func (s *service) Token(ctx context.Context, r *pb.TokenRequest) (*pb.TokenAnswer, error) {
+	if s.server.o.Token == nil {
+		return nil, status.Error(codes.Unimplemented, "this server signs no tokens")
+	}
+	t, err := s.server.o.Token(ctx, r.GetNode(), nodes.TokenRequest{
+		Pod: nodes.UID(r.GetPod()), Audience: r.GetAudience(), Expiry: time.Duration(r.GetExpiry()),
+	})
+	if err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	return &pb.TokenAnswer{Token: t.Value, Issued: encodeTime(t.Issued), Expires: encodeTime(t.Expires)}, nil
 }
 
 // negotiate picks the newest version that both sides speak.

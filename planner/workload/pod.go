@@ -51,7 +51,7 @@ func (s *Single) Next() Steps {
 	case there > 0:
 		steps.Waits = "the pod before it must stop first"
 	default:
-		steps.Creates = []Create{{Hash: s.Current.Hash, Count: 1}}
+		steps.Creates = []Create{{Hash: s.Current.Hash, Count: 1, Ordinal: NoOrdinal}}
 	}
 	return steps
 }

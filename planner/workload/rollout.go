@@ -293,7 +293,7 @@ func (r *Rollout) steps(all []*target) Steps {
 			s.Removes = append(s.Removes, Remove{UID: p.UID, Hash: t.set.Hash, Reason: r.removal(t)})
 		}
 		if surplus < 0 {
-			s.Creates = append(s.Creates, Create{Hash: t.set.Hash, Count: -surplus})
+			s.Creates = append(s.Creates, Create{Hash: t.set.Hash, Count: -surplus, Ordinal: NoOrdinal})
 		}
 	}
 	return s

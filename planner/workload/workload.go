@@ -41,6 +41,8 @@ type Pod struct {
 	// Cost is the pod-deletion-cost annotation: lower goes first.
 	Cost        int
 	Incarnation uint64
+	// Ordinal of a StatefulSet's or an Indexed Job's pod, else NoOrdinal.
+	Ordinal int
 	// Leaving pods are on their way out and count only where a rule waits for
 	// them to be gone.
 	Leaving bool
@@ -70,10 +72,19 @@ type Set struct {
 	Pods []Pod
 }
 
+// NoOrdinal is that of pods that are all alike.
+const NoOrdinal = -1
+
 // Create asks for new pods of one set.
 type Create struct {
 	Hash  string
 	Count int
+	// Ordinal of the one pod, or NoOrdinal.
+	Ordinal int
+	// Name of the one pod; empty to have one made up from the owner's.
+	Name string
+	// Node that the one pod is for; empty leaves the choice to placement.
+	Node string
 }
 
 // Remove asks for the end of one pod.

@@ -377,6 +377,8 @@ type Report struct {
 	Held          []*Pod                 `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
 	Ledger        []*Decision            `protobuf:"bytes,9,rep,name=ledger,proto3" json:"ledger,omitempty"`
 	Events        []*Event               `protobuf:"bytes,10,rep,name=events,proto3" json:"events,omitempty"`
+	Volumes       []*VolumeStatus        `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Usage         []*Usage               `protobuf:"bytes,12,rep,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -477,6 +479,20 @@ func (x *Report) GetLedger() []*Decision {
 func (x *Report) GetEvents() []*Event {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *Report) GetVolumes() []*VolumeStatus {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Report) GetUsage() []*Usage {
+	if x != nil {
+		return x.Usage
 	}
 	return nil
 }
@@ -629,6 +645,10 @@ type AssignmentDelta struct {
 	PodsGone      []string               `protobuf:"bytes,9,rep,name=pods_gone,json=podsGone,proto3" json:"pods_gone,omitempty"`
 	Configs       []*Config              `protobuf:"bytes,10,rep,name=configs,proto3" json:"configs,omitempty"`
 	ConfigsGone   []*Key                 `protobuf:"bytes,11,rep,name=configs_gone,json=configsGone,proto3" json:"configs_gone,omitempty"`
+	Volumes       []*Volume              `protobuf:"bytes,12,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	VolumesGone   []string               `protobuf:"bytes,13,rep,name=volumes_gone,json=volumesGone,proto3" json:"volumes_gone,omitempty"`
+	// Measured replaces the whole list when it is set.
+	Measured      *Measured `protobuf:"bytes,14,opt,name=measured,proto3" json:"measured,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -740,6 +760,71 @@ func (x *AssignmentDelta) GetConfigsGone() []*Key {
 	return nil
 }
 
+func (x *AssignmentDelta) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *AssignmentDelta) GetVolumesGone() []string {
+	if x != nil {
+		return x.VolumesGone
+	}
+	return nil
+}
+
+func (x *AssignmentDelta) GetMeasured() *Measured {
+	if x != nil {
+		return x.Measured
+	}
+	return nil
+}
+
+type Measured struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pods          []string               `protobuf:"bytes,1,rep,name=pods,proto3" json:"pods,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Measured) Reset() {
+	*x = Measured{}
+	mi := &file_wire_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Measured) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Measured) ProtoMessage() {}
+
+func (x *Measured) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Measured.ProtoReflect.Descriptor instead.
+func (*Measured) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Measured) GetPods() []string {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
 type Network struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Services      string                 `protobuf:"bytes,1,opt,name=services,proto3" json:"services,omitempty"`
@@ -753,7 +838,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +850,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +863,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{7}
+	return file_wire_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Network) GetServices() string {
@@ -831,7 +916,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +928,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +941,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Template) GetRef() uint64 {
@@ -906,7 +991,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1003,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1016,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Key) GetGroup() string {
@@ -977,15 +1062,20 @@ type Pod struct {
 	Node         string `protobuf:"bytes,10,opt,name=node,proto3" json:"node,omitempty"`
 	Revision     string `protobuf:"bytes,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Instants are nanoseconds since 1970 in UTC; 0 is no instant.
-	Created       int64 `protobuf:"varint,12,opt,name=created,proto3" json:"created,omitempty"`
-	Stop          *Stop `protobuf:"bytes,13,opt,name=stop,proto3" json:"stop,omitempty"`
+	Created       int64             `protobuf:"varint,12,opt,name=created,proto3" json:"created,omitempty"`
+	Stop          *Stop             `protobuf:"bytes,13,opt,name=stop,proto3" json:"stop,omitempty"`
+	Hostname      string            `protobuf:"bytes,14,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Subdomain     string            `protobuf:"bytes,15,opt,name=subdomain,proto3" json:"subdomain,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Annotations   map[string]string `protobuf:"bytes,17,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Claims        map[string]string `protobuf:"bytes,18,rep,name=claims,proto3" json:"claims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1087,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1100,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Pod) GetUid() string {
@@ -1104,6 +1194,41 @@ func (x *Pod) GetStop() *Stop {
 	return nil
 }
 
+func (x *Pod) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Pod) GetSubdomain() string {
+	if x != nil {
+		return x.Subdomain
+	}
+	return ""
+}
+
+func (x *Pod) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Pod) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+func (x *Pod) GetClaims() map[string]string {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
 type Stop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Grace         int64                  `protobuf:"varint,1,opt,name=grace,proto3" json:"grace,omitempty"`
@@ -1114,7 +1239,7 @@ type Stop struct {
 
 func (x *Stop) Reset() {
 	*x = Stop{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1251,7 @@ func (x *Stop) String() string {
 func (*Stop) ProtoMessage() {}
 
 func (x *Stop) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1264,7 @@ func (x *Stop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stop.ProtoReflect.Descriptor instead.
 func (*Stop) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Stop) GetGrace() int64 {
@@ -1168,7 +1293,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1305,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1318,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Config) GetKey() *Key {
@@ -1224,6 +1349,482 @@ func (x *Config) GetType() string {
 	return ""
 }
 
+// Volume is nodes.Volume; spec is the protobuf encoding of Kubernetes' core/v1
+// PersistentVolumeSpec.
+type Volume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Claim         *Key                   `protobuf:"bytes,3,opt,name=claim,proto3" json:"claim,omitempty"`
+	Provisioner   string                 `protobuf:"bytes,4,opt,name=provisioner,proto3" json:"provisioner,omitempty"`
+	Class         string                 `protobuf:"bytes,5,opt,name=class,proto3" json:"class,omitempty"`
+	Parameters    map[string]string      `protobuf:"bytes,6,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Node          string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	Spec          []byte                 `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
+	Delete        bool                   `protobuf:"varint,9,opt,name=delete,proto3" json:"delete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Volume) Reset() {
+	*x = Volume{}
+	mi := &file_wire_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Volume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Volume) ProtoMessage() {}
+
+func (x *Volume) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Volume.ProtoReflect.Descriptor instead.
+func (*Volume) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Volume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Volume) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *Volume) GetClaim() *Key {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *Volume) GetProvisioner() string {
+	if x != nil {
+		return x.Provisioner
+	}
+	return ""
+}
+
+func (x *Volume) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *Volume) GetParameters() map[string]string {
+	if x != nil {
+		return x.Parameters
+	}
+	return nil
+}
+
+func (x *Volume) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Volume) GetSpec() []byte {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Volume) GetDelete() bool {
+	if x != nil {
+		return x.Delete
+	}
+	return false
+}
+
+type VolumeStatus struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uid        string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Phase      string                 `protobuf:"bytes,3,opt,name=phase,proto3" json:"phase,omitempty"`
+	Capacity   int64                  `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Unenforced string                 `protobuf:"bytes,5,opt,name=unenforced,proto3" json:"unenforced,omitempty"`
+	// Source is the protobuf encoding of Kubernetes' core/v1
+	// CSIPersistentVolumeSource; empty for none.
+	Source        []byte  `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Reason        string  `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string  `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	Held          *Volume `protobuf:"bytes,9,opt,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeStatus) Reset() {
+	*x = VolumeStatus{}
+	mi := &file_wire_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeStatus) ProtoMessage() {}
+
+func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
+func (*VolumeStatus) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *VolumeStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeStatus) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *VolumeStatus) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *VolumeStatus) GetCapacity() int64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetUnenforced() string {
+	if x != nil {
+		return x.Unenforced
+	}
+	return ""
+}
+
+func (x *VolumeStatus) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *VolumeStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *VolumeStatus) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *VolumeStatus) GetHeld() *Volume {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+type Usage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	At            int64                  `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"`
+	Window        int64                  `protobuf:"varint,3,opt,name=window,proto3" json:"window,omitempty"`
+	Containers    []*ContainerUsage      `protobuf:"bytes,4,rep,name=containers,proto3" json:"containers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_wire_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Usage) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *Usage) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Usage) GetWindow() int64 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+func (x *Usage) GetContainers() []*ContainerUsage {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+type ContainerUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cpu           int64                  `protobuf:"varint,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory        int64                  `protobuf:"varint,3,opt,name=memory,proto3" json:"memory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContainerUsage) Reset() {
+	*x = ContainerUsage{}
+	mi := &file_wire_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainerUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainerUsage) ProtoMessage() {}
+
+func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainerUsage.ProtoReflect.Descriptor instead.
+func (*ContainerUsage) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ContainerUsage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ContainerUsage) GetCpu() int64 {
+	if x != nil {
+		return x.Cpu
+	}
+	return 0
+}
+
+func (x *ContainerUsage) GetMemory() int64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+type TokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Audience      string                 `protobuf:"bytes,3,opt,name=audience,proto3" json:"audience,omitempty"`
+	Expiry        int64                  `protobuf:"varint,4,opt,name=expiry,proto3" json:"expiry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenRequest) Reset() {
+	*x = TokenRequest{}
+	mi := &file_wire_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenRequest) ProtoMessage() {}
+
+func (x *TokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
+func (*TokenRequest) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *TokenRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *TokenRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *TokenRequest) GetAudience() string {
+	if x != nil {
+		return x.Audience
+	}
+	return ""
+}
+
+func (x *TokenRequest) GetExpiry() int64 {
+	if x != nil {
+		return x.Expiry
+	}
+	return 0
+}
+
+type TokenAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Issued        int64                  `protobuf:"varint,2,opt,name=issued,proto3" json:"issued,omitempty"`
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenAnswer) Reset() {
+	*x = TokenAnswer{}
+	mi := &file_wire_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenAnswer) ProtoMessage() {}
+
+func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenAnswer.ProtoReflect.Descriptor instead.
+func (*TokenAnswer) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TokenAnswer) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *TokenAnswer) GetIssued() int64 {
+	if x != nil {
+		return x.Issued
+	}
+	return 0
+}
+
+func (x *TokenAnswer) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
 type PodStatus struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Uid             string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -1244,7 +1845,7 @@ type PodStatus struct {
 
 func (x *PodStatus) Reset() {
 	*x = PodStatus{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1857,7 @@ func (x *PodStatus) String() string {
 func (*PodStatus) ProtoMessage() {}
 
 func (x *PodStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1870,7 @@ func (x *PodStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodStatus.ProtoReflect.Descriptor instead.
 func (*PodStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PodStatus) GetUid() string {
@@ -1379,7 +1980,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1992,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +2005,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ContainerStatus) GetName() string {
@@ -1526,7 +2127,7 @@ type Termination struct {
 
 func (x *Termination) Reset() {
 	*x = Termination{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +2139,7 @@ func (x *Termination) String() string {
 func (*Termination) ProtoMessage() {}
 
 func (x *Termination) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +2152,7 @@ func (x *Termination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Termination.ProtoReflect.Descriptor instead.
 func (*Termination) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Termination) GetReason() string {
@@ -1612,7 +2213,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +2225,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +2238,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Event) GetObject() *Key {
@@ -1709,7 +2310,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +2322,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +2335,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Decision) GetKind() string {
@@ -1781,7 +2382,7 @@ type RouteDelta struct {
 
 func (x *RouteDelta) Reset() {
 	*x = RouteDelta{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +2394,7 @@ func (x *RouteDelta) String() string {
 func (*RouteDelta) ProtoMessage() {}
 
 func (x *RouteDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +2407,7 @@ func (x *RouteDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteDelta.ProtoReflect.Descriptor instead.
 func (*RouteDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RouteDelta) GetSeq() uint64 {
@@ -1868,7 +2469,7 @@ type ServiceName struct {
 
 func (x *ServiceName) Reset() {
 	*x = ServiceName{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +2481,7 @@ func (x *ServiceName) String() string {
 func (*ServiceName) ProtoMessage() {}
 
 func (x *ServiceName) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +2494,7 @@ func (x *ServiceName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceName.ProtoReflect.Descriptor instead.
 func (*ServiceName) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ServiceName) GetNamespace() string {
@@ -1928,7 +2529,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2541,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2554,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Service) GetNamespace() string {
@@ -2039,7 +2640,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2652,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2665,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Port) GetName() string {
@@ -2115,7 +2716,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2728,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2741,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Endpoint) GetAddr() []byte {
@@ -2190,7 +2791,7 @@ type LedgerDelta struct {
 
 func (x *LedgerDelta) Reset() {
 	*x = LedgerDelta{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2803,7 @@ func (x *LedgerDelta) String() string {
 func (*LedgerDelta) ProtoMessage() {}
 
 func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2816,7 @@ func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerDelta.ProtoReflect.Descriptor instead.
 func (*LedgerDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LedgerDelta) GetSeq() uint64 {
@@ -2263,7 +2864,7 @@ type OpenLog struct {
 
 func (x *OpenLog) Reset() {
 	*x = OpenLog{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2876,7 @@ func (x *OpenLog) String() string {
 func (*OpenLog) ProtoMessage() {}
 
 func (x *OpenLog) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2889,7 @@ func (x *OpenLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenLog.ProtoReflect.Descriptor instead.
 func (*OpenLog) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OpenLog) GetId() string {
@@ -2360,7 +2961,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2973,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2986,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LogChunk) GetId() string {
@@ -2417,7 +3018,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +3030,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +3043,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 var File_wire_proto protoreflect.FileDescriptor
@@ -2473,7 +3074,7 @@ const file_wire_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\";\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
-	"\x06server\x18\x02 \x01(\tR\x06server\"\x93\x03\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\"\xfc\x03\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x12\x12\n" +
 	"\x04more\x18\x02 \x01(\bR\x04more\x12*\n" +
@@ -2485,7 +3086,9 @@ const file_wire_proto_rawDesc = "" +
 	"\x04held\x18\b \x03(\v2\x15.tallyman.wire.v1.PodR\x04held\x122\n" +
 	"\x06ledger\x18\t \x03(\v2\x1a.tallyman.wire.v1.DecisionR\x06ledger\x12/\n" +
 	"\x06events\x18\n" +
-	" \x03(\v2\x17.tallyman.wire.v1.EventR\x06events\"\xd5\x04\n" +
+	" \x03(\v2\x17.tallyman.wire.v1.EventR\x06events\x128\n" +
+	"\avolumes\x18\v \x03(\v2\x1e.tallyman.wire.v1.VolumeStatusR\avolumes\x12-\n" +
+	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\"\xd5\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
@@ -2508,7 +3111,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AllocatableEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc2\x04\n" +
 	"\x0fAssignmentDelta\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
@@ -2521,7 +3124,12 @@ const file_wire_proto_rawDesc = "" +
 	"\tpods_gone\x18\t \x03(\tR\bpodsGone\x122\n" +
 	"\aconfigs\x18\n" +
 	" \x03(\v2\x18.tallyman.wire.v1.ConfigR\aconfigs\x128\n" +
-	"\fconfigs_gone\x18\v \x03(\v2\x15.tallyman.wire.v1.KeyR\vconfigsGone\"\x9b\x01\n" +
+	"\fconfigs_gone\x18\v \x03(\v2\x15.tallyman.wire.v1.KeyR\vconfigsGone\x122\n" +
+	"\avolumes\x18\f \x03(\v2\x18.tallyman.wire.v1.VolumeR\avolumes\x12!\n" +
+	"\fvolumes_gone\x18\r \x03(\tR\vvolumesGone\x126\n" +
+	"\bmeasured\x18\x0e \x01(\v2\x1a.tallyman.wire.v1.MeasuredR\bmeasured\"\x1e\n" +
+	"\bMeasured\x12\x12\n" +
+	"\x04pods\x18\x01 \x03(\tR\x04pods\"\x9b\x01\n" +
 	"\aNetwork\x12\x1a\n" +
 	"\bservices\x18\x01 \x01(\tR\bservices\x12\x12\n" +
 	"\x04pods\x18\x02 \x01(\tR\x04pods\x12\x16\n" +
@@ -2544,7 +3152,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\x9c\x03\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\xcc\x06\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -2559,7 +3167,21 @@ const file_wire_proto_rawDesc = "" +
 	" \x01(\tR\x04node\x12\x1a\n" +
 	"\brevision\x18\v \x01(\tR\brevision\x12\x18\n" +
 	"\acreated\x18\f \x01(\x03R\acreated\x12*\n" +
-	"\x04stop\x18\r \x01(\v2\x16.tallyman.wire.v1.StopR\x04stop\"4\n" +
+	"\x04stop\x18\r \x01(\v2\x16.tallyman.wire.v1.StopR\x04stop\x12\x1a\n" +
+	"\bhostname\x18\x0e \x01(\tR\bhostname\x12\x1c\n" +
+	"\tsubdomain\x18\x0f \x01(\tR\tsubdomain\x129\n" +
+	"\x06labels\x18\x10 \x03(\v2!.tallyman.wire.v1.Pod.LabelsEntryR\x06labels\x12H\n" +
+	"\vannotations\x18\x11 \x03(\v2&.tallyman.wire.v1.Pod.AnnotationsEntryR\vannotations\x129\n" +
+	"\x06claims\x18\x12 \x03(\v2!.tallyman.wire.v1.Pod.ClaimsEntryR\x06claims\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vClaimsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
 	"\x04Stop\x12\x14\n" +
 	"\x05grace\x18\x01 \x01(\x03R\x05grace\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd0\x01\n" +
@@ -2570,7 +3192,54 @@ const file_wire_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x8d\x03\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xdc\x02\n" +
+	"\x06Volume\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
+	"\x05claim\x18\x03 \x01(\v2\x15.tallyman.wire.v1.KeyR\x05claim\x12 \n" +
+	"\vprovisioner\x18\x04 \x01(\tR\vprovisioner\x12\x14\n" +
+	"\x05class\x18\x05 \x01(\tR\x05class\x12H\n" +
+	"\n" +
+	"parameters\x18\x06 \x03(\v2(.tallyman.wire.v1.Volume.ParametersEntryR\n" +
+	"parameters\x12\x12\n" +
+	"\x04node\x18\a \x01(\tR\x04node\x12\x12\n" +
+	"\x04spec\x18\b \x01(\fR\x04spec\x12\x16\n" +
+	"\x06delete\x18\t \x01(\bR\x06delete\x1a=\n" +
+	"\x0fParametersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfe\x01\n" +
+	"\fVolumeStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05phase\x18\x03 \x01(\tR\x05phase\x12\x1a\n" +
+	"\bcapacity\x18\x04 \x01(\x03R\bcapacity\x12\x1e\n" +
+	"\n" +
+	"unenforced\x18\x05 \x01(\tR\n" +
+	"unenforced\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\fR\x06source\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x12,\n" +
+	"\x04held\x18\t \x01(\v2\x18.tallyman.wire.v1.VolumeR\x04held\"\x83\x01\n" +
+	"\x05Usage\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02at\x12\x16\n" +
+	"\x06window\x18\x03 \x01(\x03R\x06window\x12@\n" +
+	"\n" +
+	"containers\x18\x04 \x03(\v2 .tallyman.wire.v1.ContainerUsageR\n" +
+	"containers\"N\n" +
+	"\x0eContainerUsage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03cpu\x18\x02 \x01(\x03R\x03cpu\x12\x16\n" +
+	"\x06memory\x18\x03 \x01(\x03R\x06memory\"h\n" +
+	"\fTokenRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x1a\n" +
+	"\baudience\x18\x03 \x01(\tR\baudience\x12\x16\n" +
+	"\x06expiry\x18\x04 \x01(\x03R\x06expiry\"U\n" +
+	"\vTokenAnswer\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x16\n" +
+	"\x06issued\x18\x02 \x01(\x03R\x06issued\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\"\x8d\x03\n" +
 	"\tPodStatus\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\tR\x05phase\x12\x0e\n" +
@@ -2689,10 +3358,11 @@ const file_wire_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\"\b\n" +
-	"\x06LogEnd2\x99\x01\n" +
+	"\x06LogEnd2\xe1\x01\n" +
 	"\bTallyman\x12N\n" +
 	"\aSession\x12\x1e.tallyman.wire.v1.AgentMessage\x1a\x1f.tallyman.wire.v1.ServerMessage(\x010\x01\x12=\n" +
-	"\x03Log\x12\x1a.tallyman.wire.v1.LogChunk\x1a\x18.tallyman.wire.v1.LogEnd(\x01B0Z.github.com/tallyman-dev/tallyman/nodes/wire/pbb\x06proto3"
+	"\x03Log\x12\x1a.tallyman.wire.v1.LogChunk\x1a\x18.tallyman.wire.v1.LogEnd(\x01\x12F\n" +
+	"\x05Token\x12\x1e.tallyman.wire.v1.TokenRequest\x1a\x1d.tallyman.wire.v1.TokenAnswerB0Z.github.com/tallyman-dev/tallyman/nodes/wire/pbb\x06proto3"
 
 var (
 	file_wire_proto_rawDescOnce sync.Once
@@ -2706,7 +3376,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_wire_proto_goTypes = []any{
 	(*AgentMessage)(nil),    // 0: tallyman.wire.v1.AgentMessage
 	(*ServerMessage)(nil),   // 1: tallyman.wire.v1.ServerMessage
@@ -2715,80 +3385,104 @@ var file_wire_proto_goTypes = []any{
 	(*Report)(nil),          // 4: tallyman.wire.v1.Report
 	(*Node)(nil),            // 5: tallyman.wire.v1.Node
 	(*AssignmentDelta)(nil), // 6: tallyman.wire.v1.AssignmentDelta
-	(*Network)(nil),         // 7: tallyman.wire.v1.Network
-	(*Template)(nil),        // 8: tallyman.wire.v1.Template
-	(*Key)(nil),             // 9: tallyman.wire.v1.Key
-	(*Pod)(nil),             // 10: tallyman.wire.v1.Pod
-	(*Stop)(nil),            // 11: tallyman.wire.v1.Stop
-	(*Config)(nil),          // 12: tallyman.wire.v1.Config
-	(*PodStatus)(nil),       // 13: tallyman.wire.v1.PodStatus
-	(*ContainerStatus)(nil), // 14: tallyman.wire.v1.ContainerStatus
-	(*Termination)(nil),     // 15: tallyman.wire.v1.Termination
-	(*Event)(nil),           // 16: tallyman.wire.v1.Event
-	(*Decision)(nil),        // 17: tallyman.wire.v1.Decision
-	(*RouteDelta)(nil),      // 18: tallyman.wire.v1.RouteDelta
-	(*ServiceName)(nil),     // 19: tallyman.wire.v1.ServiceName
-	(*Service)(nil),         // 20: tallyman.wire.v1.Service
-	(*Port)(nil),            // 21: tallyman.wire.v1.Port
-	(*Endpoint)(nil),        // 22: tallyman.wire.v1.Endpoint
-	(*LedgerDelta)(nil),     // 23: tallyman.wire.v1.LedgerDelta
-	(*OpenLog)(nil),         // 24: tallyman.wire.v1.OpenLog
-	(*LogChunk)(nil),        // 25: tallyman.wire.v1.LogChunk
-	(*LogEnd)(nil),          // 26: tallyman.wire.v1.LogEnd
-	nil,                     // 27: tallyman.wire.v1.Node.LabelsEntry
-	nil,                     // 28: tallyman.wire.v1.Node.CapacityEntry
-	nil,                     // 29: tallyman.wire.v1.Node.AllocatableEntry
-	nil,                     // 30: tallyman.wire.v1.Template.LabelsEntry
-	nil,                     // 31: tallyman.wire.v1.Template.AnnotationsEntry
-	nil,                     // 32: tallyman.wire.v1.Config.DataEntry
+	(*Measured)(nil),        // 7: tallyman.wire.v1.Measured
+	(*Network)(nil),         // 8: tallyman.wire.v1.Network
+	(*Template)(nil),        // 9: tallyman.wire.v1.Template
+	(*Key)(nil),             // 10: tallyman.wire.v1.Key
+	(*Pod)(nil),             // 11: tallyman.wire.v1.Pod
+	(*Stop)(nil),            // 12: tallyman.wire.v1.Stop
+	(*Config)(nil),          // 13: tallyman.wire.v1.Config
+	(*Volume)(nil),          // 14: tallyman.wire.v1.Volume
+	(*VolumeStatus)(nil),    // 15: tallyman.wire.v1.VolumeStatus
+	(*Usage)(nil),           // 16: tallyman.wire.v1.Usage
+	(*ContainerUsage)(nil),  // 17: tallyman.wire.v1.ContainerUsage
+	(*TokenRequest)(nil),    // 18: tallyman.wire.v1.TokenRequest
+	(*TokenAnswer)(nil),     // 19: tallyman.wire.v1.TokenAnswer
+	(*PodStatus)(nil),       // 20: tallyman.wire.v1.PodStatus
+	(*ContainerStatus)(nil), // 21: tallyman.wire.v1.ContainerStatus
+	(*Termination)(nil),     // 22: tallyman.wire.v1.Termination
+	(*Event)(nil),           // 23: tallyman.wire.v1.Event
+	(*Decision)(nil),        // 24: tallyman.wire.v1.Decision
+	(*RouteDelta)(nil),      // 25: tallyman.wire.v1.RouteDelta
+	(*ServiceName)(nil),     // 26: tallyman.wire.v1.ServiceName
+	(*Service)(nil),         // 27: tallyman.wire.v1.Service
+	(*Port)(nil),            // 28: tallyman.wire.v1.Port
+	(*Endpoint)(nil),        // 29: tallyman.wire.v1.Endpoint
+	(*LedgerDelta)(nil),     // 30: tallyman.wire.v1.LedgerDelta
+	(*OpenLog)(nil),         // 31: tallyman.wire.v1.OpenLog
+	(*LogChunk)(nil),        // 32: tallyman.wire.v1.LogChunk
+	(*LogEnd)(nil),          // 33: tallyman.wire.v1.LogEnd
+	nil,                     // 34: tallyman.wire.v1.Node.LabelsEntry
+	nil,                     // 35: tallyman.wire.v1.Node.CapacityEntry
+	nil,                     // 36: tallyman.wire.v1.Node.AllocatableEntry
+	nil,                     // 37: tallyman.wire.v1.Template.LabelsEntry
+	nil,                     // 38: tallyman.wire.v1.Template.AnnotationsEntry
+	nil,                     // 39: tallyman.wire.v1.Pod.LabelsEntry
+	nil,                     // 40: tallyman.wire.v1.Pod.AnnotationsEntry
+	nil,                     // 41: tallyman.wire.v1.Pod.ClaimsEntry
+	nil,                     // 42: tallyman.wire.v1.Config.DataEntry
+	nil,                     // 43: tallyman.wire.v1.Volume.ParametersEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	2,  // 0: tallyman.wire.v1.AgentMessage.hello:type_name -> tallyman.wire.v1.Hello
 	4,  // 1: tallyman.wire.v1.AgentMessage.report:type_name -> tallyman.wire.v1.Report
 	3,  // 2: tallyman.wire.v1.ServerMessage.welcome:type_name -> tallyman.wire.v1.Welcome
 	6,  // 3: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
-	18, // 4: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
-	23, // 5: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
-	24, // 6: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
+	25, // 4: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
+	30, // 5: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
+	31, // 6: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
 	5,  // 7: tallyman.wire.v1.Report.info:type_name -> tallyman.wire.v1.Node
-	13, // 8: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
-	8,  // 9: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
-	10, // 10: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
-	17, // 11: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
-	16, // 12: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
-	27, // 13: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
-	28, // 14: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
-	29, // 15: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
-	7,  // 16: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
-	8,  // 17: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
-	10, // 18: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
-	12, // 19: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
-	9,  // 20: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
-	30, // 21: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
-	31, // 22: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
-	9,  // 23: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
-	9,  // 24: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
-	11, // 25: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
-	9,  // 26: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
-	32, // 27: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
-	14, // 28: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
-	14, // 29: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
-	15, // 30: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
-	9,  // 31: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
-	20, // 32: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
-	19, // 33: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
-	21, // 34: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
-	22, // 35: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
-	17, // 36: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
-	0,  // 37: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
-	25, // 38: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
-	1,  // 39: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
-	26, // 40: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
-	39, // [39:41] is the sub-list for method output_type
-	37, // [37:39] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	20, // 8: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
+	9,  // 9: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
+	11, // 10: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
+	24, // 11: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
+	23, // 12: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
+	15, // 13: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
+	16, // 14: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
+	34, // 15: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
+	35, // 16: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
+	36, // 17: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
+	8,  // 18: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
+	9,  // 19: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
+	11, // 20: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
+	13, // 21: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
+	10, // 22: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
+	14, // 23: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
+	7,  // 24: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
+	37, // 25: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
+	38, // 26: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
+	10, // 27: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
+	10, // 28: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
+	12, // 29: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
+	39, // 30: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
+	40, // 31: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
+	41, // 32: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
+	10, // 33: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
+	42, // 34: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
+	10, // 35: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
+	43, // 36: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
+	14, // 37: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
+	17, // 38: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
+	21, // 39: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
+	21, // 40: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
+	22, // 41: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
+	10, // 42: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
+	27, // 43: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
+	26, // 44: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
+	28, // 45: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
+	29, // 46: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
+	24, // 47: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
+	0,  // 48: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
+	32, // 49: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
+	18, // 50: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
+	1,  // 51: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
+	33, // 52: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
+	19, // 53: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
+	51, // [51:54] is the sub-list for method output_type
+	48, // [48:51] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -2813,7 +3507,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Tallyman_Session_FullMethodName = "/tallyman.wire.v1.Tallyman/Session"
 	Tallyman_Log_FullMethodName     = "/tallyman.wire.v1.Tallyman/Log"
+	Tallyman_Token_FullMethodName   = "/tallyman.wire.v1.Tallyman/Token"
 )
 
 // TallymanClient is the client API for Tallyman service.
@@ -39,6 +40,8 @@ type TallymanClient interface {
 	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AgentMessage, ServerMessage], error)
 	// Log carries one container's log upwards, after an OpenLog on the session.
 	Log(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LogChunk, LogEnd], error)
+	// Token signs a token of the ServiceAccount of one of the node's pods.
+	Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenAnswer, error)
 }
 
 type tallymanClient struct {
@@ -75,6 +78,16 @@ func (c *tallymanClient) Log(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Tallyman_LogClient = grpc.ClientStreamingClient[LogChunk, LogEnd]
 
+func (c *tallymanClient) Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenAnswer, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TokenAnswer)
+	err := c.cc.Invoke(ctx, Tallyman_Token_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TallymanServer is the server API for Tallyman service.
 // All implementations must embed UnimplementedTallymanServer
 // for forward compatibility.
@@ -84,6 +97,8 @@ type TallymanServer interface {
 	Session(grpc.BidiStreamingServer[AgentMessage, ServerMessage]) error
 	// Log carries one container's log upwards, after an OpenLog on the session.
 	Log(grpc.ClientStreamingServer[LogChunk, LogEnd]) error
+	// Token signs a token of the ServiceAccount of one of the node's pods.
+	Token(context.Context, *TokenRequest) (*TokenAnswer, error)
 	mustEmbedUnimplementedTallymanServer()
 }
 
@@ -99,6 +114,9 @@ func (UnimplementedTallymanServer) Session(grpc.BidiStreamingServer[AgentMessage
 }
 func (UnimplementedTallymanServer) Log(grpc.ClientStreamingServer[LogChunk, LogEnd]) error {
 	return status.Error(codes.Unimplemented, "method Log not implemented")
+}
+func (UnimplementedTallymanServer) Token(context.Context, *TokenRequest) (*TokenAnswer, error) {
+	return nil, status.Error(codes.Unimplemented, "method Token not implemented")
 }
 func (UnimplementedTallymanServer) mustEmbedUnimplementedTallymanServer() {}
 func (UnimplementedTallymanServer) testEmbeddedByValue()                  {}
@@ -135,13 +153,36 @@ func _Tallyman_Log_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Tallyman_LogServer = grpc.ClientStreamingServer[LogChunk, LogEnd]
 
+func _Tallyman_Token_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TallymanServer).Token(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tallyman_Token_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TallymanServer).Token(ctx, req.(*TokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Tallyman_ServiceDesc is the grpc.ServiceDesc for Tallyman service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Tallyman_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "tallyman.wire.v1.Tallyman",
 	HandlerType: (*TallymanServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Token",
+			Handler:    _Tallyman_Token_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Session",

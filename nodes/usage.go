@@ -1,0 +1,37 @@
+package nodes
+
+import "time"
+
+// Usage is what the containers of one pod used, as its control groups tell.
+type Usage struct {
+	Pod UID `json:"pod"`
+	// At is the end of the interval that CPU was measured over, Window its length.
+	At         time.Time        `json:"at"`
+	Window     time.Duration    `json:"window"`
+	Containers []ContainerUsage `json:"containers"`
+}
+
+// ContainerUsage of one running container.
+type ContainerUsage struct {
+	Name string `json:"name"`
+	// CPU in billionths of a core, on average over the window.
+	CPU int64 `json:"cpu"`
+	// Memory is the working set in bytes: what cannot be reclaimed easily.
+	Memory int64 `json:"memory"`
+}
+
+// TokenRequest asks the server for a token of a pod's ServiceAccount. The
+// server answers only for pods that are bound to the asking node.
+type TokenRequest struct {
+	Pod      UID
+	Audience string
+	// Expiry is for how long it is to hold.
+	Expiry time.Duration
+}
+
+// Token is a signed service-account token.
+type Token struct {
+	Value   string
+	Issued  time.Time
+	Expires time.Time
+}

@@ -1,0 +1,71 @@
+package nodes
+
+import (
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+)
+
+// LocalProvisioner is the name of the built-in provisioner: a directory, or a
+// file system in a file, on one node.
+const LocalProvisioner = "tallyman.dev/local"
+
+// Volume is one PersistentVolume as a node handles it. Immutable and shared.
+//
+// A volume that a node holds and its assignment does not name stays as it is:
+// only Delete removes data.
+type Volume struct {
+	// Name of the PersistentVolume.
+	Name string `json:"name"`
+	// UID tells volumes of one name apart.
+	UID string `json:"uid"`
+	// Claim that is bound to it; zero while none is.
+	Claim desired.Key `json:"claim,omitzero"`
+	// Provisioner makes it: LocalProvisioner or the name of a CSI driver; empty
+	// for one that Git describes and somebody else made.
+	Provisioner string `json:"provisioner,omitempty"`
+	// Class is the name of its StorageClass, Parameters what that says to the provisioner.
+	Class      string            `json:"class,omitempty"`
+	Parameters map[string]string `json:"parameters,omitempty"`
+	// Node that holds the data; empty where any node can reach it.
+	Node string `json:"node,omitempty"`
+	// Spec has the capacity that is wanted, which may grow; its source is empty
+	// while only the provisioner knows it (LocalProvisioner: always).
+	Spec corev1.PersistentVolumeSpec `json:"spec"`
+	// Delete orders the end of the data; the node then reports VolumeGone.
+	Delete bool `json:"delete,omitempty"`
+}
+
+// VolumePhase is how far a node is with a volume.
+type VolumePhase string
+
+const (
+	// VolumePending: being made, or waiting for what Message says.
+	VolumePending VolumePhase = "pending"
+	// VolumeReady: pods can mount it.
+	VolumeReady VolumePhase = "ready"
+	// VolumeFailed: Message says why; it is tried again.
+	VolumeFailed VolumePhase = "failed"
+	// VolumeGone: nothing is left of its data.
+	VolumeGone VolumePhase = "gone"
+)
+
+// VolumeStatus is what an agent reports about one volume.
+type VolumeStatus struct {
+	Name  string      `json:"name"`
+	UID   string      `json:"uid"`
+	Phase VolumePhase `json:"phase"`
+	// Capacity in bytes that it really has; 0 when unknown.
+	Capacity int64 `json:"capacity,omitempty"`
+	// Unenforced says in one sentence why its size is only a promise; empty
+	// when programs cannot write more.
+	Unenforced string `json:"unenforced,omitempty"`
+	// Source is what a CSI driver made: handle and attributes. Nil otherwise.
+	Source *corev1.CSIPersistentVolumeSource `json:"source,omitempty"`
+	// Reason is a word, Message one sentence, when not ready.
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
+	// Held is, in a complete report, the volume as the node keeps it beside its
+	// data: what a server without a record adopts.
+	Held *Volume `json:"held,omitempty"`
+}
