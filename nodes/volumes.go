@@ -32,6 +32,9 @@ type Volume struct {
 	// Spec has the capacity that is wanted, which may grow; its source is empty
 	// while only the provisioner knows it (LocalProvisioner: always).
 	Spec corev1.PersistentVolumeSpec `json:"spec"`
+	// Made is set once a node has reported it ready: one that then has nothing
+	// of it says so, and never begins anew with an empty one.
+	Made bool `json:"made,omitempty"`
 	// Delete orders the end of the data; the node then reports VolumeGone.
 	Delete bool `json:"delete,omitempty"`
 }

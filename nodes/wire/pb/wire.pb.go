@@ -1362,6 +1362,7 @@ type Volume struct {
 	Node          string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
 	Spec          []byte                 `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
 	Delete        bool                   `protobuf:"varint,9,opt,name=delete,proto3" json:"delete,omitempty"`
+	Made          bool                   `protobuf:"varint,10,opt,name=made,proto3" json:"made,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1455,6 +1456,13 @@ func (x *Volume) GetSpec() []byte {
 func (x *Volume) GetDelete() bool {
 	if x != nil {
 		return x.Delete
+	}
+	return false
+}
+
+func (x *Volume) GetMade() bool {
+	if x != nil {
+		return x.Made
 	}
 	return false
 }
@@ -3192,7 +3200,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xdc\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xf0\x02\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
@@ -3204,7 +3212,9 @@ const file_wire_proto_rawDesc = "" +
 	"parameters\x12\x12\n" +
 	"\x04node\x18\a \x01(\tR\x04node\x12\x12\n" +
 	"\x04spec\x18\b \x01(\fR\x04spec\x12\x16\n" +
-	"\x06delete\x18\t \x01(\bR\x06delete\x1a=\n" +
+	"\x06delete\x18\t \x01(\bR\x06delete\x12\x12\n" +
+	"\x04made\x18\n" +
+	" \x01(\bR\x04made\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfe\x01\n" +
