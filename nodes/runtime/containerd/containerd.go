@@ -105,7 +105,7 @@ func New(o Options) (*Runtime, error) {
 		o.Address,
 		client.WithDefaultNamespace(o.Namespace),
 		client.WithDefaultRuntime(shimName),
-		client.WithExtraDialOpts([]grpc.DialOption{grpc.WithConnectParams(reconnect)}),
+		client.WithExtraDialOpts([]grpc.DialOption{grpc.WithConnectParams(reconnect), grpc.WithChainUnaryInterceptor(ownDeadline)}),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("containerd: connect to %s: %w", o.Address, err)
@@ -154,6 +154,16 @@ func (r *Runtime) wrap(operation, object string, err error) error {
 		return fmt.Errorf("%s %s: %w", operation, object, runtime.ErrUnavailable)
 	}
 	return fmt.Errorf("%s %s: %w", operation, object, err)
+}
+
+// ownDeadline keeps a caller's deadline from the daemon: daemon and shim would
+// notice it a moment earlier than the caller and answer with an error of their
+// own, of no class. The call ends by its context all the same.
+func ownDeadline(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+	call, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	return invoke(call, method, request, reply, conn, o...)
 }
 
 // quiet returns a context in which containerd's client library, which logs to
