@@ -85,6 +85,19 @@ func (p *Pod) AllAnnotations() map[string]string {
 	return merged(p.Template.Annotations, p.Annotations)
 }
 
+// HostName gives the hostname and the subdomain that the manifest or the pod's
+// workload names; each is empty when neither does.
+func (p *Pod) HostName() (hostname, subdomain string) {
+	hostname, subdomain = p.Template.Spec.Hostname, p.Template.Spec.Subdomain
+	if p.Hostname != "" {
+		hostname = p.Hostname
+	}
+	if p.Subdomain != "" {
+		subdomain = p.Subdomain
+	}
+	return hostname, subdomain
+}
+
 func merged(shared, own map[string]string) map[string]string {
 	if len(own) == 0 {
 		return shared

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
-
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner/workload"
@@ -37,10 +35,13 @@ func (st *step) assessGroup(g *group) {
 		done.complete = true
 		st.swapSet(g, &done)
 		st.recordSet(g, &done)
-		st.prunedAfter(g)
+		if g.object != nil {
+			st.prune(g, g.kind().history(g))
+		}
 	}
-	if g.verdict.Late && !before.Late && g.key.Kind == kindDeployment && g.current != nil && !g.current.complete {
-		st.event(g.key, true, "ProgressDeadlineExceeded", "ReplicaSet \""+g.owner(g.current).Name+"\" has timed out progressing.")
+	if g.verdict.Late && !before.Late && g.current != nil && !g.current.complete && g.owner(g.current) != g.key {
+		owner := g.owner(g.current)
+		st.event(g.key, true, "ProgressDeadlineExceeded", owner.Kind+" \""+owner.Name+"\" has timed out progressing.")
 	}
 	g.wake = g.verdict.Wake
 	st.collectWaiting(g, waits)
@@ -63,30 +64,10 @@ func (st *step) noteLate(g *group, before *workload.Verdict) {
 	}
 }
 
-// prunedAfter trims the history of a Deployment whose rollout has just
-// completed.
-func (st *step) prunedAfter(g *group) {
-	if v, ok := g.object.Value.(*appsv1.Deployment); ok {
-		st.prune(g, workload.HistoryLimit(&v.Spec))
-	}
-}
-
 func (st *step) verdict(g *group) (v workload.Verdict, waits string) {
-	switch o := g.object.Value.(type) {
-	case *appsv1.Deployment:
-		r := st.rollout(g, workload.Deployment(&o.Spec))
-		v = r.Verdict()
-		if r.Recreate && !v.Complete {
-			waits = r.Next().Waits
-		}
-	case *appsv1.ReplicaSet:
-		r := st.rollout(g, workload.ReplicaSet(&o.Spec))
-		v = r.Verdict()
-	default:
-		s := st.single(g)
-		v, waits = s.Verdict(), s.Next().Waits
-	}
-	if cold := st.frozen(g); cold != "" && !v.Complete {
+	k := g.kind()
+	v, waits = k.assess(st, g)
+	if cold := k.frozen(st.State, g); cold != "" && !v.Complete {
 		waits = cold
 	}
 	return v, waits

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -53,13 +52,10 @@ func (st *step) deletion(k desired.Key) Difference {
 
 // summary says in a few words what a new object is.
 func summary(o *desired.Object) string {
+	if k, ok := kinds[schemaKind{o.Key.Group, o.Key.Kind}]; ok {
+		return k.summary(o)
+	}
 	switch v := o.Value.(type) {
-	case *appsv1.Deployment:
-		return count(int(replicas(v.Spec.Replicas)), "pod") + ", image " + images(&v.Spec.Template.Spec)
-	case *appsv1.ReplicaSet:
-		return count(int(replicas(v.Spec.Replicas)), "pod") + ", image " + images(&v.Spec.Template.Spec)
-	case *corev1.Pod:
-		return "image " + images(&v.Spec)
 	case *corev1.Service:
 		return "service of type " + string(v.Spec.Type)
 	case *corev1.ConfigMap:
@@ -71,39 +67,15 @@ func summary(o *desired.Object) string {
 	}
 }
 
-func replicas(p *int32) int32 {
-	if p == nil {
-		return 1
-	}
-	return *p
-}
-
-func images(spec *corev1.PodSpec) string {
-	var names []string
-	for i := range spec.Containers {
-		names = append(names, spec.Containers[i].Image)
-	}
-	return strings.Join(names, ", ")
-}
-
 // update describes a changed object: what pods will do about it, and which
 // fields differ.
 func (st *step) update(old, new *desired.Object) Difference {
 	d := Difference{Op: Update, Object: new.Key, From: new.From, Fields: fieldDifferences(old, new)}
-	switch v := new.Value.(type) {
-	case *appsv1.Deployment:
-		was, _ := old.Value.(*appsv1.Deployment)
-		d.Reason = workloadChange(replicas(was.Spec.Replicas), replicas(v.Spec.Replicas), &was.Spec.Template, &v.Spec.Template)
-		if v.Spec.Paused {
-			d.Reason += " (paused: no rollout)"
-		}
-	case *appsv1.ReplicaSet:
-		was, _ := old.Value.(*appsv1.ReplicaSet)
-		d.Reason = workloadChange(replicas(was.Spec.Replicas), replicas(v.Spec.Replicas), &was.Spec.Template, &v.Spec.Template)
-	case *corev1.Pod:
-		was, _ := old.Value.(*corev1.Pod)
-		d.Op = Replace
-		d.Reason = "the pod is replaced: " + templateChange(&corev1.PodTemplateSpec{ObjectMeta: was.ObjectMeta, Spec: was.Spec}, &corev1.PodTemplateSpec{ObjectMeta: v.ObjectMeta, Spec: v.Spec})
+	if k, ok := kinds[schemaKind{new.Key.Group, new.Key.Kind}]; ok {
+		d.Op, d.Reason = k.change(old, new)
+		return d
+	}
+	switch new.Value.(type) {
 	case *corev1.ConfigMap:
 		was, _ := old.Value.(*corev1.ConfigMap)
 		d.Op = replaceIf(was.Immutable)
@@ -123,39 +95,6 @@ func replaceIf(immutable *bool) Op {
 		return Replace
 	}
 	return Update
-}
-
-func workloadChange(wasReplicas, isReplicas int32, was, is *corev1.PodTemplateSpec) string {
-	var parts []string
-	if wasReplicas != isReplicas {
-		parts = append(parts, fmt.Sprintf("%d → %s", wasReplicas, count(int(isReplicas), "replica")))
-	}
-	if change := templateChange(was, is); change != "" {
-		parts = append(parts, fmt.Sprintf("%s, %s to roll", change, count(int(isReplicas), "pod")))
-	}
-	if len(parts) == 0 {
-		return "no pod is touched"
-	}
-	return strings.Join(parts, "; ")
-}
-
-// templateChange names what differs between two templates; empty when nothing does.
-func templateChange(was, is *corev1.PodTemplateSpec) string {
-	if reflect.DeepEqual(was.Spec, is.Spec) && maps.Equal(was.Labels, is.Labels) && maps.Equal(was.Annotations, is.Annotations) {
-		return ""
-	}
-	var parts []string
-	for i := range is.Spec.Containers {
-		c := &is.Spec.Containers[i]
-		j := slices.IndexFunc(was.Spec.Containers, func(o corev1.Container) bool { return o.Name == c.Name })
-		if j >= 0 && was.Spec.Containers[j].Image != c.Image {
-			parts = append(parts, fmt.Sprintf("image %s → %s", was.Spec.Containers[j].Image, c.Image))
-		}
-	}
-	if len(parts) == 0 {
-		return "new template"
-	}
-	return strings.Join(parts, ", ")
 }
 
 // configChange says which workloads roll because they keep the content, and

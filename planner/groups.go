@@ -1,12 +1,9 @@
 package planner
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
-
-	appsv1 "k8s.io/api/apps/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/planner/workload"
@@ -40,25 +37,13 @@ func (st *step) reconcileGroup(g *group) {
 	if g.stale {
 		st.settleTemplate(g)
 	}
-	if st.frozen(g) != "" {
+	if g.kind().frozen(st.State, g) != "" {
 		return
 	}
 	counter, scaled := g.counter, g.scaledMax
-	switch v := g.object.Value.(type) {
-	case *appsv1.Deployment:
-		r := st.rollout(g, workload.Deployment(&v.Spec))
-		st.announceScaling(g, st.carryOut(g, r.Next()))
-		g.scaledMax = r.Max()
-		st.prune(g, workload.HistoryLimit(&v.Spec))
-	case *appsv1.ReplicaSet:
-		r := st.rollout(g, workload.ReplicaSet(&v.Spec))
-		st.carryOut(g, r.Next())
-		st.prune(g, 0)
-	default:
-		s := st.single(g)
-		st.carryOut(g, s.Next())
-		st.prune(g, 0)
-	}
+	k := g.kind()
+	k.reconcile(st, g)
+	st.prune(g, k.history(g))
 	if counter != g.counter || scaled != g.scaledMax {
 		st.recordWorkload(g)
 	}
@@ -68,7 +53,7 @@ func (st *step) reconcileGroup(g *group) {
 // left.
 func (st *step) retire(g *group) {
 	for _, p := range slices.Clone(g.pods) {
-		st.leave(g, p.UID, g.key.Kind+" "+g.key.Name+" is no longer in Git")
+		st.leave(p.UID, g.key.Kind+" "+g.key.Name+" is no longer in Git")
 	}
 	if len(g.pods) > 0 {
 		return
@@ -115,12 +100,12 @@ func (st *step) settleTemplate(g *group) {
 		newest = g.sets[len(g.sets)-1].revision
 	}
 	for _, s := range slices.Backward(g.sets) {
-		if st.matches(s, &w) {
+		if st.matches(g, s, &w) {
 			st.makeCurrent(g, s, newest, w.content)
 			return
 		}
 	}
-	if v, isDeployment := g.object.Value.(*appsv1.Deployment); isDeployment && v.Spec.Paused {
+	if g.kind().paused(g.object) {
 		g.current = nil
 		g.stale = true
 		return
@@ -169,17 +154,12 @@ func (st *step) rollout(g *group, r workload.Rollout) workload.Rollout {
 	return r
 }
 
-func (st *step) single(g *group) workload.Single {
-	r := st.rollout(g, workload.Rollout{})
-	return workload.Single{Now: st.now, Revised: g.revised, Current: r.Current, Old: r.Old}
-}
-
 func viewOf(p *pod) workload.Pod {
 	v := workload.Pod{
 		UID: p.UID, Name: p.Name, Node: p.Node, Created: p.Created, Incarnation: p.Incarnation,
-		Leaving: p.leaving != "" || p.Stop != nil, Why: why(p),
+		Ordinal: p.Ordinal, Leaving: p.leaving != "" || p.Stop != nil, Why: why(p),
 	}
-	v.Cost, _ = strconv.Atoi(p.Template.Annotations[costAnnotation])
+	v.Cost, _ = strconv.Atoi(p.AllAnnotations()[costAnnotation])
 	if p.status != nil {
 		v.Phase, v.Ready, v.ReadySince, v.Restarts = p.status.Phase, p.status.Ready, p.status.ReadySince, p.status.Restarts()
 	}
@@ -191,45 +171,20 @@ func (st *step) carryOut(g *group, steps workload.Steps) map[string]int {
 	sizes := map[string]int{}
 	for _, r := range steps.Removes {
 		sizes[r.Hash]--
-		st.leave(g, r.UID, r.Reason)
+		st.leave(r.UID, r.Reason)
 	}
 	for _, c := range steps.Creates {
 		sizes[c.Hash] += c.Count
 		s := g.set(c.Hash)
 		for range c.Count {
-			st.create(g, s)
+			st.create(g, s, &c)
 		}
 	}
 	return sizes
 }
 
-// announceScaling says what happened to a Deployment's sets, as Kubernetes does.
-func (st *step) announceScaling(g *group, sizes map[string]int) {
-	for _, s := range g.sets {
-		change := sizes[s.hash]
-		if change == 0 {
-			continue
-		}
-		now := 0
-		for _, p := range g.pods {
-			if p.set.hash == s.hash && p.leaving == "" {
-				now++
-			}
-		}
-		direction := "up"
-		if change < 0 {
-			direction = "down"
-		}
-		st.event(g.key, false, "ScalingReplicaSet", fmt.Sprintf("Scaled %s replica set %s from %d to %d", direction, g.owner(s).Name, now-change, now))
-	}
-}
-
-// prune forgets the oldest sets without pods beyond the history limit, once
-// the current template is fully there.
+// prune forgets the oldest sets without pods beyond the history limit.
 func (st *step) prune(g *group, limit int) {
-	if g.key.Kind == kindDeployment && (g.current == nil || !g.current.complete) {
-		return
-	}
 	var empty []*set
 	for _, s := range g.sets {
 		if s != g.current && !slices.ContainsFunc(g.pods, func(p *pod) bool { return p.set.hash == s.hash }) {
@@ -247,12 +202,25 @@ func (st *step) prune(g *group, limit int) {
 	}
 }
 
-// unindex takes the labels of a set out of the index that no other set of its
-// group has.
+// unindex takes the labels of a set out of the index that no other set or pod
+// of its group has.
 func (st *step) unindex(g *group, s *set, others []*set) {
 	for k, v := range s.template.Labels {
-		if !slices.ContainsFunc(others, func(o *set) bool { return o.template.Labels[k] == v }) {
-			st.groupLabels.remove(pair{g.key.Namespace, k, v}, g.key)
-		}
+		st.unindexLabel(g, others, k, v)
+	}
+}
+
+// unindexPod does the same for a pod's own labels.
+func (st *step) unindexPod(g *group, p *pod) {
+	for k, v := range p.Labels {
+		st.unindexLabel(g, g.sets, k, v)
+	}
+}
+
+func (st *step) unindexLabel(g *group, sets []*set, key, value string) {
+	bySet := func(s *set) bool { return s.template.Labels[key] == value }
+	byPod := func(p *pod) bool { return len(p.Labels) > 0 && p.Labels[key] == value }
+	if !slices.ContainsFunc(sets, bySet) && !slices.ContainsFunc(g.pods, byPod) {
+		st.groupLabels.remove(pair{g.key.Namespace, key, value}, g.key)
 	}
 }

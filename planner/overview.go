@@ -174,15 +174,16 @@ func (g *group) health(o *desired.Object) []nodes.ObjectHealth {
 		top.Template = g.current.hash
 	}
 	var out []nodes.ObjectHealth
-	if g.key.Kind == kindPod && len(g.pods) > 0 {
+	top.Owner = g.maker
+	if len(g.pods) > 0 && g.pods[0].bare() {
 		// The pod is the object itself: one entry, with the pod that stays.
 		i := slices.IndexFunc(g.pods, func(p *pod) bool { return p.leaving == "" })
 		top.Pod = g.pods[max(0, i)].overview()
 		return append(out, top)
 	}
 	out = append(out, top)
-	if g.key.Kind == kindDeployment {
-		for _, s := range g.sets {
+	for _, s := range g.sets {
+		if g.owner(s) != g.key {
 			out = append(out, g.setHealth(s))
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/workload"
 )
 
 // alphabet has no vowels and nothing that looks like another sign, as
@@ -58,13 +59,13 @@ func uuid(sum []byte) string {
 }
 
 // create decides on one more pod of a set.
-func (st *step) create(g *group, s *set) {
+func (st *step) create(g *group, s *set, c *workload.Create) {
 	var id []byte
-	name := g.key.Name
+	name := c.Name
 	for {
 		g.counter++
 		id = digest(st.config.SecretKey, "pod", g.uid, s.hash, fmt.Sprint(g.counter))
-		if g.key.Kind == kindPod {
+		if c.Name != "" {
 			break
 		}
 		name = g.owner(s).Name + "-" + spell(id[16:], 5)
@@ -72,23 +73,24 @@ func (st *step) create(g *group, s *set) {
 			break
 		}
 	}
-	p := &pod{set: s, Pod: &nodes.Pod{
+	p := &pod{set: s, aim: c.Node, Pod: &nodes.Pod{
 		UID:          nodes.UID(uuid(id)),
 		Namespace:    g.key.Namespace,
 		Name:         name,
 		Owner:        g.owner(s),
 		Workload:     g.key,
 		Incarnation:  g.counter,
-		Ordinal:      -1,
+		Ordinal:      c.Ordinal,
 		Template:     s.template,
 		TemplateHash: s.hash,
 		Revision:     st.force.Revision.SHA,
 		Created:      st.now,
 	}}
+	g.kind().identify(g, p.Pod)
 	st.insertPod(g, p)
 	st.fresh = append(st.fresh, p.UID)
 	st.recordPod(p)
-	if g.key.Kind != kindPod {
+	if !p.bare() {
 		st.event(p.Owner, false, "SuccessfulCreate", "Created pod: "+name)
 	}
 }
@@ -109,8 +111,8 @@ func (st *step) bindTo(p *pod) {
 		count, _ := n.configs.Get(k)
 		n.configs = n.configs.Set(k, count+1)
 	}
-	n.load = n.load.With(p.set.request)
-	if p.set.request.Repels() {
+	n.load = n.load.With(p.request)
+	if p.request.Repels() {
 		st.repelling++
 	}
 	st.nodes = st.nodes.Set(n.Name, n)
@@ -120,8 +122,8 @@ func (st *step) bindTo(p *pod) {
 // unload gives back what a pod requested: it has ended or is gone.
 func (st *step) unload(p *pod) {
 	n := st.nodeFor(p.Node)
-	n.load = n.load.Without(p.set.request)
-	if p.set.request.Repels() {
+	n.load = n.load.Without(p.request)
+	if p.request.Repels() {
 		st.repelling--
 	}
 	st.nodes = st.nodes.Set(n.Name, n)
@@ -129,17 +131,17 @@ func (st *step) unload(p *pod) {
 }
 
 // leave begins the end of a pod: out of the routes first, stopped after.
-func (st *step) leave(g *group, uid nodes.UID, reason string) {
+func (st *step) leave(uid nodes.UID, reason string) {
 	_, p := st.pod(uid)
 	if p == nil || p.leaving != "" || p.Stop != nil {
 		return
 	}
 	routed := st.mayBeRouted(p)
 	p = st.change(uid, func(p *pod) { p.leaving = reason })
-	if g.key.Kind != kindPod {
+	if !p.bare() {
 		st.event(p.Owner, false, "SuccessfulDelete", "Deleted pod: "+p.Name)
 	}
-	st.dirtyServicesOf(g, p)
+	st.dirtyServicesOf(p)
 	switch {
 	case p.Node == "":
 		st.forget(uid, reason)
@@ -181,10 +183,11 @@ func (st *step) forget(uid nodes.UID, reason string) {
 	if p == nil {
 		return
 	}
-	st.dirtyServicesOf(g, p)
+	st.dirtyServicesOf(p)
 	g = st.edit(g.key)
 	i, _ := g.find(p.Incarnation)
 	g.pods = slices.Delete(g.pods, i, i+1)
+	st.unindexPod(g, p)
 	st.pods = st.pods.Delete(uid)
 	st.pending = st.pending.Delete(uid)
 	st.draining = st.draining.Delete(uid)

@@ -30,6 +30,8 @@ const theOne = "cluster"
 type podRecord struct {
 	nodes.Pod
 	Leaving string `json:"leaving,omitempty"`
+	// Aim is the one node that a pod without a node is for.
+	Aim string `json:"aim,omitempty"`
 }
 
 type workloadRecord struct {
@@ -69,7 +71,7 @@ type inventoryRecord struct {
 func setKey(workload desired.Key, hash string) string { return keyText(workload) + "/" + hash }
 
 func (st *step) recordPod(p *pod) {
-	st.decide(kindOfPod, string(p.UID), podRecord{Pod: *p.Pod, Leaving: p.leaving})
+	st.decide(kindOfPod, string(p.UID), podRecord{Pod: *p.Pod, Leaving: p.leaving, Aim: p.aim})
 }
 
 func (st *step) recordWorkload(g *group) {
@@ -258,7 +260,7 @@ func (st *step) restorePod(r *podRecord) {
 	}
 	n := r.Pod
 	n.Template = s.template
-	p := &pod{Pod: &n, set: s, leaving: r.Leaving}
+	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim}
 	st.insertPod(g, p)
 	if p.leaving != "" && p.Stop == nil {
 		st.draining = st.draining.Set(p.UID, struct{}{})
@@ -270,6 +272,13 @@ func (st *step) insertPod(g *group, p *pod) {
 	i, found := g.find(p.Incarnation)
 	if found {
 		return
+	}
+	p.request = p.set.request
+	if len(p.Labels) > 0 {
+		p.request = p.request.WithLabels(p.AllLabels())
+	}
+	for k, v := range p.Labels {
+		st.groupLabels.add(pair{g.key.Namespace, k, v}, g.key)
 	}
 	g.pods = slices.Insert(g.pods, i, p)
 	g.counter = max(g.counter, p.Incarnation)

@@ -75,8 +75,8 @@ func (st *step) nodeTurned(n *node) {
 		ref, _ := st.pods.Get(uid)
 		st.dirtyGroups[ref.group] = true
 		st.touched[ref.group] = true
-		if g, p := st.pod(uid); p != nil {
-			st.dirtyServicesOf(g, p)
+		if _, p := st.pod(uid); p != nil {
+			st.dirtyServicesOf(p)
 		}
 	}
 }
@@ -196,7 +196,7 @@ func (st *step) unobserve(uid nodes.UID) {
 	if p == nil || p.status == nil {
 		return
 	}
-	st.dirtyServicesOf(g, p)
+	st.dirtyServicesOf(p)
 	st.change(uid, func(p *pod) { p.status = nil })
 	st.dirtyGroups[g.key] = true
 }
@@ -242,7 +242,7 @@ func (st *step) observe(s *nodes.PodStatus, from string) {
 	p = st.change(s.UID, func(p *pod) { p.status = s })
 	st.dirtyGroups[g.key] = true
 	if before == nil || before.Ready != s.Ready || before.IP != s.IP || before.Done() != s.Done() {
-		st.dirtyServicesOf(g, p)
+		st.dirtyServicesOf(p)
 	}
 	if p.done() && !p.released {
 		st.change(s.UID, func(p *pod) { p.released = true })
@@ -273,7 +273,9 @@ func (st *step) reconsider() {
 func (st *step) detachAll() {
 	for _, k := range slices.Collect(keys(st.groups)) {
 		g := st.edit(k)
-		g.object = nil
+		if g.maker == (desired.Key{}) {
+			g.object = nil
+		}
 		st.recordable(g)
 	}
 }

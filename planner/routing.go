@@ -111,8 +111,8 @@ func leasedPort(key string, port uint16) route.NodePort {
 }
 
 // dirtyServicesOf looks again at the services that select a pod.
-func (st *step) dirtyServicesOf(g *group, p *pod) {
-	for k := range st.servicesOf(g.key.Namespace, p.Template.Labels) {
+func (st *step) dirtyServicesOf(p *pod) {
+	for k := range st.servicesOf(p.Namespace, p.AllLabels()) {
 		st.dirtyServices[k] = true
 	}
 }
@@ -154,7 +154,7 @@ func (st *step) mayBeRouted(p *pod) bool {
 	if st.base.routes == nil || !st.drained(st.base.routes.Generation) {
 		return true
 	}
-	for k := range st.base.servicesOf(p.Namespace, p.Template.Labels) {
+	for k := range st.base.servicesOf(p.Namespace, p.AllLabels()) {
 		s, ok := st.base.services.Get(k)
 		if !ok {
 			continue
@@ -258,7 +258,7 @@ func (st *step) backends(s *service) []route.Backend {
 			continue
 		}
 		for _, p := range g.pods {
-			if contains(p.Template.Labels, selector) {
+			if contains(p.AllLabels(), selector) {
 				out = append(out, st.backend(p, anyLive))
 			}
 		}
@@ -270,6 +270,7 @@ func (st *step) backends(s *service) []route.Backend {
 // only while another node can make use of that: the only one keeps its routes.
 func (st *step) backend(p *pod, anyLive bool) route.Backend {
 	b := route.Backend{Pod: p.Name, Node: p.Node, Spec: &p.Template.Spec, Leaving: p.leaving != "" || p.Stop != nil || p.done()}
+	b.Hostname, b.Subdomain = p.HostName()
 	if p.status == nil {
 		return b
 	}

@@ -10,7 +10,13 @@ import (
 // scheduler places the pods of one step. Identical pods share a refusal.
 type scheduler struct {
 	cluster place.Cluster
-	refused map[*place.Request]string
+	refused map[refusalKey]string
+}
+
+// refusalKey tells pods that any node answers alike.
+type refusalKey struct {
+	request *place.Request
+	aim     string
 }
 
 // schedule finds nodes for new pods, and for waiting ones when something
@@ -46,7 +52,7 @@ func (s *State) compareAge(a, b nodes.UID) int {
 }
 
 func (st *step) newScheduler() *scheduler {
-	s := &scheduler{refused: map[*place.Request]string{}}
+	s := &scheduler{refused: map[refusalKey]string{}}
 	for _, n := range entries(st.nodes) {
 		s.cluster.Nodes = append(s.cluster.Nodes, n.load)
 	}
@@ -61,7 +67,7 @@ func (st *step) neighbours() []place.Neighbour {
 	for name, n := range entries(st.nodes) {
 		for uid := range keys(n.pods) {
 			if _, p := st.pod(uid); p != nil && !p.released {
-				out = append(out, place.Neighbour{Node: name, Request: p.set.request})
+				out = append(out, place.Neighbour{Node: name, Request: p.request})
 			}
 		}
 	}
@@ -69,22 +75,33 @@ func (st *step) neighbours() []place.Neighbour {
 }
 
 func (st *step) placePod(s *scheduler, g *group, p *pod) {
-	request := p.set.request
-	refusal, known := s.refused[request]
+	s.cluster.Repelled = st.repelling > 0
+	alike := refusalKey{p.set.request, p.aim}
+	if s.cluster.Repelled || p.request.Social() {
+		alike.request = p.request
+	}
+	refusal, known := s.refused[alike]
 	if !known {
 		var name string
-		s.cluster.Repelled = st.repelling > 0
-		if name, refusal = place.Choose(request, s.cluster); refusal == "" {
+		if name, refusal = s.choose(p); refusal == "" {
 			st.bind(s, p, name)
 			return
 		}
-		s.refused[request] = refusal
+		s.refused[alike] = refusal
 	}
 	if p.refusal == refusal {
 		return
 	}
 	st.change(p.UID, func(p *pod) { p.refusal = refusal })
 	st.event(p.Key(), true, "FailedScheduling", refusal)
+}
+
+// choose finds the best node for a pod, or asks the one that it is for.
+func (s *scheduler) choose(p *pod) (name, refusal string) {
+	if p.aim == "" {
+		return place.Choose(p.request, s.cluster)
+	}
+	return p.aim, place.Fits(p.request, s.cluster, p.aim)
 }
 
 // bind decides on a pod's node.
@@ -102,7 +119,7 @@ func (st *step) bind(s *scheduler, p *pod, name string) {
 			s.cluster.Nodes[i] = n.load
 		}
 	}
-	if p.set.request.Social() {
+	if p.request.Social() {
 		clear(s.refused)
 	}
 	st.recordPod(p)

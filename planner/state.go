@@ -113,6 +113,9 @@ type group struct {
 	revised time.Time
 	// object is nil when Git doesn't have it, or not yet.
 	object *desired.Object
+	// maker is the workload that object was made for when it is not in Git
+	// itself (a CronJob's Job): it is then that group's to set and to remove.
+	maker desired.Key
 	// stale is set when object or the content it reads may differ from current.
 	stale bool
 	// counter is the newest incarnation.
@@ -151,7 +154,11 @@ type set struct {
 // pod is a decision with what is known of it. Immutable.
 type pod struct {
 	*nodes.Pod
-	set    *set
+	set *set
+	// request is the set's, with the pod's own labels.
+	request *place.Request
+	// aim is the one node that the pod is for; empty for a pod that may run on any.
+	aim    string
 	status *nodes.PodStatus
 	// leaving says why the pod goes; empty for one that stays.
 	leaving string
@@ -169,6 +176,9 @@ func (p *pod) done() bool { return p.status != nil && p.status.Done() }
 func (p *pod) serving() bool {
 	return p.leaving == "" && p.Stop == nil && p.status != nil && p.status.Ready
 }
+
+// bare reports whether the pod itself stands in Git.
+func (p *pod) bare() bool { return p.Owner == p.Key() }
 
 type podRef struct {
 	group       desired.Key
@@ -256,14 +266,8 @@ func (g *group) replaceSet(s *set) {
 	}
 }
 
-// owner names the controller of a set's pods: a ReplicaSet of ours below a
-// Deployment, else the object itself.
-func (g *group) owner(s *set) desired.Key {
-	if g.key.Kind != kindDeployment {
-		return g.key
-	}
-	return desired.Key{Group: "apps", Kind: kindReplicaSet, Namespace: g.key.Namespace, Name: g.key.Name + "-" + s.hash}
-}
+// owner names the controller of a set's pods.
+func (g *group) owner(s *set) desired.Key { return g.kind().owner(g.key, s.hash) }
 
 const (
 	kindDeployment = "Deployment"
@@ -274,15 +278,3 @@ const (
 	kindSecret     = "Secret"
 	kindNamespace  = "Namespace"
 )
-
-// isWorkload reports whether objects with this key have pods.
-func isWorkload(k desired.Key) bool {
-	switch k.Kind {
-	case kindDeployment, kindReplicaSet:
-		return k.Group == "apps"
-	case kindPod:
-		return k.Group == ""
-	default:
-		return false
-	}
-}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 
@@ -22,7 +21,6 @@ const (
 	// changed configuration from rolling the pods.
 	restartAnnotation = "tallyman.dev/restart-on-config-change"
 	costAnnotation    = corev1.PodDeletionCost
-	hashLabel         = appsv1.DefaultDeploymentUniqueLabelKey
 	// unknownContent is that of pods adopted from a node without a record: it
 	// equals any, and is learned at the first comparison.
 	unknownContent = "?"
@@ -30,8 +28,7 @@ const (
 
 // wanted is the pod template that an object in Git asks for.
 type wanted struct {
-	labels, annotations map[string]string
-	spec                *corev1.PodSpec
+	podTemplate
 	// content is the digest of what the pods read besides files; steady is set
 	// when its change rolls nothing.
 	content string
@@ -40,33 +37,31 @@ type wanted struct {
 
 // wantedOf reads the template of a workload; ok is false for other kinds.
 func (s *State) wantedOf(o *desired.Object) (wanted, bool) {
-	w := wanted{}
-	var own map[string]string
-	switch v := o.Value.(type) {
-	case *appsv1.Deployment:
-		w.labels, w.annotations, w.spec, own = v.Spec.Template.Labels, v.Spec.Template.Annotations, &v.Spec.Template.Spec, v.Annotations
-	case *appsv1.ReplicaSet:
-		w.labels, w.annotations, w.spec, own = v.Spec.Template.Labels, v.Spec.Template.Annotations, &v.Spec.Template.Spec, v.Annotations
-	case *corev1.Pod:
-		w.labels, w.annotations, w.spec = v.Labels, v.Annotations, &v.Spec
-	default:
-		return w, false
+	k, ok := kinds[schemaKind{o.Key.Group, o.Key.Kind}]
+	if !ok {
+		return wanted{}, false
 	}
-	w.steady = own[restartAnnotation] == "false" || w.annotations[restartAnnotation] == "false"
-	w.content = s.content(o.Key.Namespace, w.spec)
+	t, ok := k.template(o)
+	if !ok {
+		return wanted{}, false
+	}
+	w := wanted{podTemplate: t, content: s.content(o.Key.Namespace, t.spec)}
+	w.steady = t.own[restartAnnotation] == "false" || t.annotations[restartAnnotation] == "false"
 	return w, true
 }
 
 // matches compares a stored template with what is wanted today; a hash only
 // names a template and decides nothing.
-func (s *State) matches(have *set, w *wanted) bool {
+func (s *State) matches(g *group, have *set, w *wanted) bool {
 	if have.content != w.content && !w.steady && have.content != unknownContent {
 		return false
 	}
 	labels := have.template.Labels
-	if _, ours := w.labels[hashLabel]; !ours && labels[hashLabel] == have.hash {
-		labels = maps.Clone(labels)
-		delete(labels, hashLabel)
+	for k, v := range g.kind().stamp(g.key, have.hash) {
+		if _, inGit := w.labels[k]; !inGit && labels[k] == v {
+			labels = maps.Clone(labels)
+			delete(labels, k)
+		}
 	}
 	if !maps.Equal(labels, w.labels) || !maps.Equal(have.template.Annotations, w.annotations) {
 		return false
@@ -97,12 +92,10 @@ func (st *step) newSet(g *group, w *wanted) *set {
 		hash = spell(digest(nil, meta, string(spec), w.content, salt), 10)
 	}
 	labels := w.labels
-	if g.key.Kind == kindDeployment {
-		labels = maps.Clone(labels)
-		if labels == nil {
-			labels = map[string]string{}
-		}
-		labels[hashLabel] = hash
+	if stamp := g.kind().stamp(g.key, hash); len(stamp) > 0 {
+		labels = map[string]string{}
+		maps.Copy(labels, w.labels)
+		maps.Copy(labels, stamp)
 	}
 	t := &nodes.Template{Hash: hash, Labels: labels, Annotations: w.annotations, Spec: *w.spec}
 	s := &set{

@@ -187,7 +187,7 @@ func readOptions(q wire.LogQuery, now time.Time, done func() bool) keeper.ReadOp
 // chooseContainer finds the container that a query means.
 func chooseContainer(s *nodes.PodStatus, pod *nodes.Pod, name string) (*nodes.ContainerStatus, error) {
 	if name == "" {
-		name = pod.Template.Annotations["kubectl.kubernetes.io/default-container"]
+		name = pod.AllAnnotations()["kubectl.kubernetes.io/default-container"]
 	}
 	if name == "" && len(s.Containers) == 1 {
 		return &s.Containers[0], nil

@@ -51,6 +51,18 @@ func Compile(namespace string, t *nodes.Template) *Request {
 	return r
 }
 
+// WithLabels is the request of a pod with other labels than its template's.
+func (r *Request) WithLabels(all map[string]string) *Request {
+	c := *r
+	c.labels = all
+	if r.Social() {
+		// Terms may refer to the pod's own labels by key.
+		c.preferred, c.attracts, c.repels, c.spread, c.leans = nil, nil, nil, nil, nil
+		c.compileAffinity()
+	}
+	return &c
+}
+
 // Repels reports whether a pod keeps others away, which later pods must heed.
 func (r *Request) Repels() bool { return len(r.repels) > 0 }
 
@@ -169,6 +181,24 @@ func Choose(r *Request, c Cluster) (node, refusal string) {
 		return "", refusals.String()
 	}
 	return best.Name(), ""
+}
+
+// Fits says why the named node can't take a pod that is for no other; empty
+// when it can.
+func Fits(r *Request, c Cluster, node string) string {
+	i := slices.IndexFunc(c.Nodes, func(n *Node) bool { return n.Name() == node })
+	if i < 0 {
+		return "node " + node + " has not joined the cluster"
+	}
+	var company *company
+	if r.Social() || c.Repelled {
+		company = newCompany(r, c)
+	}
+	why := fits(r, c.Nodes[i], company)
+	if why.key == "" {
+		return ""
+	}
+	return fmt.Sprintf("node %s %s%s", node, why.text, why.detail)
 }
 
 // refusal is why one node doesn't fit. Nodes that share a key are counted

@@ -20,6 +20,9 @@ type Backend struct {
 	// Addr is invalid while the pod has none.
 	Addr netip.Addr
 	Spec *corev1.PodSpec
+	// Hostname and Subdomain give the pod a name of its own below a headless
+	// service; empty for none.
+	Hostname, Subdomain string
 	// Serving is set for a pod that is ready and not on its way out; Leaving
 	// for one that is.
 	Serving, Leaving bool
@@ -108,8 +111,8 @@ func selected(svc *corev1.Service, p *corev1.ServicePort, backends []Backend) (e
 			continue
 		}
 		e := proxy.Endpoint{Addr: b.Addr, Port: port, Node: b.Node, Pod: b.Pod}
-		if b.Spec.Subdomain == svc.Name {
-			e.Hostname = b.Spec.Hostname
+		if b.Subdomain == svc.Name {
+			e.Hostname = b.Hostname
 		}
 		endpoints = append(endpoints, e)
 	}

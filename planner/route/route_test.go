@@ -111,8 +111,7 @@ func TestProbing(t *testing.T) {
 }
 
 func backend(name, ip string, serving bool) Backend {
-	return Backend{Pod: name, Node: "n", Addr: addr(ip), Serving: serving, Spec: &corev1.PodSpec{
-		Hostname: name, Subdomain: "web",
+	return Backend{Pod: name, Node: "n", Addr: addr(ip), Serving: serving, Hostname: name, Subdomain: "web", Spec: &corev1.PodSpec{
 		Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 9000}, {Name: "dns", ContainerPort: 53, Protocol: corev1.ProtocolUDP}}}},
 	}}
 }

@@ -18,7 +18,7 @@ const maxHostname = 64
 // what the kernel takes.
 func Hostname(p *nodes.Pod) string {
 	name := p.Name
-	if h := p.Template.Spec.Hostname; h != "" {
+	if h, _ := p.HostName(); h != "" {
 		name = h
 	}
 	if o := p.Template.Spec.HostnameOverride; o != nil {
@@ -33,10 +33,11 @@ func Hostname(p *nodes.Pod) string {
 // Domain is the name below which the pod's hostname stands; empty without a
 // subdomain.
 func Domain(p *nodes.Pod, cluster string) string {
-	if p.Template.Spec.Subdomain == "" || p.Template.Spec.HostnameOverride != nil {
+	_, subdomain := p.HostName()
+	if subdomain == "" || p.Template.Spec.HostnameOverride != nil {
 		return ""
 	}
-	return fmt.Sprintf("%s.%s.svc.%s", p.Template.Spec.Subdomain, p.Namespace, cluster)
+	return fmt.Sprintf("%s.%s.svc.%s", subdomain, p.Namespace, cluster)
 }
 
 // Hosts is the pod's /etc/hosts. machine is the node's own file, used for pods

@@ -42,10 +42,10 @@ type Context struct {
 func (c *Context) Field(ref *corev1.ObjectFieldSelector) (string, error) {
 	t := c.Pod.Template
 	if key, found := subscript(ref.FieldPath, "metadata.labels"); found {
-		return t.Labels[key], nil
+		return c.Pod.AllLabels()[key], nil
 	}
 	if key, found := subscript(ref.FieldPath, "metadata.annotations"); found {
-		return t.Annotations[key], nil
+		return c.Pod.AllAnnotations()[key], nil
 	}
 	switch ref.FieldPath {
 	case "metadata.name":
@@ -55,9 +55,9 @@ func (c *Context) Field(ref *corev1.ObjectFieldSelector) (string, error) {
 	case "metadata.uid":
 		return string(c.Pod.UID), nil
 	case "metadata.labels":
-		return quoted(t.Labels), nil
+		return quoted(c.Pod.AllLabels()), nil
 	case "metadata.annotations":
-		return quoted(t.Annotations), nil
+		return quoted(c.Pod.AllAnnotations()), nil
 	case "spec.nodeName":
 		return c.Node, nil
 	case "spec.serviceAccountName":

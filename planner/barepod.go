@@ -1,0 +1,50 @@
+package planner
+
+import (
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/planner/workload"
+)
+
+// barePods stand in Git by themselves: a changed one is replaced, under the
+// same name.
+type barePods struct{ plain }
+
+func (barePods) template(o *desired.Object) (podTemplate, bool) {
+	v, ok := o.Value.(*corev1.Pod)
+	if !ok {
+		return podTemplate{}, false
+	}
+	return podTemplate{labels: v.Labels, annotations: v.Annotations, spec: &v.Spec}, true
+}
+
+func (barePods) reconcile(st *step, g *group) {
+	s := st.single(g)
+	steps := s.Next()
+	for i := range steps.Creates {
+		steps.Creates[i].Name = g.key.Name
+	}
+	st.carryOut(g, steps)
+}
+
+func (barePods) assess(st *step, g *group) (workload.Verdict, string) {
+	s := st.single(g)
+	return s.Verdict(), s.Next().Waits
+}
+
+func (barePods) summary(o *desired.Object) string {
+	return "image " + images(&o.Value.(*corev1.Pod).Spec)
+}
+
+func (barePods) change(was, is *desired.Object) (Op, string) {
+	old, new := was.Value.(*corev1.Pod), is.Value.(*corev1.Pod)
+	return Replace, "the pod is replaced: " + templateChange(
+		&corev1.PodTemplateSpec{ObjectMeta: old.ObjectMeta, Spec: old.Spec}, &corev1.PodTemplateSpec{ObjectMeta: new.ObjectMeta, Spec: new.Spec},
+	)
+}
+
+func (st *step) single(g *group) workload.Single {
+	r := st.rollout(g, workload.Rollout{})
+	return workload.Single{Now: st.now, Revised: g.revised, Current: r.Current, Old: r.Old}
+}
