@@ -41,16 +41,19 @@ decides by: do not edit it, run ` + "`go generate ./desired/manifest`" + `.
 func WriteCompatibility(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	b.WriteString(compatibilityHead)
-	for _, k := range kindRules() {
+	kinds := kindRules()
+	slices.SortStableFunc(kinds, func(a, b kindRule) int { return cmp.Compare(rank(a.status), rank(b.status)) })
+	for _, k := range kinds {
 		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", k.kind, k.apiVersion(), k.status, k.reason)
 	}
 	b.WriteString("\nKinds that are not listed, custom resources among them, are unsupported.\n\n## Fields\n\n")
 	b.WriteString("Of the kinds that work. Fields that are not listed below a field that works, work.\n")
 	t := newFieldTable()
 	shared := t.writeShared(b)
-	for _, k := range workingKinds() {
-		of := reflect.TypeOf(k.make()).Elem()
-		t.writeKind(b, k.kind, of, shared)
+	for _, k := range kinds {
+		if k.status == Works {
+			t.writeKind(b, k.kind, reflect.TypeOf(k.make()).Elem(), shared)
+		}
 	}
 	return b.Flush()
 }

@@ -49,26 +49,44 @@ func (r *rules) decode(src *source, data []byte, apiVersion, kind, namespace, na
 	}
 	e := &entry{src: src, key: rule.key(namespace, name)}
 	if rule.status == Unsupported {
-		return []*entry{e}, []desired.Problem{src.problem(desired.Error, "unsupported", "kind",
-			fmt.Sprintf("%s is not supported: %s", kind, rule.reason), "")}
+		return []*entry{e}, append(r.examine(src, data, rule), src.problem(desired.Error, "unsupported", "kind",
+			fmt.Sprintf("%s is not supported: %s", kind, rule.reason), ""))
 	}
 	object, problems := r.typed(src, data, rule)
 	if object == nil {
 		e.broken = true
 		return []*entry{e}, problems
 	}
-	accessor := object.(metav1.Object)
-	problems = append(problems, adopt(src, accessor, rule)...)
-	legacyscheme.Scheme.Default(object)
-	prepare(object)
-	object.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{Group: rule.group, Version: rule.version, Kind: rule.kind})
-	invalid := r.validate(src, rule, object)
-	problems = append(problems, invalid...)
+	problems = append(problems, r.complete(src, rule, object)...)
 	problems = append(problems, r.remarks(src, rule, object)...)
 	settle(object)
+	accessor := object.(metav1.Object)
 	e.key = rule.key(accessor.GetNamespace(), accessor.GetName())
 	e.object = &desired.Object{Key: e.key, From: src.place(), Value: object, Fingerprint: fingerprint(object)}
 	return []*entry{e}, problems
+}
+
+// complete does with a decoded object what an API server does: namespace,
+// defaults, validation.
+func (r *rules) complete(src *source, rule kindRule, object runtime.Object) []desired.Problem {
+	problems := adopt(src, object.(metav1.Object), rule)
+	legacyscheme.Scheme.Default(object)
+	prepare(object)
+	object.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{Group: rule.group, Version: rule.version, Kind: rule.kind})
+	return append(problems, r.validate(src, rule, object)...)
+}
+
+// examine says what is wrong with an object of a kind that does not work here:
+// it is not part of the snapshot, but its author wants to know all the same.
+func (r *rules) examine(src *source, data []byte, rule kindRule) []desired.Problem {
+	if rule.make == nil {
+		return nil
+	}
+	object, problems := r.typed(src, data, rule)
+	if object == nil {
+		return problems
+	}
+	return append(problems, r.complete(src, rule, object)...)
 }
 
 // adopt puts an object into its namespace.

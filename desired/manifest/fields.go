@@ -33,10 +33,13 @@ type fieldRule struct {
 	harmless string
 }
 
-// fieldRules is the table of fields of the kinds that work.
+// fieldRules is the table of fields of the kinds that work, or are to work.
 func fieldRules() []typeRule {
 	var all []typeRule
-	for _, part := range [][]typeRule{metaFields(), workloadFields(), podFields(), schedulingFields(), containerFields(), securityFields(), volumeFields(), serviceFields(), clusterFields()} {
+	for _, part := range [][]typeRule{
+		metaFields(), workloadFields(), setFields(), jobFields(), podFields(), schedulingFields(), containerFields(), securityFields(), volumeFields(),
+		storageFields(), serviceFields(), scalingFields(), limitFields(), clusterFields(),
+	} {
 		all = append(all, part...)
 	}
 	return all
@@ -57,6 +60,13 @@ func notEnforced(names, reason string) fieldRule {
 func unsupported(names, reason string) fieldRule {
 	return fieldRule{names: names, status: Unsupported, reason: reason}
 }
+
+// later decides fields that a later release makes work. What is below them is
+// decided already, so that moving their names to those that work is enough.
+func later(names string) fieldRule { return unsupported(names, notYet) }
+
+// pending reports whether a field is to work in a later release.
+func (f fieldRule) pending() bool { return f.status == Unsupported && f.reason == notYet }
 
 func (f fieldRule) unless(values string) fieldRule {
 	f.harmless = values
@@ -109,15 +119,17 @@ func podFields() []typeRule {
 			unsupported("ephemeralContainers", "they are added to a running pod through an API, never by a manifest"),
 			unsupported("schedulerName", "there is one scheduler").unless(`"default-scheduler"`),
 			unsupported("readinessGates", "no controller sets conditions of pods"),
-			unsupported("runtimeClassName", "one container runtime serves all pods"),
-			unsupported("overhead", "it belongs to runtime classes").unless(`{}`),
-			unsupported("setHostnameAsFQDN hostnameOverride", notYet).unless(`false`),
+			later("runtimeClassName"),
+			later("overhead").unless(`{}`),
+			later("setHostnameAsFQDN hostnameOverride").unless(`false`),
 			unsupported("os", "nodes run Linux").unless(`{"name":"linux"}`),
 			unsupported("hostUsers", "containers share the user namespace of the node").unless(`true`),
-			unsupported("schedulingGates", "no controller opens them"),
-			unsupported("resourceClaims schedulingGroup", "devices are not allocated dynamically"),
-			unsupported("resources", "set them on the containers"),
+			later("schedulingGates"),
+			unsupported("resourceClaims", "devices are not allocated dynamically"),
+			unsupported("schedulingGroup", "pods are placed one by one"),
+			later("resources"),
 		),
+		on[corev1.PodSchedulingGate]("name"),
 		on[corev1.HostAlias]("ip hostnames"),
 		on[corev1.PodDNSConfig]("nameservers searches options"),
 		on[corev1.PodDNSConfigOption]("name value"),
@@ -149,15 +161,18 @@ func containerFields() []typeRule {
 				"lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin tty",
 			noEffect("stdinOnce", "nobody attaches to a container's input"),
 			noEffect("resizePolicy", "a change of resources makes new pods"),
-			unsupported("restartPolicyRules", notYet),
+			later("restartPolicyRules"),
 			unsupported("volumeDevices", "there are no block volumes"),
 		),
+		on[corev1.ContainerRestartRule]("action exitCodes"),
+		on[corev1.ContainerRestartRuleOnExitCodes]("operator values"),
 		on[corev1.ContainerPort]("name hostPort containerPort protocol hostIP"),
 		on[corev1.EnvFromSource]("prefix configMapRef secretRef"),
 		on[corev1.ConfigMapEnvSource]("name optional"),
 		on[corev1.SecretEnvSource]("name optional"),
 		on[corev1.EnvVar]("name value valueFrom"),
-		on[corev1.EnvVarSource]("fieldRef resourceFieldRef configMapKeyRef secretKeyRef", unsupported("fileKeyRef", notYet)),
+		on[corev1.EnvVarSource]("fieldRef resourceFieldRef configMapKeyRef secretKeyRef", later("fileKeyRef")),
+		on[corev1.FileKeySelector]("volumeName path key optional"),
 		on[corev1.ObjectFieldSelector]("apiVersion fieldPath"),
 		on[corev1.ResourceFieldSelector]("containerName resource divisor"),
 		on[corev1.ConfigMapKeySelector]("name key optional"),
@@ -179,7 +194,7 @@ func securityFields() []typeRule {
 	return []typeRule{
 		on[corev1.PodSecurityContext](
 			"runAsUser runAsGroup runAsNonRoot supplementalGroups fsGroup sysctls fsGroupChangePolicy seccompProfile appArmorProfile seLinuxOptions",
-			unsupported("supplementalGroupsPolicy", notYet).unless(`"Merge"`),
+			later("supplementalGroupsPolicy").unless(`"Merge"`),
 			noEffect("seLinuxChangePolicy", "volumes keep the labels they have"),
 			unsupported("windowsOptions", "nodes run Linux").unless(`{}`),
 		),
@@ -200,14 +215,17 @@ func volumeFields() []typeRule {
 		on[corev1.VolumeMount]("name readOnly mountPath subPath subPathExpr mountPropagation recursiveReadOnly"),
 		on[corev1.Volume](
 			"name hostPath emptyDir secret downwardAPI configMap projected",
-			unsupported("persistentVolumeClaim", "PersistentVolumeClaims come with a later release; use hostPath or emptyDir"),
-			unsupported("csi ephemeral", "storage drivers do not run here"),
-			unsupported("nfs iscsi fc", notYet),
-			unsupported("image", notYet),
+			later("persistentVolumeClaim ephemeral csi nfs image"),
+			unsupported("iscsi fc", noNetworkDisks),
 			unsupported("gcePersistentDisk awsElasticBlockStore glusterfs rbd flexVolume cinder cephfs flocker azureFile vsphereVolume quobyte azureDisk "+
-				"photonPersistentDisk portworxVolume scaleIO storageos", "Kubernetes has removed or deprecated it in favour of storage drivers"),
+				"photonPersistentDisk portworxVolume scaleIO storageos", removedVolumes),
 			unsupported("gitRepo", "Kubernetes has disabled it; clone in an init container"),
 		),
+		on[corev1.PersistentVolumeClaimVolumeSource]("claimName readOnly"),
+		on[corev1.EphemeralVolumeSource]("volumeClaimTemplate"),
+		on[corev1.PersistentVolumeClaimTemplate]("metadata spec"),
+		on[corev1.CSIVolumeSource]("driver readOnly fsType volumeAttributes nodePublishSecretRef"),
+		on[corev1.ImageVolumeSource]("reference pullPolicy"),
 		on[corev1.HostPathVolumeSource]("path type"),
 		on[corev1.EmptyDirVolumeSource]("medium sizeLimit"),
 		on[corev1.SecretVolumeSource]("secretName items defaultMode optional"),
@@ -218,9 +236,10 @@ func volumeFields() []typeRule {
 		on[corev1.ProjectedVolumeSource]("sources defaultMode"),
 		on[corev1.VolumeProjection](
 			"secret downwardAPI configMap",
-			unsupported("serviceAccountToken", "there is no API that a token would open"),
+			later("serviceAccountToken"),
 			unsupported("clusterTrustBundle podCertificate", "nothing signs certificates here"),
 		),
+		on[corev1.ServiceAccountTokenProjection]("audience expirationSeconds path"),
 		on[corev1.SecretProjection]("name items optional"),
 		on[corev1.DownwardAPIProjection]("items"),
 		on[corev1.ConfigMapProjection]("name items optional"),

@@ -40,7 +40,7 @@ func newFieldTable() *fieldTable {
 	for _, r := range fieldRules() {
 		t.rules[r.of] = r
 	}
-	for _, k := range workingKinds() {
+	for _, k := range decidedKinds() {
 		of := reflect.TypeOf(k.make()).Elem()
 		t.plans[of] = t.compile(of)
 	}

@@ -1,0 +1,170 @@
+package manifest
+
+import (
+	"slices"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	batchv1 "k8s.io/api/batch/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	flowv1 "k8s.io/api/flowcontrol/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	nodev1 "k8s.io/api/node/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	storagev1 "k8s.io/api/storage/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+)
+
+const (
+	rbacGroup       = "rbac.authorization.k8s.io"
+	networkingGroup = "networking.k8s.io"
+	storageGroup    = "storage.k8s.io"
+	admissionGroup  = "admissionregistration.k8s.io"
+	flowGroup       = "flowcontrol.apiserver.k8s.io"
+
+	// notYet is the reason of kinds and fields that a later release makes work.
+	// What is below them is decided, so that only this one word has to change.
+	notYet            = "not yet; it comes with a later release"
+	noAPIWrites       = "nothing changes objects through an API here, so there is nothing to admit, limit or authorise"
+	noServiceAccounts = "containers get no credentials for an API, so accounts and their rights decide nothing"
+	controllersWrite  = "controllers write it, people do not, and nothing here reads it"
+)
+
+// kindRules is the table of kinds. What is not in it is unsupported.
+func kindRules() []kindRule {
+	return slices.Concat(
+		workloadKinds(), configurationKinds(), storageKinds(), networkKinds(), scalingKinds(), limitKinds(),
+		accessKinds(), admissionKinds(), nodeKinds(), tallymanKinds(), unreadKinds(),
+	)
+}
+
+// decidedKinds are those whose every field is decided in the table of fields.
+func decidedKinds() []kindRule {
+	return slices.DeleteFunc(kindRules(), func(k kindRule) bool { return k.status != Works && !k.pending() })
+}
+
+func workloadKinds() []kindRule {
+	return []kindRule{
+		{kind: "Pod", version: "v1", status: Works, make: fresh[corev1.Pod], validate: validatePod},
+		{kind: "ReplicaSet", group: "apps", version: "v1", status: Works, make: fresh[appsv1.ReplicaSet], validate: validateReplicaSet},
+		{kind: "Deployment", group: "apps", version: "v1", status: Works, make: fresh[appsv1.Deployment], validate: validateDeployment},
+		{kind: "StatefulSet", group: "apps", version: "v1", status: Unsupported, reason: notYet, make: fresh[appsv1.StatefulSet], validate: validateStatefulSet},
+		{kind: "DaemonSet", group: "apps", version: "v1", status: Unsupported, reason: notYet, make: fresh[appsv1.DaemonSet], validate: validateDaemonSet},
+		{kind: "ReplicationController", version: "v1", status: Unsupported, reason: notYet, make: fresh[corev1.ReplicationController], validate: validateReplicationController},
+		{kind: "Job", group: "batch", version: "v1", status: Unsupported, reason: notYet, make: fresh[batchv1.Job], validate: validateJob},
+		{kind: "CronJob", group: "batch", version: "v1", status: Unsupported, reason: notYet, make: fresh[batchv1.CronJob], validate: validateCronJob},
+		{kind: "PodTemplate", version: "v1", status: NoEffect, reason: "no controller reads it, as in Kubernetes", make: fresh[corev1.PodTemplate], validate: validatePodTemplate},
+		{kind: "ControllerRevision", group: "apps", version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[appsv1.ControllerRevision], validate: validateControllerRevision},
+	}
+}
+
+func configurationKinds() []kindRule {
+	return []kindRule{
+		{kind: "Namespace", version: "v1", status: Works, clusterScoped: true, make: fresh[corev1.Namespace], validate: validateNamespace},
+		{kind: "ConfigMap", version: "v1", status: Works, make: fresh[corev1.ConfigMap], validate: validateConfigMap},
+		{kind: "Secret", version: "v1", status: Works, make: fresh[corev1.Secret], validate: validateSecret},
+	}
+}
+
+func storageKinds() []kindRule {
+	return []kindRule{
+		{kind: "PersistentVolumeClaim", version: "v1", status: Unsupported, reason: notYet, make: fresh[corev1.PersistentVolumeClaim], validate: validatePersistentVolumeClaim},
+		{kind: "PersistentVolume", version: "v1", status: Unsupported, reason: notYet, clusterScoped: true, make: fresh[corev1.PersistentVolume], validate: validatePersistentVolume},
+		{kind: "StorageClass", group: storageGroup, version: "v1", status: Unsupported, reason: notYet, clusterScoped: true, make: fresh[storagev1.StorageClass], validate: validateStorageClass},
+		{kind: "CSIDriver", group: storageGroup, version: "v1", status: Unsupported, reason: notYet, clusterScoped: true, make: fresh[storagev1.CSIDriver], validate: validateCSIDriver},
+		{kind: "VolumeAttributesClass", group: storageGroup, version: "v1", status: NoEffect, reason: "volumes keep the attributes that they were made with", clusterScoped: true, make: fresh[storagev1.VolumeAttributesClass], validate: validateVolumeAttributesClass},
+		{kind: "CSINode", group: storageGroup, version: "v1", status: NoEffect, reason: controllersWrite, clusterScoped: true, make: fresh[storagev1.CSINode], validate: validateCSINode},
+		{kind: "CSIStorageCapacity", group: storageGroup, version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[storagev1.CSIStorageCapacity], validate: validateCSIStorageCapacity},
+		{kind: "VolumeAttachment", group: storageGroup, version: "v1", status: NoEffect, reason: controllersWrite, clusterScoped: true, make: fresh[storagev1.VolumeAttachment], validate: validateVolumeAttachment},
+	}
+}
+
+func networkKinds() []kindRule {
+	return []kindRule{
+		{kind: "Service", version: "v1", status: Works, make: fresh[corev1.Service], validate: validateService},
+		{kind: "Endpoints", version: "v1", status: Works, make: fresh[corev1.Endpoints], validate: validateEndpoints},
+		{kind: "EndpointSlice", group: "discovery.k8s.io", version: "v1", status: Works, make: fresh[discoveryv1.EndpointSlice], validate: validateEndpointSlice},
+		{kind: "Ingress", group: networkingGroup, version: "v1", status: NotEnforced, reason: "no ingress proxy runs yet: nothing listens for it", make: fresh[networkingv1.Ingress], validate: validateIngress},
+		{kind: "IngressClass", group: networkingGroup, version: "v1", status: NotEnforced, reason: "no ingress proxy runs yet", clusterScoped: true, make: fresh[networkingv1.IngressClass], validate: validateIngressClass},
+		{kind: "NetworkPolicy", group: networkingGroup, version: "v1", status: NotEnforced, reason: "all pods can reach one another: no traffic is blocked yet", make: fresh[networkingv1.NetworkPolicy], validate: validateNetworkPolicy},
+	}
+}
+
+func scalingKinds() []kindRule {
+	return []kindRule{
+		{kind: "HorizontalPodAutoscaler", group: "autoscaling", version: "v2", status: Unsupported, reason: notYet, make: fresh[autoscalingv2.HorizontalPodAutoscaler], validate: validateHorizontalPodAutoscaler},
+	}
+}
+
+func limitKinds() []kindRule {
+	return []kindRule{
+		{kind: "ResourceQuota", version: "v1", status: Unsupported, reason: notYet, make: fresh[corev1.ResourceQuota], validate: validateResourceQuota},
+		{kind: "LimitRange", version: "v1", status: Unsupported, reason: notYet, make: fresh[corev1.LimitRange], validate: validateLimitRange},
+		{kind: "PriorityClass", group: "scheduling.k8s.io", version: "v1", status: NoEffect, reason: "pods do not preempt one another", clusterScoped: true, make: fresh[schedulingv1.PriorityClass], validate: validatePriorityClass},
+		{kind: "PodDisruptionBudget", group: "policy", version: "v1", status: NoEffect, reason: "nothing evicts pods here", make: fresh[policyv1.PodDisruptionBudget], validate: validatePodDisruptionBudget},
+	}
+}
+
+func accessKinds() []kindRule {
+	return []kindRule{
+		{kind: "ServiceAccount", version: "v1", status: NoEffect, reason: noServiceAccounts + "; write imagePullSecrets into the pods", make: fresh[corev1.ServiceAccount], validate: validateServiceAccount},
+		{kind: "Role", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, make: fresh[rbacv1.Role], validate: validateRole},
+		{kind: "RoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, make: fresh[rbacv1.RoleBinding], validate: validateRoleBinding},
+		{kind: "ClusterRole", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, clusterScoped: true, make: fresh[rbacv1.ClusterRole], validate: validateClusterRole},
+		{kind: "ClusterRoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, clusterScoped: true, make: fresh[rbacv1.ClusterRoleBinding], validate: validateClusterRoleBinding},
+		{kind: "CertificateSigningRequest", group: "certificates.k8s.io", version: "v1", status: NoEffect, reason: "nothing signs certificates here", clusterScoped: true, make: fresh[certificatesv1.CertificateSigningRequest], validate: validateCertificateSigningRequest},
+	}
+}
+
+func admissionKinds() []kindRule {
+	return []kindRule{
+		{kind: "ValidatingWebhookConfiguration", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.ValidatingWebhookConfiguration]},
+		{kind: "MutatingWebhookConfiguration", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.MutatingWebhookConfiguration]},
+		{kind: "ValidatingAdmissionPolicy", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.ValidatingAdmissionPolicy]},
+		{kind: "ValidatingAdmissionPolicyBinding", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.ValidatingAdmissionPolicyBinding]},
+		{kind: "MutatingAdmissionPolicy", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.MutatingAdmissionPolicy]},
+		{kind: "MutatingAdmissionPolicyBinding", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.MutatingAdmissionPolicyBinding]},
+		{kind: "FlowSchema", group: flowGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[flowv1.FlowSchema]},
+		{kind: "PriorityLevelConfiguration", group: flowGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[flowv1.PriorityLevelConfiguration]},
+		{kind: "APIService", group: "apiregistration.k8s.io", version: "v1", status: NoEffect, reason: "no API is served that could be extended", clusterScoped: true},
+	}
+}
+
+func nodeKinds() []kindRule {
+	return []kindRule{
+		{kind: "RuntimeClass", group: "node.k8s.io", version: "v1", status: Unsupported, reason: notYet, clusterScoped: true, make: fresh[nodev1.RuntimeClass], validate: validateRuntimeClass},
+		{kind: "Lease", group: "coordination.k8s.io", version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[coordinationv1.Lease], validate: validateLease},
+	}
+}
+
+func tallymanKinds() []kindRule {
+	return []kindRule{
+		{kind: "Cluster", group: desired.ClusterKey.Group, version: "v1alpha1", status: Works, clusterScoped: true, make: fresh[desired.Cluster], validate: validateCluster},
+	}
+}
+
+// unreadKinds are refused by name alone.
+func unreadKinds() []kindRule {
+	no := func(group, version, reason string, kinds ...string) []kindRule {
+		var out []kindRule
+		for _, kind := range kinds {
+			out = append(out, kindRule{group: group, version: version, kind: kind, status: Unsupported, reason: reason})
+		}
+		return out
+	}
+	return slices.Concat(
+		no("apiextensions.k8s.io", "v1", "there is no API to extend and no controller to act on custom resources", "CustomResourceDefinition"),
+		no("", "v1", "nodes join with tally agent; they are not written", "Node"),
+		no("", "v1", "controllers write it, people do not", "Event", "Binding", "ComponentStatus"),
+		no("events.k8s.io", "v1", "controllers write it, people do not", "Event"),
+		no(networkingGroup, "v1", "the addresses of services are set in the Cluster object", "ServiceCIDR", "IPAddress"),
+		no("resource.k8s.io", "v1", "devices are not allocated dynamically", "ResourceClaim", "ResourceClaimTemplate", "DeviceClass", "ResourceSlice"),
+	)
+}
