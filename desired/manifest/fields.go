@@ -235,8 +235,7 @@ func volumeFields() []typeRule {
 		on[corev1.DownwardAPIVolumeFile]("path fieldRef resourceFieldRef mode"),
 		on[corev1.ProjectedVolumeSource]("sources defaultMode"),
 		on[corev1.VolumeProjection](
-			"secret downwardAPI configMap",
-			later("serviceAccountToken"),
+			"secret downwardAPI configMap serviceAccountToken",
 			unsupported("clusterTrustBundle podCertificate", "nothing signs certificates here"),
 		),
 		on[corev1.ServiceAccountTokenProjection]("audience expirationSeconds path"),

@@ -25,6 +25,8 @@ func (m *Machine) act(ctx context.Context, a action) error {
 	switch a.op {
 	case opMount:
 		return m.mountVolumes(ctx)
+	case opToken:
+		m.renew(ctx)
 	case opAttach:
 		return m.attach(ctx)
 	case opPull:
@@ -101,6 +103,7 @@ func (m *Machine) mountVolumes(ctx context.Context) error {
 	src := volume.Source{
 		Config: m.node.config, Field: c.Field,
 		Resource: func(r *corev1.ResourceFieldSelector) (string, error) { return c.Resource(r, nil) },
+		Token:    m.projectedToken,
 	}
 	mounts, err := m.volumes.Mount(ctx, m.pod, src)
 	if err != nil && m.mounts == nil {
