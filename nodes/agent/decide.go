@@ -293,7 +293,7 @@ func (d *decider) initOne(c *corev1.Container) bool {
 		return false
 	case state == exited && r.Ended.ExitCode == 0:
 		return true
-	case state == exited && d.spec.RestartPolicy == corev1.RestartPolicyNever:
+	case state == exited && !d.again(c):
 		d.actions = append(d.actions, action{
 			op: opFail, message: "init container " + c.Name + " failed and is not to be restarted",
 		})
@@ -352,18 +352,15 @@ func (d *decider) keep(c *corev1.Container) bool {
 
 // again reports whether a container that ended is to run once more.
 func (d *decider) again(c *corev1.Container) bool {
-	if spec.Sidecar(c) {
-		return true
+	code := unknownCode
+	if r := d.memory.Runs[c.Name]; r.Ended != nil {
+		code = r.Ended.ExitCode
 	}
-	r := d.memory.Runs[c.Name]
-	switch d.spec.RestartPolicy {
-	case corev1.RestartPolicyNever:
-		return false
-	case corev1.RestartPolicyOnFailure:
-		return r.Ended == nil || r.Ended.ExitCode != 0
-	}
-	return true
+	return spec.Restarts(d.spec, c, code)
 }
+
+// unknownCode stands for that of a run whose end nobody has written down yet.
+const unknownCode int32 = 137
 
 // through reports whether every container has ended for good.
 func (d *decider) through() bool {
