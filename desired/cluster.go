@@ -141,6 +141,14 @@ type Settings struct {
 	Issuer string
 }
 
+// TokenIssuer names who signs service-account tokens, a URL.
+func (s Settings) TokenIssuer() string {
+	if s.Issuer != "" {
+		return s.Issuer
+	}
+	return "https://kubernetes.default.svc." + s.Network.Domain
+}
+
 // Guard holds a revision that deletes more than Objects objects and more than
 // Percent percent of the objects of a kind.
 type Guard struct {

@@ -35,6 +35,8 @@ type Node struct {
 	Runtime string `json:"runtime"`
 	// Version of the agent.
 	Version string `json:"version"`
+	// Drivers are the CSI drivers that answer on the node, sorted.
+	Drivers []string `json:"drivers,omitempty"`
 	// BootID changes with every boot of the machine.
 	BootID string `json:"boot_id"`
 }

@@ -27,6 +27,9 @@ type Overview struct {
 	// Problems are the warnings and notes of the revision in force.
 	Problems []desired.Problem `json:"problems"`
 
+	// Issuer of service-account tokens; empty before the first revision.
+	Issuer string `json:"issuer,omitempty"`
+
 	Nodes    []NodeState       `json:"nodes"`
 	Objects  []ObjectHealth    `json:"objects"`
 	Services []ServiceOverview `json:"services"`

@@ -118,6 +118,8 @@ func (st *step) collectWaiting(g *group, waits string) {
 // why is one clause that says why a pod is not ready; empty when it is.
 func why(p *pod) string {
 	switch {
+	case p.refusal == gated:
+		return gated
 	case p.refusal != "":
 		return "FailedScheduling: " + p.refusal
 	case p.status == nil || p.status.Ready:

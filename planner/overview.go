@@ -21,6 +21,7 @@ func (s *State) Overview(now time.Time) *nodes.Overview {
 		revision := s.snapshot.Revision()
 		o.InForce = &revision
 		o.Problems = s.snapshot.Problems()
+		o.Issuer = s.snapshot.Settings().TokenIssuer()
 	}
 	converged, failed := s.Settled()
 	switch {

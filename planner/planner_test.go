@@ -217,6 +217,25 @@ func TestBarePod(t *testing.T) {
 	}
 }
 
+func TestGatedPodWaitsUntilItsGatesAreGone(t *testing.T) {
+	w := newWorld(t, "n1")
+	web := deployment("web", 1)
+	web.Spec.Template.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/wait"}}
+	p := w.push(web)
+	if len(p.Waiting) == 0 || !strings.Contains(p.Waiting[0].Reason, "SchedulingGated") || w.count("FailedScheduling") != 0 {
+		t.Fatalf("waiting %+v, events %+v", p.Waiting, w.events)
+	}
+	w.next(Change{})
+	if w.count("Scheduled") != 0 {
+		t.Fatal("a gated pod was placed")
+	}
+	w.push(deployment("web", 1))
+	w.settle()
+	if w.count("Scheduled") != 1 {
+		t.Errorf("without gates: events %+v", w.events)
+	}
+}
+
 func TestUnplaceableWaitsAndIsTriedAgain(t *testing.T) {
 	w := newWorld(t, "n1")
 	needy := deployment("web", 1)

@@ -74,7 +74,17 @@ func (st *step) neighbours() []place.Neighbour {
 	return out
 }
 
+// gated is what Kubernetes says of a pod with scheduling gates. Nobody removes
+// them but a change in Git.
+const gated = "SchedulingGated: Scheduling is blocked due to non-empty scheduling gates"
+
 func (st *step) placePod(s *scheduler, g *group, p *pod) {
+	if len(p.Template.Spec.SchedulingGates) > 0 {
+		if p.refusal != gated {
+			st.change(p.UID, func(p *pod) { p.refusal = gated })
+		}
+		return
+	}
 	s.cluster.Repelled = st.repelling > 0
 	alike := refusalKey{p.set.request, p.aim}
 	if s.cluster.Repelled || p.request.Social() {

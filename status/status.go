@@ -54,13 +54,17 @@ type LogOptions struct {
 // only one. An error that wraps fs.ErrNotExist means that there is no such log.
 type LogReader func(ctx context.Context, namespace, pod, container string, o LogOptions) (io.ReadCloser, error)
 
-// Options for New. All but Access are needed.
+// Options for New. All but Access, Discovery and Keys are needed.
 type Options struct {
 	Cluster Cluster
 	Logs    LogReader
 	// Access guards Handler; nil leaves it open, for tests and for the socket only.
 	Access   *access.Control
 	Gatherer prometheus.Gatherer
+	// Discovery makes the OIDC discovery document of an issuer whose key set is
+	// at a URL, Keys that key set; both nil where no tokens are signed.
+	Discovery func(issuer, keys string) ([]byte, error)
+	Keys      func() ([]byte, error)
 	// Version of Tallyman.
 	Version string
 	// Ready returns why the server can't serve yet, or nil.
@@ -76,6 +80,7 @@ type Server struct {
 	metrics prometheus.Gatherer
 	version string
 	ready   func() error
+	oidc    oidc
 	log     *slog.Logger
 	pages   *pages
 
@@ -105,7 +110,7 @@ func New(o Options) (*Server, error) {
 	}
 	return &Server{
 		cluster: o.Cluster, logs: o.Logs, access: o.Access, metrics: o.Gatherer,
-		version: o.Version, ready: o.Ready, log: o.Log, pages: p, renderings: newRenderings(),
+		version: o.Version, ready: o.Ready, oidc: oidc{o.Discovery, o.Keys}, log: o.Log, pages: p, renderings: newRenderings(),
 	}, nil
 }
 
@@ -136,6 +141,10 @@ func (s *Server) SocketHandler() http.Handler {
 	mux.Handle("/metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("/readyz", s.readyz)
+	if s.oidc.keys != nil {
+		mux.HandleFunc(discoveryPath, s.discovery)
+		mux.HandleFunc(keysPath, s.keys)
+	}
 	static, _ := fs.Sub(files, "static") // the folder is compiled in
 	mux.Handle("/static/", http.StripPrefix("/static/", immutable(http.FileServerFS(static))))
 	mux.HandleFunc("/", s.notFound)

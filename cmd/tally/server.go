@@ -24,6 +24,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/observed"
 	"github.com/tallyman-dev/tallyman/nodes/registry"
+	"github.com/tallyman-dev/tallyman/nodes/token"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/planner"
 	"github.com/tallyman-dev/tallyman/status"
@@ -48,6 +49,7 @@ type server struct {
 	remote     *remote.Remote // nil when another repository is followed
 	status     *status.Server
 	access     *access.Control
+	signer     *token.Signer
 	webhook    http.Handler // nil without a secret
 
 	certificate *tls.Certificate // nil without TLS
@@ -98,7 +100,10 @@ func (s *server) wireSync(key clusterKey) error {
 		return err
 	}
 	s.source = newSource(s.repository)
-	if s.registry, err = registry.New(registry.Options{Log: s.log.With("part", "registry"), Version: version}); err != nil {
+	if err := s.openSigner(key); err != nil {
+		return err
+	}
+	if s.registry, err = registry.New(registry.Options{Log: s.log.With("part", "registry"), Version: version, Token: s.sign}); err != nil {
 		return err
 	}
 	options := loop.Options{
@@ -117,6 +122,21 @@ func (s *server) wireSync(key clusterKey) error {
 	}
 	*g = gate{repository: s.repository, loop: s.loop}
 	return nil
+}
+
+// openSigner makes what signs the tokens of ServiceAccounts.
+func (s *server) openSigner(key clusterKey) error {
+	seed, err := key.derive("service account tokens")
+	if err != nil {
+		return err
+	}
+	s.signer, err = token.New(seed)
+	return err
+}
+
+// sign makes a token under the issuer that the repository names.
+func (s *server) sign(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error) {
+	return s.signer.Sign(s.loop.Overview().Issuer, p, r, time.Now())
 }
 
 func (s *server) newRemote(g *gate) (*remote.Remote, error) {
@@ -147,7 +167,7 @@ func (s *server) wireStatus() (err error) {
 	}
 	s.status, err = status.New(status.Options{
 		Cluster: s.loop, Logs: s.logs, Access: s.access, Gatherer: gatherer,
-		Version: version, Ready: s.ready, Log: s.log.With("part", "status"),
+		Version: version, Ready: s.ready, Discovery: token.Discovery, Keys: s.signer.Keys, Log: s.log.With("part", "status"),
 	})
 	return err
 }

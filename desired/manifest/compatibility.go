@@ -37,6 +37,18 @@ decides by: do not edit it, run ` + "`go generate ./desired/manifest`" + `.
 |---|---|---|---|
 `
 
+// versionsHead opens the table of versions.
+const versionsHead = `
+### Other versions
+
+An object in another version of its API than the one above is converted as
+Kubernetes converted it, with the defaults that the other version had, and a note
+(` + "`converted`" + `) says so if Kubernetes no longer recommends that version.
+
+| kind | API version | also read |
+|---|---|---|
+`
+
 // WriteCompatibility prints the manual's page on what works, from the tables.
 func WriteCompatibility(w io.Writer) error {
 	b := bufio.NewWriter(w)
@@ -46,7 +58,9 @@ func WriteCompatibility(w io.Writer) error {
 	for _, k := range kinds {
 		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", k.kind, k.apiVersion(), k.status, k.reason)
 	}
-	b.WriteString("\nKinds that are not listed, custom resources among them, are unsupported.\n\n## Fields\n\n")
+	b.WriteString("\nKinds that are not listed, custom resources among them, are unsupported.\n")
+	writeVersions(b)
+	b.WriteString("\n## Fields\n\n")
 	b.WriteString("Of the kinds that work. Fields that are not listed below a field that works, work.\n")
 	t := newFieldTable()
 	shared := t.writeShared(b)
@@ -56,6 +70,23 @@ func WriteCompatibility(w io.Writer) error {
 		}
 	}
 	return b.Flush()
+}
+
+// writeVersions lists the API versions that are converted, those of a kind in one line.
+func writeVersions(b *bufio.Writer) {
+	b.WriteString(versionsHead)
+	var order []string
+	from := map[string][]string{}
+	for _, v := range versions() {
+		to := v.kind + " | " + v.to
+		if from[to] == nil {
+			order = append(order, to)
+		}
+		from[to] = append(from[to], v.apiVersion())
+	}
+	for _, to := range order {
+		fmt.Fprintf(b, "| %s | %s |\n", to, strings.Join(from[to], ", "))
+	}
 }
 
 // row is one line of the table of fields.

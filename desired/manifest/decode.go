@@ -25,17 +25,22 @@ type rules struct {
 	// kinds by "apiVersion Kind", byName by kind alone.
 	kinds  map[string]kindRule
 	byName map[string][]kindRule
-	fields *fieldTable
+	// versions are the further ones of those kinds, by "apiVersion Kind".
+	versions map[string]version
+	fields   *fieldTable
 }
 
 func newRules() *rules {
 	// Kubernetes' validation asks this switch of its own whether containers may
 	// be privileged, which here every pusher may; the first call counts.
 	capabilities.Setup(true, 0)
-	r := &rules{kinds: map[string]kindRule{}, byName: map[string][]kindRule{}, fields: newFieldTable()}
+	r := &rules{kinds: map[string]kindRule{}, byName: map[string][]kindRule{}, versions: map[string]version{}, fields: newFieldTable()}
 	for _, k := range kindRules() {
 		r.kinds[k.apiVersion()+" "+k.kind] = k
 		r.byName[k.kind] = append(r.byName[k.kind], k)
+	}
+	for _, v := range versions() {
+		r.versions[v.apiVersion()+" "+v.kind] = v
 	}
 	return r
 }
@@ -49,10 +54,10 @@ func (r *rules) decode(src *source, data []byte, apiVersion, kind, namespace, na
 	}
 	e := &entry{src: src, key: rule.key(namespace, name)}
 	if rule.status == Unsupported {
-		return []*entry{e}, append(r.examine(src, data, rule), src.problem(desired.Error, "unsupported", "kind",
+		return []*entry{e}, append(r.examine(src, data, apiVersion, rule), src.problem(desired.Error, "unsupported", "kind",
 			fmt.Sprintf("%s is not supported: %s", kind, rule.reason), ""))
 	}
-	object, problems := r.typed(src, data, rule)
+	object, problems := r.typed(src, data, apiVersion, rule)
 	if object == nil {
 		e.broken = true
 		return []*entry{e}, problems
@@ -78,11 +83,11 @@ func (r *rules) complete(src *source, rule kindRule, object runtime.Object) []de
 
 // examine says what is wrong with an object of a kind that does not work here:
 // it is not part of the snapshot, but its author wants to know all the same.
-func (r *rules) examine(src *source, data []byte, rule kindRule) []desired.Problem {
+func (r *rules) examine(src *source, data []byte, apiVersion string, rule kindRule) []desired.Problem {
 	if rule.make == nil {
 		return nil
 	}
-	object, problems := r.typed(src, data, rule)
+	object, problems := r.typed(src, data, apiVersion, rule)
 	if object == nil {
 		return problems
 	}
@@ -121,9 +126,10 @@ func (k kindRule) key(namespace, name string) desired.Key {
 	return desired.Key{Group: k.group, Kind: k.kind, Namespace: namespace, Name: name}
 }
 
-// typed decodes the object and reports, from the fields as written, those that
-// do not simply work. It returns nil when the object cannot be decoded.
-func (r *rules) typed(src *source, data []byte, rule kindRule) (runtime.Object, []desired.Problem) {
+// typed decodes the object into the version of its rule and reports, from the
+// fields as written, those that do not simply work. It returns nil when the
+// object cannot be decoded.
+func (r *rules) typed(src *source, data []byte, apiVersion string, rule kindRule) (runtime.Object, []desired.Problem) {
 	if rule.make == nil {
 		object := &metav1.PartialObjectMetadata{}
 		if err := json.Unmarshal(data, object); err != nil {
@@ -131,13 +137,25 @@ func (r *rules) typed(src *source, data []byte, rule kindRule) (runtime.Object, 
 		}
 		return object, nil
 	}
+	other, converted := r.versions[apiVersion+" "+rule.kind]
 	object := rule.make()
+	if converted {
+		object = other.make()
+	}
 	problems, usable := unmarshal(src, data, object)
 	if !usable {
 		return nil, problems
 	}
+	written := object
+	if converted {
+		var more []desired.Problem
+		if written, object, more = convert(src, object, other, rule); object == nil {
+			return nil, append(problems, more...)
+		}
+		problems = append(problems, more...)
+	}
 	if rule.status == Works {
-		problems = append(problems, r.fields.report(src, object)...)
+		problems = append(problems, r.fields.report(src, written)...)
 	}
 	return object, problems
 }

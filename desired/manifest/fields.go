@@ -113,18 +113,16 @@ func podFields() []typeRule {
 		on[corev1.PodSpec](
 			"volumes initContainers containers restartPolicy terminationGracePeriodSeconds activeDeadlineSeconds dnsPolicy nodeSelector nodeName "+
 				"hostNetwork hostPID hostIPC shareProcessNamespace securityContext imagePullSecrets hostname subdomain affinity tolerations hostAliases dnsConfig "+
-				"enableServiceLinks topologySpreadConstraints",
+				"enableServiceLinks topologySpreadConstraints setHostnameAsFQDN hostnameOverride schedulingGates",
 			noEffect("serviceAccountName serviceAccount automountServiceAccountToken", noServiceAccounts).unless(`"default" "" false`),
 			noEffect("priorityClassName priority preemptionPolicy", "pods do not preempt one another").unless(`0 "PreemptLowerPriority"`),
 			unsupported("ephemeralContainers", "they are added to a running pod through an API, never by a manifest"),
-			unsupported("schedulerName", "there is one scheduler").unless(`"default-scheduler"`),
-			unsupported("readinessGates", "no controller sets conditions of pods"),
+			unsupported("schedulerName", "there is one scheduler, and without the one that is named the pod would wait for ever").unless(`"default-scheduler"`),
+			unsupported("readinessGates", "no controller sets conditions of pods, so the pod would never be ready"),
 			later("runtimeClassName"),
 			later("overhead").unless(`{}`),
-			later("setHostnameAsFQDN hostnameOverride").unless(`false`),
 			unsupported("os", "nodes run Linux").unless(`{"name":"linux"}`),
 			unsupported("hostUsers", "containers share the user namespace of the node").unless(`true`),
-			later("schedulingGates"),
 			unsupported("resourceClaims", "devices are not allocated dynamically"),
 			unsupported("schedulingGroup", "pods are placed one by one"),
 			later("resources"),
@@ -158,20 +156,20 @@ func containerFields() []typeRule {
 	return []typeRule{
 		on[corev1.Container](
 			"name image command args workingDir ports envFrom env resources restartPolicy volumeMounts livenessProbe readinessProbe startupProbe "+
-				"lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin tty",
+				"restartPolicyRules lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin tty",
 			noEffect("stdinOnce", "nobody attaches to a container's input"),
 			noEffect("resizePolicy", "a change of resources makes new pods"),
-			later("restartPolicyRules"),
 			unsupported("volumeDevices", "there are no block volumes"),
 		),
-		on[corev1.ContainerRestartRule]("action exitCodes"),
+		on[corev1.ContainerRestartRule]("exitCodes",
+			unsupported("action", "restarting all containers of a pod at once is not supported; Restart is").unless(`"Restart"`)),
 		on[corev1.ContainerRestartRuleOnExitCodes]("operator values"),
 		on[corev1.ContainerPort]("name hostPort containerPort protocol hostIP"),
 		on[corev1.EnvFromSource]("prefix configMapRef secretRef"),
 		on[corev1.ConfigMapEnvSource]("name optional"),
 		on[corev1.SecretEnvSource]("name optional"),
 		on[corev1.EnvVar]("name value valueFrom"),
-		on[corev1.EnvVarSource]("fieldRef resourceFieldRef configMapKeyRef secretKeyRef", later("fileKeyRef")),
+		on[corev1.EnvVarSource]("fieldRef resourceFieldRef configMapKeyRef secretKeyRef fileKeyRef"),
 		on[corev1.FileKeySelector]("volumeName path key optional"),
 		on[corev1.ObjectFieldSelector]("apiVersion fieldPath"),
 		on[corev1.ResourceFieldSelector]("containerName resource divisor"),
@@ -185,7 +183,7 @@ func containerFields() []typeRule {
 		on[corev1.TCPSocketAction]("port host"),
 		on[corev1.GRPCAction]("port service"),
 		on[corev1.Lifecycle]("postStart preStop stopSignal"),
-		on[corev1.LifecycleHandler]("exec httpGet sleep", unsupported("tcpSocket", "Kubernetes has no such hook either")),
+		on[corev1.LifecycleHandler]("exec httpGet sleep tcpSocket"),
 		on[corev1.SleepAction]("seconds"),
 	}
 }
@@ -235,8 +233,7 @@ func volumeFields() []typeRule {
 		on[corev1.DownwardAPIVolumeFile]("path fieldRef resourceFieldRef mode"),
 		on[corev1.ProjectedVolumeSource]("sources defaultMode"),
 		on[corev1.VolumeProjection](
-			"secret downwardAPI configMap",
-			later("serviceAccountToken"),
+			"secret downwardAPI configMap serviceAccountToken",
 			unsupported("clusterTrustBundle podCertificate", "nothing signs certificates here"),
 		),
 		on[corev1.ServiceAccountTokenProjection]("audience expirationSeconds path"),

@@ -59,11 +59,14 @@ func fresh[T any, P interface {
 	return P(new(T))
 }
 
-// lookUp finds the rule of a kind. When there is none, or none in this version,
-// it says so, with a hint.
+// lookUp finds the rule of a kind, which may be of another version than the one
+// written. When there is none, or the version is unknown, it says so, with a hint.
 func (r *rules) lookUp(apiVersion, kind string) (rule kindRule, code, message, hint string) {
 	if k, ok := r.kinds[apiVersion+" "+kind]; ok {
 		return k, "", "", ""
+	}
+	if v, ok := r.versions[apiVersion+" "+kind]; ok {
+		return r.kinds[v.to+" "+kind], "", "", ""
 	}
 	same := r.byName[kind]
 	group, _, _ := strings.Cut(apiVersion, "/")

@@ -34,6 +34,7 @@ const (
 	notYet            = "not yet; it comes with a later release"
 	noAPIWrites       = "nothing changes objects through an API here, so there is nothing to admit, limit or authorise"
 	noServiceAccounts = "containers get no credentials for an API, so accounts and their rights decide nothing"
+	isRequest         = "it is a request to an API server, not an object"
 	controllersWrite  = "controllers write it, people do not, and nothing here reads it"
 )
 
@@ -124,7 +125,10 @@ func accessKinds() []kindRule {
 }
 
 func admissionKinds() []kindRule {
+	const podSecurity = "Kubernetes has removed it; the pod-security labels of namespaces took its place"
 	return []kindRule{
+		{kind: "PodSecurityPolicy", group: "policy", version: "v1beta1", status: NoEffect, reason: podSecurity, clusterScoped: true},
+		{kind: "PodSecurityPolicy", group: "extensions", version: "v1beta1", status: NoEffect, reason: podSecurity, clusterScoped: true},
 		{kind: "ValidatingWebhookConfiguration", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.ValidatingWebhookConfiguration]},
 		{kind: "MutatingWebhookConfiguration", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.MutatingWebhookConfiguration]},
 		{kind: "ValidatingAdmissionPolicy", group: admissionGroup, version: "v1", status: NoEffect, reason: noAPIWrites, clusterScoped: true, make: fresh[admissionv1.ValidatingAdmissionPolicy]},
@@ -165,6 +169,10 @@ func unreadKinds() []kindRule {
 		no("", "v1", "controllers write it, people do not", "Event", "Binding", "ComponentStatus"),
 		no("events.k8s.io", "v1", "controllers write it, people do not", "Event"),
 		no(networkingGroup, "v1", "the addresses of services are set in the Cluster object", "ServiceCIDR", "IPAddress"),
+		no("authentication.k8s.io", "v1", isRequest, "TokenReview", "TokenRequest", "SelfSubjectReview"),
+		no("authorization.k8s.io", "v1", isRequest, "SubjectAccessReview", "LocalSubjectAccessReview", "SelfSubjectAccessReview", "SelfSubjectRulesReview"),
+		no("policy", "v1", isRequest, "Eviction"),
+		no("autoscaling", "v1", isRequest, "Scale"),
 		no("resource.k8s.io", "v1", "devices are not allocated dynamically", "ResourceClaim", "ResourceClaimTemplate", "DeviceClass", "ResourceSlice"),
 	)
 }

@@ -315,8 +315,8 @@ func (r *rules) parseObject(src *source, data []byte, level int) ([]*entry, []de
 	if apiVersion == "" || kind == "" {
 		return nil, []desired.Problem{headless(src, apiVersion, kind)}
 	}
-	if strings.HasSuffix(kind, "List") && h.Items != nil {
-		return r.parseList(src, h.Items, level)
+	if strings.HasSuffix(kind, "List") && (h.Items != nil || kind == "List") {
+		return r.parseList(src, h.Items, apiVersion, strings.TrimSuffix(kind, "List"), level)
 	}
 	name, _ := h.Metadata.Name.(string)
 	namespace, _ := h.Metadata.Namespace.(string)
@@ -339,11 +339,15 @@ func headless(src *source, apiVersion, kind string) desired.Problem {
 	return src.problem(desired.Error, "not-a-manifest", "kind", "kind is missing", "for example kind: Deployment")
 }
 
-// parseList takes a List apart.
-func (r *rules) parseList(src *source, items json.RawMessage, level int) ([]*entry, []desired.Problem) {
+// parseList takes a List apart. Objects of a list of one kind (DeploymentList)
+// may leave out what they are, as kubectl allows it.
+func (r *rules) parseList(src *source, items json.RawMessage, apiVersion, kind string, level int) ([]*entry, []desired.Problem) {
 	var raw []json.RawMessage
 	if level > 3 {
 		return nil, []desired.Problem{src.problem(desired.Error, "too-large", "", "Lists nest too deep", "")}
+	}
+	if items == nil {
+		return nil, nil
 	}
 	if err := json.Unmarshal(items, &raw); err != nil {
 		return undecodable(src, "items", "items must be a sequence of objects")
@@ -355,7 +359,30 @@ func (r *rules) parseList(src *source, items json.RawMessage, level int) ([]*ent
 	for i, item := range raw {
 		one := *src
 		one.prefix = join(src.prefix, fmt.Sprintf("items[%d]", i))
+		if kind != "" {
+			item = withKind(item, apiVersion, kind)
+		}
 		out.take(r.parseObject(&one, item, level+1))
 	}
 	return out.entries, out.problems
+}
+
+// withKind says of an object what it is, if it does not say anything itself.
+func withKind(item json.RawMessage, apiVersion, kind string) json.RawMessage {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(item, &fields) != nil || fields == nil || fields["apiVersion"] != nil || fields["kind"] != nil {
+		return item
+	}
+	for name, value := range map[string]string{"apiVersion": apiVersion, "kind": kind} {
+		text, err := json.Marshal(value)
+		if err != nil {
+			return item
+		}
+		fields[name] = text
+	}
+	data, err := json.Marshal(fields)
+	if err != nil {
+		return item
+	}
+	return data
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -25,6 +26,8 @@ func (m *Machine) act(ctx context.Context, a action) error {
 	switch a.op {
 	case opMount:
 		return m.mountVolumes(ctx)
+	case opToken:
+		m.renew(ctx)
 	case opAttach:
 		return m.attach(ctx)
 	case opPull:
@@ -92,8 +95,30 @@ func answered(ctx context.Context, call func(context.Context) error) error {
 func (m *Machine) context() *spec.Context {
 	return &spec.Context{
 		Pod: m.pod, IP: m.memory.IP, HostIPs: m.node.addrs, Node: m.node.name,
-		Allocatable: m.node.allocatable, Config: m.node.config, Services: m.node.table(),
+		Allocatable: m.node.allocatable, Config: m.node.config, Services: m.node.table(), File: m.volumeFile,
 	}
+}
+
+// maxEnvFile is how large a file of variables may be.
+const maxEnvFile = 1 << 20
+
+// volumeFile reads a file of a mounted volume, wherever its links lead within.
+func (m *Machine) volumeFile(name, path string) ([]byte, error) {
+	v, found := m.mounts[name]
+	if !found {
+		return nil, fmt.Errorf("the pod has no volume %q", name)
+	}
+	root, err := os.OpenRoot(v.Path)
+	if err != nil {
+		return nil, fmt.Errorf("open volume %q: %w", name, err)
+	}
+	defer root.Close()
+	f, err := root.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read file %s of volume %q: %w", path, name, err)
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxEnvFile))
 }
 
 func (m *Machine) mountVolumes(ctx context.Context) error {
@@ -101,6 +126,7 @@ func (m *Machine) mountVolumes(ctx context.Context) error {
 	src := volume.Source{
 		Config: m.node.config, Field: c.Field,
 		Resource: func(r *corev1.ResourceFieldSelector) (string, error) { return c.Resource(r, nil) },
+		Token:    m.projectedToken,
 	}
 	mounts, err := m.volumes.Mount(ctx, m.pod, src)
 	if err != nil && m.mounts == nil {
@@ -121,8 +147,12 @@ func (m *Machine) mountVolumes(ctx context.Context) error {
 
 func (m *Machine) attach(ctx context.Context) error {
 	s := &m.pod.Template.Spec
+	hostname, err := spec.KernelHostname(m.pod, m.node.cluster().Domain)
+	if err != nil {
+		return err
+	}
 	box := network.Sandbox{
-		UID: m.pod.UID, Hostname: spec.Hostname(m.pod), HostNetwork: s.HostNetwork, HostIPC: s.HostIPC,
+		UID: m.pod.UID, Hostname: hostname, HostNetwork: s.HostNetwork, HostIPC: s.HostIPC,
 	}
 	if c := s.SecurityContext; c != nil && len(c.Sysctls) > 0 {
 		box.Sysctls = map[string]string{}
@@ -130,7 +160,7 @@ func (m *Machine) attach(ctx context.Context) error {
 			box.Sysctls[sysctl.Name] = sysctl.Value
 		}
 	}
-	err := m.heavy(ctx, func() (err error) {
+	err = m.heavy(ctx, func() (err error) {
 		m.net, err = m.network.Add(ctx, box)
 		return err
 	})

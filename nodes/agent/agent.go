@@ -173,7 +173,7 @@ func New(o Options) (*Agent, error) {
 	a.ports = ports{
 		runtime: o.Runtime, network: o.Network, keeper: o.Keeper, volumes: o.Volumes, prober: o.Prober,
 		cgroups: o.Cgroups, slots: make(chan struct{}, parallel), now: func() time.Time { return o.Now().UTC() },
-		readLog: readTail,
+		readLog: readTail, token: a.askToken,
 	}
 	return a, a.makeProber()
 }
@@ -188,6 +188,14 @@ func (a *Agent) makeProber() error {
 	}
 	a.prober, a.ports.prober = p, p
 	return nil
+}
+
+// askToken asks the server, which only Run knows.
+func (a *Agent) askToken(ctx context.Context, r nodes.TokenRequest) (nodes.Token, error) {
+	a.mu.Lock()
+	up := a.up
+	a.mu.Unlock()
+	return up.Token(ctx, r)
 }
 
 func readTail(ctx context.Context, path string, lines int, w io.Writer) error {

@@ -106,6 +106,10 @@ func (m *machine) Send(r nodes.Report) {
 	m.events = append(m.events, r.Events...)
 }
 
+func (m *machine) Token(context.Context, nodes.TokenRequest) (nodes.Token, error) {
+	return nodes.Token{}, errors.New("no server")
+}
+
 func (m *machine) Set(context.Context, proxy.Config) error { return nil }
 func (m *machine) Run(ctx context.Context) error           { <-ctx.Done(); return ctx.Err() }
 func (m *machine) Close(context.Context) error             { return nil }

@@ -50,11 +50,14 @@ type world struct {
 	drift   chan nodes.UID
 	proxied []proxy.Config
 	dns     keeper.DNS
+	// token is the server's answer, written what mounted volumes say of tokens.
+	token   func(r nodes.TokenRequest) (nodes.Token, error)
+	written map[nodes.UID][]string
 	reports []nodes.Report
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), nets: map[nodes.UID]network.Attachment{}, mounts: map[nodes.UID]bool{}, drift: make(chan nodes.UID)}
+	w := &world{t: t, dir: t.TempDir(), nets: map[nodes.UID]network.Attachment{}, mounts: map[nodes.UID]bool{}, written: map[nodes.UID][]string{}, drift: make(chan nodes.UID)}
 	image := runtime.Image{ID: "sha256:app", Digest: "sha256:d", Config: runtime.ImageConfig{Cmd: []string{"/app"}, StopSignal: "SIGQUIT"}}
 	w.runtime = fake.New(fake.Options{
 		Now: time.Now, Images: map[string]runtime.Image{"app": image},
@@ -140,10 +143,21 @@ func (w *world) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() 
 // testVolumes keeps pods' files in a plain directory.
 type testVolumes struct{ *world }
 
-func (v testVolumes) Mount(_ context.Context, p *nodes.Pod, _ volume.Source) (map[string]volume.Volume, error) {
+func (v testVolumes) Mount(_ context.Context, p *nodes.Pod, src volume.Source) (map[string]volume.Volume, error) {
+	var tokens []string
+	for i := range p.Template.Spec.Volumes {
+		if projected := p.Template.Spec.Volumes[i].Projected; projected != nil {
+			text, err := src.Token(projected.Sources[0].ServiceAccountToken)
+			if err != nil {
+				return nil, err
+			}
+			tokens = append(tokens, text)
+		}
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.mounts[p.UID] = true
+	v.written[p.UID] = tokens
 	return map[string]volume.Volume{}, nil
 }
 
@@ -182,6 +196,15 @@ func (w *world) Send(r nodes.Report) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reports = append(w.reports, r)
+}
+
+func (w *world) Token(_ context.Context, r nodes.TokenRequest) (nodes.Token, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.token == nil {
+		return nodes.Token{}, errors.New("no server")
+	}
+	return w.token(r)
 }
 
 // start runs an agent until the returned function kills it.

@@ -19,6 +19,10 @@ type view struct {
 	seen map[string]runtime.Status
 	// mounted and attached: volumes and network are there.
 	mounted, attached bool
+	// tokenDue is when a service-account token is to be asked for, zero for a pod
+	// without; lacksToken that its volumes cannot be mounted before.
+	tokenDue   time.Time
+	lacksToken bool
 	// images tells which containers' images are on the node.
 	images map[string]bool
 	// busy containers have a hook or a pull under way.
@@ -37,6 +41,7 @@ type op string
 
 const (
 	opMount   op = "mount"
+	opToken   op = "token"
 	opAttach  op = "attach"
 	opPull    op = "pull"
 	opRun     op = "run"
@@ -179,7 +184,8 @@ func (d *decider) living() {
 	}
 	d.killing(nil)
 	d.pulls()
-	if !d.mounted {
+	d.renewal()
+	if !d.mounted && !d.lacksToken {
 		d.try(opMount, "")
 	}
 	if !d.attached {
@@ -201,6 +207,17 @@ func (d *decider) try(o op, container string) bool {
 	}
 	d.do(o, container)
 	return true
+}
+
+// renewal asks for service-account tokens in time.
+func (d *decider) renewal() {
+	switch {
+	case d.tokenDue.IsZero() || d.busy[string(opToken)]:
+	case d.now.Before(d.tokenDue):
+		d.at(d.tokenDue)
+	default:
+		d.try(opToken, "")
+	}
 }
 
 // pulls sees to every image that a container will still need.
@@ -276,7 +293,7 @@ func (d *decider) initOne(c *corev1.Container) bool {
 		return false
 	case state == exited && r.Ended.ExitCode == 0:
 		return true
-	case state == exited && d.spec.RestartPolicy == corev1.RestartPolicyNever:
+	case state == exited && !d.again(c):
 		d.actions = append(d.actions, action{
 			op: opFail, message: "init container " + c.Name + " failed and is not to be restarted",
 		})
@@ -335,18 +352,15 @@ func (d *decider) keep(c *corev1.Container) bool {
 
 // again reports whether a container that ended is to run once more.
 func (d *decider) again(c *corev1.Container) bool {
-	if spec.Sidecar(c) {
-		return true
+	code := unknownCode
+	if r := d.memory.Runs[c.Name]; r.Ended != nil {
+		code = r.Ended.ExitCode
 	}
-	r := d.memory.Runs[c.Name]
-	switch d.spec.RestartPolicy {
-	case corev1.RestartPolicyNever:
-		return false
-	case corev1.RestartPolicyOnFailure:
-		return r.Ended == nil || r.Ended.ExitCode != 0
-	}
-	return true
+	return spec.Restarts(d.spec, c, code)
 }
+
+// unknownCode stands for that of a run whose end nobody has written down yet.
+const unknownCode int32 = 137
 
 // through reports whether every container has ended for good.
 func (d *decider) through() bool {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -124,11 +125,15 @@ func (d *decider) force(name string, k *Kill, deadline time.Time) {
 	d.do(opForce, name)
 }
 
+// sidecar reports whether a name is that of a sidecar.
+func (d *decider) sidecar(name string) bool {
+	return slices.ContainsFunc(d.spec.InitContainers, func(c corev1.Container) bool { return c.Name == name && spec.Sidecar(&c) })
+}
+
 // turn reports whether a container may be signalled: a sidecar only when the
 // containers and the sidecars after it have ended, the pause container last.
 func (d *decider) turn(name string) bool {
-	c := spec.Find(d.spec, name)
-	if name != pauseName && !spec.Sidecar(c) {
+	if name != pauseName && !d.sidecar(name) {
 		return true
 	}
 	if r := d.memory.Runs[name]; d.memory.Halt == nil && r.Kill != nil && r.Kill.Message != "" {

@@ -81,7 +81,7 @@ func (m *Machine) hook(ctx context.Context, c *corev1.Container, id string, ip n
 			return ctx.Err()
 		}
 	case h.TCPSocket != nil:
-		return errors.New("tcpSocket is no lifecycle hook")
+		return errors.New("tcpSocket is no lifecycle hook: it always fails, as in Kubernetes")
 	}
 	return nil
 }

@@ -176,6 +176,7 @@ func (m *Machine) view() *view {
 		queued: m.queued(), shed: m.shed,
 		images: map[string]bool{}, busy: map[string]bool{}, notBefore: map[string]time.Time{},
 	}
+	v.tokenDue, v.lacksToken = m.tokens(v.now)
 	for name := range m.images {
 		v.images[name] = true
 	}
@@ -298,7 +299,7 @@ func (m *Machine) failed(a action, err error) time.Time {
 
 func eventFor(o op, reason string) string {
 	switch {
-	case o == opMount:
+	case o == opMount || o == opToken:
 		return "FailedMount"
 	case o == opAttach:
 		return "FailedCreatePodSandBox"
@@ -311,7 +312,7 @@ func eventFor(o op, reason string) string {
 }
 
 func (m *Machine) succeeded(a action) {
-	if a.op != opPull { // which has only begun
+	if a.op != opPull && a.op != opToken { // which have only begun
 		delete(m.retries, string(a.op)+a.container)
 	}
 	switch a.op {

@@ -29,6 +29,8 @@ type Memory struct {
 	Halt *Halt `json:"halt,omitempty"`
 	// Ended is the final phase, empty while the pod is alive.
 	Ended nodes.Phase `json:"ended,omitempty"`
+	// Tokens of the pod's ServiceAccount, by what was asked for.
+	Tokens map[string]nodes.Token `json:"tokens,omitempty"`
 	// Runs by container name.
 	Runs map[string]*Run `json:"runs,omitempty"`
 }

@@ -65,6 +65,8 @@ type Cgroups interface {
 // was not sent yet.
 type Upstream interface {
 	Send(r nodes.Report)
+	// Token asks the server for a token of a pod on this node.
+	Token(ctx context.Context, r nodes.TokenRequest) (nodes.Token, error)
 }
 
 // ports are what a Machine reaches the world through.
@@ -78,6 +80,8 @@ type ports struct {
 	// slots bounds how many pods make heavy calls at the same time.
 	slots chan struct{}
 	now   func() time.Time
+	// token asks the server for one.
+	token func(ctx context.Context, r nodes.TokenRequest) (nodes.Token, error)
 	// readLog reads the end of a log file.
 	readLog func(ctx context.Context, path string, lines int, w io.Writer) error
 }

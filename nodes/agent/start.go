@@ -194,13 +194,8 @@ func (m *Machine) common(name string, attempt int) runtime.Container {
 		Labels:  labels(m.pod, name, attempt, m.memory.IP),
 		Network: m.net.NetNS, IPC: m.net.IPC, UTS: m.net.UTS,
 		HostPID:      s.HostPID,
-		Hostname:     spec.Hostname(m.pod),
+		Hostname:     m.hostname(),
 		CgroupParent: spec.CgroupParent(m.pod),
-	}
-	if s.HostNetwork {
-		if h, err := os.Hostname(); err == nil && s.Hostname == "" {
-			out.Hostname = h
-		}
 	}
 	if sharesPID(s) && name != pauseName {
 		if pause := m.memory.Runs[pauseName]; pause != nil {
@@ -208,6 +203,21 @@ func (m *Machine) common(name string, attempt int) runtime.Container {
 		}
 	}
 	return out
+}
+
+// hostname is what the pod's programs are told: that of the node in a pod on
+// the host's network. attach has refused what the kernel would not take.
+func (m *Machine) hostname() string {
+	if m.pod.Template.Spec.HostNetwork {
+		if h, err := os.Hostname(); err == nil {
+			return h
+		}
+	}
+	name, err := spec.KernelHostname(m.pod, m.node.cluster().Domain)
+	if err != nil {
+		return spec.Hostname(m.pod)
+	}
+	return name
 }
 
 // pauseContainer holds the process namespace that a pod's containers share: our
@@ -389,10 +399,9 @@ func (m *Machine) podFiles() (string, error) {
 			return "", err
 		}
 	}
-	hostname := m.common(pauseName, 0).Hostname
 	files := map[string][]byte{
 		"hosts":       spec.Hosts(m.pod, m.memory.IP, cluster, hosts),
-		"hostname":    []byte(hostname + "\n"),
+		"hostname":    []byte(m.hostname() + "\n"),
 		"resolv.conf": spec.ResolverFor(m.pod, cluster, m.network.Gateway(), resolver).Bytes(),
 	}
 	for name, data := range files {

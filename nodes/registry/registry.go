@@ -47,6 +47,8 @@ type Options struct {
 	Version string
 	// Credentials secure what Serve listens on; nil where that is private already.
 	Credentials credentials.TransportCredentials
+	// Token signs a token for a pod that is bound to the asking node; nil refuses all.
+	Token func(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error)
 }
 
 // Registry knows the nodes. Safe for concurrent use.
@@ -101,7 +103,7 @@ func (r *Registry) Inputs() <-chan Input { return r.inputs.out }
 // Serve answers agents on l until ctx ends, then returns nil. It closes l.
 func (r *Registry) Serve(ctx context.Context, l net.Listener) error {
 	server, err := wire.NewServer(wire.ServerOptions{
-		Version: r.o.Version, Accept: r.accept, Credentials: r.o.Credentials, Log: r.o.Log,
+		Version: r.o.Version, Accept: r.accept, Credentials: r.o.Credentials, Token: r.token, Log: r.o.Log,
 	})
 	if err != nil {
 		return err

@@ -344,3 +344,22 @@ func TestInputsMerge(t *testing.T) {
 		t.Errorf("a complete report after others: %+v", in.Report)
 	}
 }
+
+func TestOnlyTheNodeOfAPodGetsItsToken(t *testing.T) {
+	w := newWorldWith(t, Options{SilentAfter: time.Minute, Token: func(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error) {
+		return nodes.Token{Value: p.Name + " for " + r.Audience}, nil
+	}})
+	w.Assign(nodes.Assignment{Node: "n1", Pods: []*nodes.Pod{{UID: "u1", Name: "web", Template: &nodes.Template{Hash: "h"}}}})
+	w.Assign(nodes.Assignment{Node: "n2"})
+	a, _ := w.join("n1")
+	w.joined("n1")
+	b, _ := w.join("n2")
+	w.joined("n2")
+	q := nodes.TokenRequest{Pod: "u1", Audience: "vault", Expiry: time.Hour}
+	if got, err := a.client.Token(t.Context(), q); err != nil || got.Value != "web for vault" {
+		t.Errorf("the pod's node got %+v, %v", got, err)
+	}
+	if got, err := b.client.Token(t.Context(), q); err == nil || !strings.Contains(err.Error(), "pod u1 is not bound to node n2") {
+		t.Errorf("another node got %+v, %v", got, err)
+	}
+}

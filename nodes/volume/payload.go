@@ -9,17 +9,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
 )
 
 // file is one file of a volume, by its path relative to the volume.
 type file struct {
 	data []byte
 	mode uint32
+	// user owns the file; nil is root.
+	user *int64
 }
 
 // payload is what a volume that is made of files holds now.
-func payload(namespace string, v *corev1.Volume, src Source) (map[string]file, error) {
-	p := &projection{namespace: namespace, src: src, files: map[string]file{}}
+func payload(pod *nodes.Pod, v *corev1.Volume, src Source) (map[string]file, error) {
+	p := &projection{pod: pod, namespace: pod.Namespace, src: src, files: map[string]file{}}
 	var err error
 	switch {
 	case v.ConfigMap != nil:
@@ -45,6 +48,7 @@ func mode(m *int32) uint32 {
 
 // projection gathers files; a later one of the same path wins.
 type projection struct {
+	pod       *nodes.Pod
 	namespace string
 	src       Source
 	files     map[string]file
@@ -63,6 +67,8 @@ func (p *projection) projected(s *corev1.ProjectedVolumeSource) error {
 			err = p.config("Secret", c.Name, c.Items, c.Optional, def)
 		case source.DownwardAPI != nil:
 			err = p.downward(source.DownwardAPI.Items, def)
+		case source.ServiceAccountToken != nil:
+			err = p.token(source.ServiceAccountToken, def)
 		default:
 			err = errors.New("this kind of projected source is not supported")
 		}
@@ -84,7 +90,7 @@ func (p *projection) config(kind, name string, items []corev1.KeyToPath, optiona
 	}
 	if len(items) == 0 {
 		for key, data := range config.Data {
-			p.files[key] = file{data, def}
+			p.files[key] = file{data: data, mode: def}
 		}
 		return nil
 	}
@@ -123,6 +129,49 @@ func (p *projection) downward(items []corev1.DownwardAPIVolumeFile, def uint32) 
 	return nil
 }
 
+// token projects one. As in Kubernetes, only its user may read it where all
+// containers have the same user, and its group where the pod has an fsGroup.
+func (p *projection) token(s *corev1.ServiceAccountTokenProjection, def uint32) error {
+	text, err := p.src.Token(s)
+	if err != nil {
+		return err
+	}
+	user := onlyUser(&p.pod.Template.Spec)
+	if user != nil || fsGroup(p.pod) != nil {
+		def = 0o600
+	}
+	if err := p.add(s.Path, []byte(text), nil, def); err != nil {
+		return err
+	}
+	clean := path.Clean(s.Path)
+	f := p.files[clean]
+	f.user = user
+	p.files[clean] = f
+	return nil
+}
+
+// onlyUser is whom all containers of a pod run as by its manifest; nil when
+// they differ or leave it to the image.
+func onlyUser(s *corev1.PodSpec) *int64 {
+	var pod, only *int64
+	if s.SecurityContext != nil {
+		pod = s.SecurityContext.RunAsUser
+	}
+	for _, list := range [][]corev1.Container{s.InitContainers, s.Containers} {
+		for i := range list {
+			own := pod
+			if c := list[i].SecurityContext; c != nil && c.RunAsUser != nil {
+				own = c.RunAsUser
+			}
+			if own == nil || only != nil && *only != *own {
+				return nil
+			}
+			only = own
+		}
+	}
+	return only
+}
+
 func (p *projection) add(name string, data []byte, own *int32, def uint32) error {
 	clean := path.Clean(name)
 	if !localPath(clean) {
@@ -131,7 +180,7 @@ func (p *projection) add(name string, data []byte, own *int32, def uint32) error
 	if own != nil {
 		def = uint32(*own)
 	}
-	p.files[clean] = file{data, def}
+	p.files[clean] = file{data: data, mode: def}
 	return nil
 }
 

@@ -60,8 +60,8 @@ func write(dir string, files map[string]file, group *int64) error {
 		if err := os.WriteFile(target, f.data, 0o600); err != nil {
 			return err
 		}
-		if group != nil {
-			if err := os.Chown(target, -1, int(*group)); err != nil {
+		if group != nil || f.user != nil {
+			if err := os.Chown(target, id(f.user), id(group)); err != nil {
 				return err
 			}
 		}
@@ -70,6 +70,14 @@ func write(dir string, files map[string]file, group *int64) error {
 		}
 	}
 	return nil
+}
+
+// id is what the kernel wants; -1 leaves an owner as it is.
+func id(n *int64) int {
+	if n == nil {
+		return -1
+	}
+	return int(*n)
 }
 
 func makeParents(dir, parent string, group *int64) error {
@@ -144,7 +152,8 @@ func same(path string, f file, group *int64) bool {
 	if err != nil || !info.Mode().IsRegular() || info.Mode() != goMode(fileMode(f, group)) || info.Size() != int64(len(f.data)) {
 		return false
 	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); group != nil && ok && int64(stat.Gid) != *group {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if ok && (group != nil && int64(stat.Gid) != *group || f.user != nil && int64(stat.Uid) != *f.user) {
 		return false
 	}
 	data, err := os.ReadFile(path)

@@ -57,6 +57,8 @@ type Source struct {
 	// Field and Resource resolve the items of the downward API.
 	Field    func(*corev1.ObjectFieldSelector) (string, error)
 	Resource func(*corev1.ResourceFieldSelector) (string, error)
+	// Token returns a valid service-account token.
+	Token func(*corev1.ServiceAccountTokenProjection) (string, error)
 }
 
 // Volume is one volume of a pod, ready to be mounted in its containers.
@@ -116,7 +118,7 @@ func (m *Manager) mount(pod *nodes.Pod, v *corev1.Volume, src Source) (Volume, e
 		return m.emptyDir(pod, v.Name, v.EmptyDir)
 	case fromFiles(v):
 		dir := m.path(pod.UID, v.Name)
-		files, err := payload(pod.Namespace, v, src)
+		files, err := payload(pod, v, src)
 		if err != nil {
 			return Volume{}, err
 		}

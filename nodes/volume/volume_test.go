@@ -33,6 +33,7 @@ func testSource(configs map[string]map[string]string) Source {
 		},
 		Field:    func(r *corev1.ObjectFieldSelector) (string, error) { return "field " + r.FieldPath, nil },
 		Resource: func(r *corev1.ResourceFieldSelector) (string, error) { return "resource " + r.Resource, nil },
+		Token:    func(s *corev1.ServiceAccountTokenProjection) (string, error) { return "token for " + s.Audience, nil },
 	}
 }
 
@@ -59,9 +60,10 @@ func TestPayload(t *testing.T) {
 			{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Items: []corev1.KeyToPath{{Key: "k", Path: "x"}}}},
 			{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{{Path: "n", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}}},
 		}}}, map[string]string{"x": "644 v", "y": "644 2", "n": "644 field metadata.name"}, ""},
-		{"token", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{}}}}}, nil, "not supported"},
+		{"token", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: "vault", Path: "t"}}}}}, map[string]string{"t": "644 token for vault"}, ""},
+		{"trust bundle", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}}}}, nil, "not supported"},
 	} {
-		files, err := payload("shop", &corev1.Volume{VolumeSource: c.volume}, src)
+		files, err := payload(&nodes.Pod{Namespace: "shop", Template: &nodes.Template{}}, &corev1.Volume{VolumeSource: c.volume}, src)
 		if c.err != "" {
 			if err == nil || !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%s: err %v, want %q", c.name, err, c.err)
@@ -79,6 +81,38 @@ func TestPayload(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%s: %v %s", c.name, err, diff)
+		}
+	}
+}
+
+// TestTokensAreForTheirUserAlone: as in Kubernetes, where it is known who that is.
+func TestTokensAreForTheirUserAlone(t *testing.T) {
+	as := func(users ...*int64) corev1.PodSpec {
+		var s corev1.PodSpec
+		for _, u := range users {
+			s.Containers = append(s.Containers, corev1.Container{SecurityContext: &corev1.SecurityContext{RunAsUser: u}})
+		}
+		return s
+	}
+	grouped := as(nil)
+	grouped.SecurityContext = &corev1.PodSecurityContext{FSGroup: new(int64(7))}
+	for name, c := range map[string]struct {
+		spec corev1.PodSpec
+		mode uint32
+		user *int64
+	}{
+		"unknown":      {as(nil), 0o644, nil},
+		"one user":     {as(new(int64(5)), new(int64(5))), 0o600, new(int64(5))},
+		"two users":    {as(new(int64(5)), new(int64(6))), 0o644, nil},
+		"one unknown":  {as(new(int64(5)), nil), 0o644, nil},
+		"with a group": {grouped, 0o600, nil},
+	} {
+		v := &corev1.Volume{VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "t"}}},
+		}}}
+		files, err := payload(&nodes.Pod{Template: &nodes.Template{Spec: c.spec}}, v, testSource(nil))
+		if got := files["t"]; err != nil || got.mode != c.mode || id(got.user) != id(c.user) {
+			t.Errorf("%s: mode %o user %d, %v; want %o %d", name, got.mode, id(got.user), err, c.mode, id(c.user))
 		}
 	}
 }
@@ -109,7 +143,7 @@ func listing(t *testing.T, dir string) map[string]string {
 
 func TestSwapChangesAllAtOnceAndHeals(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "vol")
-	first := map[string]file{"a": {[]byte("1"), 0o644}, "d/b": {[]byte("2"), 0o400}}
+	first := map[string]file{"a": {data: []byte("1"), mode: 0o644}, "d/b": {data: []byte("2"), mode: 0o400}}
 	steps := []struct {
 		name   string
 		damage func()
@@ -130,7 +164,7 @@ func TestSwapChangesAllAtOnceAndHeals(t *testing.T) {
 			must(t, os.Symlink("..data-left", filepath.Join(dir, "..data_tmp")))
 			must(t, os.Remove(filepath.Join(dir, "..data")))
 		}, first, true},
-		{"changed", func() {}, map[string]file{"c": {[]byte("3"), 0o644}}, true},
+		{"changed", func() {}, map[string]file{"c": {data: []byte("3"), mode: 0o644}}, true},
 		{"emptied", func() {}, map[string]file{}, true},
 	}
 	for _, s := range steps {

@@ -69,7 +69,7 @@ func decodeNode(n *pb.Node) (*nodes.Node, error) {
 	}
 	out := &nodes.Node{
 		Name: n.GetName(), Labels: n.GetLabels(), OS: n.GetOs(), Arch: n.GetArch(), Kernel: n.GetKernel(),
-		Runtime: n.GetRuntime(), Version: n.GetVersion(), BootID: n.GetBootId(),
+		Runtime: n.GetRuntime(), Version: n.GetVersion(), BootID: n.GetBootId(), Drivers: n.GetDrivers(),
 	}
 	var err error
 	if out.Addrs, err = decodeAddrs(n.GetAddrs()); err != nil {

@@ -59,7 +59,7 @@ func encodeNode(n *nodes.Node) *pb.Node {
 	return &pb.Node{
 		Name: n.Name, Labels: n.Labels, Addrs: each(n.Addrs, encodeAddr), PodCidr: encodePrefix(n.PodCIDR),
 		Capacity: encodeResources(n.Capacity), Allocatable: encodeResources(n.Allocatable),
-		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID,
+		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID, Drivers: n.Drivers,
 	}
 }
 

@@ -131,11 +131,12 @@ func (c *Control) Wrap(h http.Handler) http.Handler {
 	})
 }
 
-// open requests are answered without a token: probes, and webhooks, which are
-// signed. Nothing else that is served below these paths may count on access.
+// open requests are answered without a token: probes, the public keys that
+// others verify service-account tokens with, and webhooks, which are signed.
+// Nothing else that is served below these paths may count on access.
 func open(r *http.Request) bool {
 	switch r.URL.Path {
-	case "/healthz", "/readyz":
+	case "/healthz", "/readyz", "/.well-known/openid-configuration", "/openid/v1/jwks":
 		return true
 	case "/webhook":
 		return r.Method == http.MethodPost

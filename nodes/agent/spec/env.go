@@ -103,6 +103,8 @@ func (c *Context) value(v corev1.EnvVar, container *corev1.Container, vars *vari
 	case from.SecretKeyRef != nil:
 		ref := from.SecretKeyRef
 		return c.entry("Secret", ref.Name, ref.Key, ref.Optional)
+	case from.FileKeyRef != nil:
+		return c.fileEntry(from.FileKeyRef)
 	}
 	return "", false, fmt.Errorf("this kind of valueFrom is not supported")
 }
@@ -122,6 +124,25 @@ func (c *Context) entry(kind, name, key string, optional *bool) (string, bool, e
 		return "", false, missing(object)
 	}
 	return "", false, fmt.Errorf("couldn't find key %s in %s %s/%s", key, kind, c.Pod.Namespace, name)
+}
+
+// fileEntry takes a variable out of a file that a container wrote.
+func (c *Context) fileEntry(ref *corev1.FileKeySelector) (string, bool, error) {
+	data, err := c.File(ref.VolumeName, ref.Path)
+	if err != nil {
+		return "", false, err
+	}
+	value, err := envFile(string(data), ref.Key)
+	if err != nil {
+		return "", false, fmt.Errorf("file %s of volume %s: %w", ref.Path, ref.VolumeName, err)
+	}
+	if value != "" {
+		return value, true, nil
+	}
+	if ref.Optional != nil && *ref.Optional {
+		return "", false, nil
+	}
+	return "", false, fmt.Errorf("key %s not found in file %s of volume %s", ref.Key, ref.Path, ref.VolumeName)
 }
 
 // variables keeps the order in which names first appeared.

@@ -40,6 +40,20 @@ func Domain(p *nodes.Pod, cluster string) string {
 	return fmt.Sprintf("%s.%s.svc.%s", subdomain, p.Namespace, cluster)
 }
 
+// KernelHostname is what the pod's programs are told as their host's name: with
+// the domain, if the manifest has setHostnameAsFQDN.
+func KernelHostname(p *nodes.Pod, cluster string) (string, error) {
+	name, domain := Hostname(p), Domain(p, cluster)
+	if full := p.Template.Spec.SetHostnameAsFQDN; full == nil || !*full || domain == "" {
+		return name, nil
+	}
+	name += "." + domain
+	if len(name) > maxHostname {
+		return "", fmt.Errorf("setHostnameAsFQDN: %s is too long for a host's name (%d characters, the kernel takes %d)", name, len(name), maxHostname)
+	}
+	return name, nil
+}
+
 // Hosts is the pod's /etc/hosts. machine is the node's own file, used for pods
 // on the host's network.
 func Hosts(p *nodes.Pod, ip netip.Addr, cluster string, machine []byte) []byte {

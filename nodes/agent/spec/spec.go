@@ -34,6 +34,8 @@ type Context struct {
 	Allocatable corev1.ResourceList
 	// Config returns a ConfigMap or Secret, nil when it is not there.
 	Config func(desired.Key) *nodes.Config
+	// File reads a file of one of the pod's volumes; nil where there are none yet.
+	File func(volume, path string) ([]byte, error)
 	// Services of the cluster, for service links; may be nil.
 	Services *proxy.Table
 }
@@ -166,7 +168,44 @@ func Find(s *corev1.PodSpec, name string) *corev1.Container {
 	return nil
 }
 
-// Sidecar reports whether an init container goes on beside the others.
+// Restarts reports whether a container that ended with an exit code is to run
+// once more: by its first rule that fits, else by its own policy, else by the
+// pod's.
+func Restarts(s *corev1.PodSpec, c *corev1.Container, code int32) bool {
+	policy := corev1.ContainerRestartPolicy(s.RestartPolicy)
+	if c.RestartPolicy != nil {
+		policy = *c.RestartPolicy
+		if slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool { return fits(r, code) }) {
+			return true
+		}
+	}
+	switch policy {
+	case corev1.ContainerRestartPolicyNever:
+		return false
+	case corev1.ContainerRestartPolicyOnFailure:
+		return code != 0
+	}
+	return true
+}
+
+// fits reports whether a rule is about an exit code. Both actions that
+// Kubernetes knows restart the container.
+func fits(r corev1.ContainerRestartRule, code int32) bool {
+	if r.ExitCodes == nil {
+		return false
+	}
+	listed := slices.Contains(r.ExitCodes.Values, code)
+	switch r.ExitCodes.Operator {
+	case corev1.ContainerRestartRuleOnExitCodesOpIn:
+		return listed
+	case corev1.ContainerRestartRuleOnExitCodesOpNotIn:
+		return !listed
+	}
+	return false
+}
+
+// Sidecar reports whether an init container goes on beside the others. It is to
+// be asked about init containers only.
 func Sidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }

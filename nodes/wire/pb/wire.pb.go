@@ -511,6 +511,7 @@ type Node struct {
 	Runtime       string                 `protobuf:"bytes,10,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	Version       string                 `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
 	BootId        string                 `protobuf:"bytes,12,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Drivers       []string               `protobuf:"bytes,13,rep,name=drivers,proto3" json:"drivers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -627,6 +628,13 @@ func (x *Node) GetBootId() string {
 		return x.BootId
 	}
 	return ""
+}
+
+func (x *Node) GetDrivers() []string {
+	if x != nil {
+		return x.Drivers
+	}
+	return nil
 }
 
 // AssignmentDelta changes the node's assignment. The receiver counts seq; a
@@ -3096,7 +3104,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x06events\x18\n" +
 	" \x03(\v2\x17.tallyman.wire.v1.EventR\x06events\x128\n" +
 	"\avolumes\x18\v \x03(\v2\x1e.tallyman.wire.v1.VolumeStatusR\avolumes\x12-\n" +
-	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\"\xd5\x04\n" +
+	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\"\xef\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
@@ -3110,7 +3118,8 @@ const file_wire_proto_rawDesc = "" +
 	"\aruntime\x18\n" +
 	" \x01(\tR\aruntime\x12\x18\n" +
 	"\aversion\x18\v \x01(\tR\aversion\x12\x17\n" +
-	"\aboot_id\x18\f \x01(\tR\x06bootId\x1a9\n" +
+	"\aboot_id\x18\f \x01(\tR\x06bootId\x12\x18\n" +
+	"\adrivers\x18\r \x03(\tR\adrivers\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
