@@ -19,11 +19,28 @@ type Resources struct {
 
 // requests adds up a pod's requests as Kubernetes does: containers and
 // sidecars together, or the largest init container beside the sidecars started
-// before it, plus overhead.
+// before it, plus overhead. A container requests what it is limited to where
+// it requests nothing: Kubernetes defaults pods so, but not their templates.
 func requests(spec *corev1.PodSpec) Resources {
-	r := fromList(helpers.PodRequests(&corev1.Pod{Spec: *spec}, helpers.PodResourcesOptions{}))
+	whole := *spec
+	whole.Containers = requestLimits(spec.Containers)
+	whole.InitContainers = requestLimits(spec.InitContainers)
+	r := fromList(helpers.PodRequests(&corev1.Pod{Spec: whole}, helpers.PodResourcesOptions{}))
 	r.pods = 1
 	return r
+}
+
+func requestLimits(containers []corev1.Container) []corev1.Container {
+	out := slices.Clone(containers)
+	for i := range out {
+		r := &out[i].Resources
+		if len(r.Limits) > 0 {
+			all := maps.Clone(r.Limits)
+			maps.Copy(all, r.Requests)
+			r.Requests = all
+		}
+	}
+	return out
 }
 
 func fromList(list corev1.ResourceList) Resources {
