@@ -2,11 +2,14 @@ package planner
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -252,6 +255,40 @@ func TestUnplaceableWaitsAndIsTriedAgain(t *testing.T) {
 	n.Labels = map[string]string{"disk": "ssd"}
 	w.next(Change{Reports: []nodes.Report{{Node: "n1", Info: &n}}})
 	w.settle()
+}
+
+// TestHigherPriorityIsPlacedFirst makes room for one pod of three: the one of
+// highest priority gets it, though it was made last.
+func TestHigherPriorityIsPlacedFirst(t *testing.T) {
+	w := newWorld(t, "n1")
+	of := func(name string, priority *int32) *appsv1.Deployment {
+		d := deployment(name, 1)
+		d.Spec.Template.Spec.Priority = priority
+		d.Spec.Template.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("16")}
+		return d
+	}
+	low, high := int32(-1), int32(1000)
+	w.push(of("a-low", &low), of("b-none", nil), of("c-high", &high))
+	placed := func() (names []string) {
+		for _, name := range []string{"a-low", "b-none", "c-high"} {
+			for _, p := range w.pods(name) {
+				if p.Node != "" {
+					names = append(names, name)
+				}
+			}
+		}
+		return names
+	}
+	if got := placed(); !slices.Equal(got, []string{"c-high"}) {
+		t.Fatalf("placed %q, want the pod of highest priority alone", got)
+	}
+	w.push(of("a-low", &low), of("b-none", nil))
+	for w.turn() {
+		w.now = w.now.Add(time.Millisecond)
+	}
+	if got := placed(); !slices.Equal(got, []string{"b-none"}) {
+		t.Fatalf("placed %q, want the next of those that wait", got)
+	}
 }
 
 func (w *world) count(reason string) int {

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -22,7 +23,7 @@ type refusalKey struct {
 // schedule finds nodes for new pods, and for waiting ones when something
 // happened that may help.
 func (st *step) schedule() {
-	queue := st.fresh
+	queue := slices.Clone(st.fresh)
 	if st.retry {
 		queue = slices.Collect(keys(st.pending))
 		slices.SortFunc(queue, st.compareAge)
@@ -30,12 +31,28 @@ func (st *step) schedule() {
 	if len(queue) == 0 {
 		return
 	}
+	slices.SortStableFunc(queue, st.comparePriority)
 	s := st.newScheduler()
 	for _, uid := range queue {
 		if g, p := st.pod(uid); p != nil && p.Node == "" {
 			st.placePod(s, g, p)
 		}
 	}
+}
+
+// comparePriority lets pods of higher priority choose first.
+func (s *State) comparePriority(a, b nodes.UID) int {
+	_, pa := s.pod(a)
+	_, pb := s.pod(b)
+	return cmp.Compare(priority(pb), priority(pa))
+}
+
+// priority of a pod; one that is gone again, or says nothing, has 0.
+func priority(p *pod) int32 {
+	if p == nil || p.set.template.Spec.Priority == nil {
+		return 0
+	}
+	return *p.set.template.Spec.Priority
 }
 
 // compareAge lets the pod that waits longest choose first.
