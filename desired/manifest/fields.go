@@ -113,9 +113,9 @@ func podFields() []typeRule {
 		on[corev1.PodSpec](
 			"volumes initContainers containers restartPolicy terminationGracePeriodSeconds activeDeadlineSeconds dnsPolicy nodeSelector nodeName "+
 				"hostNetwork hostPID hostIPC shareProcessNamespace securityContext imagePullSecrets hostname subdomain affinity tolerations hostAliases dnsConfig "+
-				"enableServiceLinks topologySpreadConstraints setHostnameAsFQDN hostnameOverride schedulingGates",
-			noEffect("serviceAccountName serviceAccount automountServiceAccountToken", noServiceAccounts).unless(`"default" "" false`),
-			noEffect("priorityClassName priority preemptionPolicy", "pods do not preempt one another").unless(`0 "PreemptLowerPriority"`),
+				"enableServiceLinks topologySpreadConstraints setHostnameAsFQDN hostnameOverride schedulingGates serviceAccountName serviceAccount priorityClassName priority",
+			noEffect("automountServiceAccountToken", noAutomount).unless(`false`),
+			noEffect("preemptionPolicy", noPreemption).unless(`"Never"`),
 			unsupported("ephemeralContainers", "they are added to a running pod through an API, never by a manifest"),
 			unsupported("schedulerName", "there is one scheduler, and without the one that is named the pod would wait for ever").unless(`"default-scheduler"`),
 			unsupported("readinessGates", "no controller sets conditions of pods, so the pod would never be ready"),

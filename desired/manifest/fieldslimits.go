@@ -8,6 +8,11 @@ import (
 	schedulingv1 "k8s.io/api/scheduling/v1"
 )
 
+const (
+	noPreemption = "no pod is preempted yet; waiting pods of higher priority are placed first"
+	noAutomount  = "no token is mounted unasked, for there is no API that it would open; a projected serviceAccountToken volume asks"
+)
+
 func scalingFields() []typeRule {
 	return []typeRule{
 		on[autoscalingv2.HorizontalPodAutoscaler]("metadata spec", statusField()),
@@ -36,12 +41,15 @@ func limitFields() []typeRule {
 		on[corev1.LimitRange]("metadata spec"),
 		on[corev1.LimitRangeSpec]("limits"),
 		on[corev1.LimitRangeItem]("type max min default defaultRequest maxLimitRequestRatio"),
-		on[schedulingv1.PriorityClass]("metadata value globalDefault description preemptionPolicy"),
+		on[schedulingv1.PriorityClass]("metadata value globalDefault description",
+			noEffect("preemptionPolicy", noPreemption).unless(`"Never"`)),
 		on[policyv1.PodDisruptionBudget]("metadata spec", statusField()),
 		on[policyv1.PodDisruptionBudgetSpec]("minAvailable selector maxUnavailable unhealthyPodEvictionPolicy"),
 		on[nodev1.RuntimeClass]("metadata handler overhead scheduling"),
 		on[nodev1.Overhead]("podFixed"),
 		on[nodev1.Scheduling]("nodeSelector tolerations"),
-		on[corev1.ServiceAccount]("metadata secrets imagePullSecrets automountServiceAccountToken"),
+		on[corev1.ServiceAccount]("metadata imagePullSecrets",
+			noEffect("secrets", "pods mount the secrets that they name, whatever their account lists"),
+			noEffect("automountServiceAccountToken", noAutomount).unless(`false`)),
 	}
 }

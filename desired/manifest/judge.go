@@ -68,6 +68,7 @@ func cut(all []desired.Problem) []desired.Problem {
 func (l *Loader) judge(found *findings, rev desired.Revision, o LoadOptions) *desired.Snapshot {
 	w := newWorld(found)
 	config := w.settings()
+	w.admit(l.rules, config)
 	w.checkReferences()
 	w.checkServices(config)
 	w.checkSysctls()

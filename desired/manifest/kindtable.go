@@ -31,11 +31,11 @@ const (
 
 	// notYet is the reason of kinds and fields that a later release makes work.
 	// What is below them is decided, so that only this one word has to change.
-	notYet            = "not yet; it comes with a later release"
-	noAPIWrites       = "nothing changes objects through an API here, so there is nothing to admit, limit or authorise"
-	noServiceAccounts = "containers get no credentials for an API, so accounts and their rights decide nothing"
-	isRequest         = "it is a request to an API server, not an object"
-	controllersWrite  = "controllers write it, people do not, and nothing here reads it"
+	notYet           = "not yet; it comes with a later release"
+	noAPIWrites      = "nothing changes objects through an API here, so there is nothing to admit, limit or authorise"
+	noRights         = "pods can ask no API for anything here, so rights decide nothing"
+	isRequest        = "it is a request to an API server, not an object"
+	controllersWrite = "controllers write it, people do not, and nothing here reads it"
 )
 
 // kindRules is the table of kinds. What is not in it is unsupported.
@@ -106,20 +106,20 @@ func scalingKinds() []kindRule {
 
 func limitKinds() []kindRule {
 	return []kindRule{
-		{kind: "ResourceQuota", version: "v1", status: Unsupported, reason: notYet, make: fresh[corev1.ResourceQuota], validate: validateResourceQuota},
-		{kind: "LimitRange", version: "v1", status: Unsupported, reason: notYet, make: fresh[corev1.LimitRange], validate: validateLimitRange},
-		{kind: "PriorityClass", group: "scheduling.k8s.io", version: "v1", status: NoEffect, reason: "pods do not preempt one another", clusterScoped: true, make: fresh[schedulingv1.PriorityClass], validate: validatePriorityClass},
-		{kind: "PodDisruptionBudget", group: "policy", version: "v1", status: NoEffect, reason: "nothing evicts pods here", make: fresh[policyv1.PodDisruptionBudget], validate: validatePodDisruptionBudget},
+		{kind: "ResourceQuota", version: "v1", status: Works, make: fresh[corev1.ResourceQuota], validate: validateResourceQuota},
+		{kind: "LimitRange", version: "v1", status: Works, make: fresh[corev1.LimitRange], validate: validateLimitRange},
+		{kind: "PriorityClass", group: "scheduling.k8s.io", version: "v1", status: Works, clusterScoped: true, make: fresh[schedulingv1.PriorityClass], validate: validatePriorityClass},
+		{kind: "PodDisruptionBudget", group: "policy", version: "v1", status: NoEffect, reason: "no command drains nodes yet, and nothing else asks it; in Kubernetes neither do rollouts, deletions or evictions under pressure", make: fresh[policyv1.PodDisruptionBudget], validate: validatePodDisruptionBudget},
 	}
 }
 
 func accessKinds() []kindRule {
 	return []kindRule{
-		{kind: "ServiceAccount", version: "v1", status: NoEffect, reason: noServiceAccounts + "; write imagePullSecrets into the pods", make: fresh[corev1.ServiceAccount], validate: validateServiceAccount},
-		{kind: "Role", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, make: fresh[rbacv1.Role], validate: validateRole},
-		{kind: "RoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, make: fresh[rbacv1.RoleBinding], validate: validateRoleBinding},
-		{kind: "ClusterRole", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, clusterScoped: true, make: fresh[rbacv1.ClusterRole], validate: validateClusterRole},
-		{kind: "ClusterRoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noServiceAccounts, clusterScoped: true, make: fresh[rbacv1.ClusterRoleBinding], validate: validateClusterRoleBinding},
+		{kind: "ServiceAccount", version: "v1", status: Works, make: fresh[corev1.ServiceAccount], validate: validateServiceAccount},
+		{kind: "Role", group: rbacGroup, version: "v1", status: NoEffect, reason: noRights, make: fresh[rbacv1.Role], validate: validateRole},
+		{kind: "RoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noRights, make: fresh[rbacv1.RoleBinding], validate: validateRoleBinding},
+		{kind: "ClusterRole", group: rbacGroup, version: "v1", status: NoEffect, reason: noRights, clusterScoped: true, make: fresh[rbacv1.ClusterRole], validate: validateClusterRole},
+		{kind: "ClusterRoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noRights, clusterScoped: true, make: fresh[rbacv1.ClusterRoleBinding], validate: validateClusterRoleBinding},
 		{kind: "CertificateSigningRequest", group: "certificates.k8s.io", version: "v1", status: NoEffect, reason: "nothing signs certificates here", clusterScoped: true, make: fresh[certificatesv1.CertificateSigningRequest], validate: validateCertificateSigningRequest},
 	}
 }

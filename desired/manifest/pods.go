@@ -2,7 +2,9 @@ package manifest
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -12,21 +14,41 @@ import (
 type podTemplate struct {
 	spec   *corev1.PodSpec
 	labels map[string]string
+	// meta is the metadata of the pods, of which labels are a part.
+	meta *metav1.ObjectMeta
 	// path leads from the object to the pod's spec.
 	path string
 }
 
 // templateOf gives the pods that an object makes; ok is false for other kinds.
 func templateOf(o *desired.Object) (podTemplate, bool) {
+	const path = "spec.template.spec"
 	switch v := o.Value.(type) {
 	case *corev1.Pod:
-		return podTemplate{&v.Spec, v.Labels, "spec"}, true
+		return podTemplate{&v.Spec, v.Labels, &v.ObjectMeta, "spec"}, true
+	case *corev1.ReplicationController:
+		if v.Spec.Template == nil {
+			return podTemplate{}, false
+		}
+		return template(v.Spec.Template, path), true
 	case *appsv1.ReplicaSet:
-		return podTemplate{&v.Spec.Template.Spec, v.Spec.Template.Labels, "spec.template.spec"}, true
+		return template(&v.Spec.Template, path), true
 	case *appsv1.Deployment:
-		return podTemplate{&v.Spec.Template.Spec, v.Spec.Template.Labels, "spec.template.spec"}, true
+		return template(&v.Spec.Template, path), true
+	case *appsv1.StatefulSet:
+		return template(&v.Spec.Template, path), true
+	case *appsv1.DaemonSet:
+		return template(&v.Spec.Template, path), true
+	case *batchv1.Job:
+		return template(&v.Spec.Template, path), true
+	case *batchv1.CronJob:
+		return template(&v.Spec.JobTemplate.Spec.Template, "spec.jobTemplate."+path), true
 	}
 	return podTemplate{}, false
+}
+
+func template(t *corev1.PodTemplateSpec, path string) podTemplate {
+	return podTemplate{&t.Spec, t.Labels, &t.ObjectMeta, path}
 }
 
 // label is one label in one namespace.
