@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,30 +27,45 @@ const shmSize = 64 << 20
 // dirSize is what a pod's own small files may take together.
 const dirSize = 1 << 20
 
-// ready mounts the tmpfs that holds what must not reach a disk.
-func (m *Manager) ready() error {
-	m.once.Lock()
-	defer m.once.Unlock()
-	if m.base {
+// base is a tmpfs that other mounts and secret files lie on.
+type base struct {
+	dir string
+
+	mu   sync.Mutex
+	made bool // guarded by mu
+}
+
+// ready mounts it unless it is there.
+func (b *base) ready() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.made {
 		return nil
 	}
-	if err := os.MkdirAll(m.run, 0o711); err != nil {
+	if err := os.MkdirAll(b.dir, 0o711); err != nil {
 		return fmt.Errorf("make volume directory: %w", err)
 	}
-	if err := m.tmpfs(m.run, "mode=0711"); err != nil {
+	if err := tmpfs(b.dir, "mode=0711"); err != nil {
 		return err
 	}
 	// Mounts made below must not travel to other mount namespaces and stay
 	// there after they were unmounted here.
-	if err := unix.Mount("", m.run, "", unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make %s private: %w", m.run, err)
+	if err := unix.Mount("", b.dir, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %s private: %w", b.dir, err)
 	}
-	m.base = true
+	b.made = true
 	return nil
 }
 
+// forget tells that it may have been unmounted.
+func (b *base) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.made = false
+}
+
 // tmpfs mounts one on dir unless there is one already.
-func (m *Manager) tmpfs(dir, options string) error {
+func tmpfs(dir, options string) error {
 	mounted, err := isMount(dir)
 	if err != nil || mounted {
 		return err
@@ -100,7 +116,7 @@ func (m *Manager) memoryDir(dir string, limit int64, group *int64) error {
 	if limit > 0 {
 		options += ",size=" + strconv.FormatInt(limit, 10)
 	}
-	return m.tmpfs(dir, options)
+	return tmpfs(dir, options)
 }
 
 // makeOnce makes an emptyDir on disk. One that is there is left as its
@@ -129,14 +145,14 @@ func makeTree(dir string) error {
 
 // Shm is the pod's shared /dev/shm.
 func (m *Manager) Shm(uid nodes.UID) (string, error) {
-	if err := m.ready(); err != nil {
+	if err := m.base.ready(); err != nil {
 		return "", err
 	}
 	dir := m.path(uid, "@shm")
 	if err := makeTree(dir); err != nil {
 		return "", fmt.Errorf("make shared memory of pod %s: %w", uid, err)
 	}
-	return dir, m.tmpfs(dir, "mode=1777,size="+strconv.Itoa(shmSize))
+	return dir, tmpfs(dir, "mode=1777,size="+strconv.Itoa(shmSize))
 }
 
 // removeTrees removes directories with all that is in them, after unmounting
@@ -233,6 +249,42 @@ func readMountPoints(mountinfo io.Reader, dirs []string) ([]string, error) {
 		}
 	}
 	return points, lines.Err()
+}
+
+// mountedOn reports whether anything is mounted on a directory, without asking
+// what is mounted: its server may be away.
+func mountedOn(dir string) (bool, error) {
+	points, err := mountPoints(dir)
+	return slices.Contains(points, dir), err
+}
+
+// mountOnce mounts on a directory unless something is mounted there.
+func (run programs) mountOnce(ctx context.Context, point string, options []string, kind, source string) error {
+	mounted, err := mountedOn(point)
+	if err != nil || mounted {
+		return err
+	}
+	if err := os.MkdirAll(point, 0o755); err != nil {
+		return err
+	}
+	args := []string{"-t", kind}
+	if len(options) > 0 {
+		args = append(args, "-o", strings.Join(options, ","))
+	}
+	_, err = run(ctx, "mount", append(args, source, point)...)
+	return err
+}
+
+// removePoint unmounts a directory and removes it.
+func removePoint(point string) error {
+	if err := unmountBelow(point); err != nil {
+		return err
+	}
+	err := os.Remove(point) // never what would be in it
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // hostPath checks, or makes, what a hostPath volume names.

@@ -22,7 +22,7 @@ const inside = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 // what is mounted. Missing directories are made unless the volume is read-only.
 // container and index name the volumeMount.
 func (m *Manager) SubPath(uid nodes.UID, v Volume, container string, index int, path string) (string, error) {
-	if err := m.ready(); err != nil {
+	if err := m.base.ready(); err != nil {
 		return "", err
 	}
 	clean := filepath.Clean(path)

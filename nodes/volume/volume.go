@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -44,10 +43,9 @@ type Options struct {
 // with different pods; calls for one pod must not overlap.
 type Manager struct {
 	disk, run string
+	programs  programs
 	log       *slog.Logger
-
-	once sync.Mutex // guards base
-	base bool       // the tmpfs below run is there
+	base      base // at run
 }
 
 // Source tells what the files of a pod's volumes hold.
@@ -59,14 +57,23 @@ type Source struct {
 	Resource func(*corev1.ResourceFieldSelector) (string, error)
 	// Token returns a valid service-account token.
 	Token func(*corev1.ServiceAccountTokenProjection) (string, error)
+	// Claim returns the staged volume behind a volume that has a claim. Its error
+	// says what is waited for.
+	Claim func(context.Context, *corev1.Volume) (Volume, error)
 }
 
 // Volume is one volume of a pod, ready to be mounted in its containers.
 type Volume struct {
 	// Path on the host. It may be a file (hostPath).
 	Path string
+	// Device on the host, of a volume that is a block device; Path is empty then.
+	Device string
 	// ReadOnly volumes are never writable, whatever the mount says.
 	ReadOnly bool
+
+	// grouped volumes belong to the pod's fsGroup: those that hold one owner's
+	// files, not what others share on the node or the network.
+	grouped bool
 }
 
 // New makes a Manager and RunDir itself, nothing else.
@@ -74,25 +81,34 @@ func New(o Options) (*Manager, error) {
 	if o.DataDir == "" || o.RunDir == "" || o.Log == nil {
 		return nil, errors.New("volume: DataDir, RunDir and Log are required")
 	}
-	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
-		return nil, fmt.Errorf("make run directory: %w", err)
-	}
-	// The kernel lists mounts by their real paths.
-	run, err := filepath.EvalSymlinks(o.RunDir)
+	run, err := realDir(o.RunDir)
 	if err != nil {
-		return nil, fmt.Errorf("resolve run directory: %w", err)
+		return nil, err
 	}
+	run = filepath.Join(run, "volumes")
 	return &Manager{
-		disk: filepath.Join(o.DataDir, "volumes"),
-		run:  filepath.Join(run, "volumes"),
-		log:  o.Log,
+		disk: filepath.Join(o.DataDir, "volumes"), run: run, base: base{dir: run},
+		programs: execute, log: o.Log,
 	}, nil
+}
+
+// realDir makes a directory and returns its real path: the kernel lists mounts
+// by those.
+func realDir(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make run directory: %w", err)
+	}
+	path, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", fmt.Errorf("resolve run directory: %w", err)
+	}
+	return path, nil
 }
 
 // Mount makes all volumes of the pod and brings the files of those that are
 // made of files up to date. The result is keyed by the volume's name.
 func (m *Manager) Mount(ctx context.Context, pod *nodes.Pod, src Source) (map[string]Volume, error) {
-	if err := m.ready(); err != nil {
+	if err := m.base.ready(); err != nil {
 		return nil, err
 	}
 	volumes := make(map[string]Volume, len(pod.Template.Spec.Volumes))
@@ -101,7 +117,7 @@ func (m *Manager) Mount(ctx context.Context, pod *nodes.Pod, src Source) (map[st
 			return nil, err
 		}
 		v := &pod.Template.Spec.Volumes[i]
-		made, err := m.mount(pod, v, src)
+		made, err := m.mount(ctx, pod, v, src)
 		if err != nil {
 			return nil, fmt.Errorf("volume %q: %w", v.Name, err)
 		}
@@ -110,8 +126,13 @@ func (m *Manager) Mount(ctx context.Context, pod *nodes.Pod, src Source) (map[st
 	return volumes, nil
 }
 
-func (m *Manager) mount(pod *nodes.Pod, v *corev1.Volume, src Source) (Volume, error) {
+func (m *Manager) mount(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, src Source) (Volume, error) {
 	switch {
+	case pod.Claim(v) != "":
+		return m.claimed(ctx, pod, v, src)
+	case v.NFS != nil:
+		dir := m.path(pod.UID, v.Name)
+		return Volume{Path: dir, ReadOnly: v.NFS.ReadOnly}, m.programs.mountNFS(ctx, dir, v.NFS, nil)
 	case v.HostPath != nil:
 		return Volume{Path: v.HostPath.Path}, hostPath(v.HostPath)
 	case v.EmptyDir != nil:
@@ -167,9 +188,7 @@ func (m *Manager) Reset(ctx context.Context) error {
 	for _, uid := range uids {
 		err = errors.Join(err, m.Unmount(ctx, uid))
 	}
-	m.once.Lock()
-	defer m.once.Unlock()
-	m.base = false
+	m.base.forget()
 	if err = errors.Join(err, removeTrees(m.run)); err != nil {
 		return err
 	}
@@ -206,14 +225,14 @@ func (m *Manager) OverLimit(ctx context.Context, pod *nodes.Pod) (name string, u
 // to these files, so each pod has a tmpfs of its own for them, of dirSize: the
 // Secrets of other pods never lack room because of it.
 func (m *Manager) Dir(uid nodes.UID) (string, error) {
-	if err := m.ready(); err != nil {
+	if err := m.base.ready(); err != nil {
 		return "", err
 	}
 	dir := m.path(uid, "@pod")
 	if err := makeTree(dir); err != nil {
 		return "", fmt.Errorf("make directory of pod %s: %w", uid, err)
 	}
-	return dir, m.tmpfs(dir, "mode=0755,size="+strconv.Itoa(dirSize))
+	return dir, tmpfs(dir, "mode=0755,size="+strconv.Itoa(dirSize))
 }
 
 // The names of a pod's volumes are DNS labels, so ours begin with "@".

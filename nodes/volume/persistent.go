@@ -1,0 +1,254 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// PersistentOptions for NewPersistent. All are required.
+type PersistentOptions struct {
+	// DataDir holds the data of provisioned volumes, below "persistent". Nothing
+	// but a volume's own Delete, or Reset when told to, removes anything there.
+	DataDir string
+	// RunDir holds mount points, below "staged".
+	RunDir string
+	Log    *slog.Logger
+}
+
+// Persistent keeps what outlives pods: the volumes behind PersistentVolumes. It
+// provisions those of nodes.LocalProvisioner and mounts those that Git
+// describes (local, hostPath, NFS). Safe for concurrent use; calls for one
+// volume wait for each other.
+type Persistent struct {
+	dir    string
+	staged base
+	run    programs
+	log    *slog.Logger
+	locks  keyed
+}
+
+// NewPersistent makes RunDir itself, nothing else.
+func NewPersistent(o PersistentOptions) (*Persistent, error) {
+	if o.DataDir == "" || o.RunDir == "" || o.Log == nil {
+		return nil, errors.New("volume: DataDir, RunDir and Log are required")
+	}
+	run, err := realDir(o.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	return &Persistent{
+		dir: filepath.Join(o.DataDir, "persistent"), staged: base{dir: filepath.Join(run, "staged")},
+		run: execute, log: o.Log,
+	}, nil
+}
+
+// Trouble is why a volume can't be had: a word and one sentence.
+type Trouble struct {
+	Reason string
+	Err    error
+}
+
+func (t *Trouble) Error() string { return t.Err.Error() }
+func (t *Trouble) Unwrap() error { return t.Err }
+
+// Reasons of a Trouble.
+const (
+	ReasonProvisioning = "ProvisioningFailed"
+	ReasonMissing      = "VolumeMissing"
+	ReasonMount        = "FailedMount"
+	ReasonResize       = "VolumeResizeFailed"
+	ReasonDelete       = "VolumeFailedDelete"
+)
+
+func trouble(reason, format string, args ...any) error {
+	return &Trouble{reason, fmt.Errorf(format, args...)}
+}
+
+// Ensure makes the volume, or finds it, and makes it as large as it is to be.
+// It returns how the volume is; the status is ready when the error is nil.
+func (p *Persistent) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeStatus, error) {
+	status := nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeReady}
+	if err := checkName(v); err != nil {
+		return status, err
+	}
+	defer p.locks.lock(home(v))()
+	if v.Provisioner == nodes.LocalProvisioner {
+		return status, p.ensureLocal(ctx, v, &status)
+	}
+	if size := v.Spec.Capacity.Storage(); size != nil {
+		status.Capacity = size.Value() // as its maker says
+	}
+	return status, checkStatic(v)
+}
+
+// Stage makes the volume mountable by pods and returns it. It must have been
+// ensured.
+func (p *Persistent) Stage(ctx context.Context, v *nodes.Volume) (Volume, error) {
+	if err := checkName(v); err != nil {
+		return Volume{}, err
+	}
+	defer p.locks.lock(home(v))()
+	if err := p.staged.ready(); err != nil {
+		return Volume{}, err
+	}
+	s := &v.Spec
+	switch {
+	case v.Provisioner == nodes.LocalProvisioner:
+		return p.stageLocal(ctx, v)
+	case s.HostPath != nil:
+		return p.stageHostPath(ctx, v)
+	case s.Local != nil:
+		return p.stageStaticLocal(ctx, v)
+	case s.NFS != nil:
+		return p.stageNFS(ctx, v)
+	}
+	return Volume{}, unsupportedSource(v)
+}
+
+// Unstage undoes Stage: nothing stays mounted, no device attached. unused is
+// asked under the volume's lock whether that is still wanted.
+func (p *Persistent) Unstage(ctx context.Context, v *nodes.Volume, unused func() bool) error {
+	if err := checkName(v); err != nil {
+		return err
+	}
+	defer p.locks.lock(home(v))()
+	if !unused() {
+		return nil
+	}
+	return p.unstage(ctx, v)
+}
+
+func (p *Persistent) unstage(ctx context.Context, v *nodes.Volume) error {
+	if err := removePoint(p.point(v)); err != nil {
+		return trouble(ReasonMount, "unmount volume %s: %w", v.Name, err)
+	}
+	if image := filepath.Join(p.home(v), imageFile); exists(image) {
+		return p.detach(ctx, image)
+	}
+	return nil
+}
+
+// Delete ends the volume's data for good. When it returns nil, nothing is left.
+// A volume that Tallyman did not make keeps its data, and that is an error.
+func (p *Persistent) Delete(ctx context.Context, v *nodes.Volume) error {
+	if err := checkName(v); err != nil {
+		return err
+	}
+	if v.Provisioner != nodes.LocalProvisioner {
+		return trouble(ReasonDelete, "volume %s was made by somebody else: its data is not ours to delete; "+
+			"set persistentVolumeReclaimPolicy to Retain, or remove the data and the manifest by hand", v.Name)
+	}
+	defer p.locks.lock(home(v))()
+	if err := p.unstage(ctx, v); err != nil {
+		return err
+	}
+	if err := p.discard(v); err != nil {
+		return trouble(ReasonDelete, "delete volume %s: %w", v.Name, err)
+	}
+	return nil
+}
+
+// Held are the volumes whose data lies here, as their metadata says, sorted by
+// the names of their directories. A directory whose metadata can't be read is
+// left out and said.
+func (p *Persistent) Held(context.Context) ([]*nodes.Volume, error) {
+	entries, err := os.ReadDir(p.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list persistent volumes: %w", err)
+	}
+	var list []*nodes.Volume
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), trashPrefix) {
+			continue
+		}
+		v, err := readRecord(filepath.Join(p.dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a crash came before anything was made
+		}
+		if err != nil {
+			p.log.Error("persistent volume is held, but nobody can tell which: repair or remove its metadata", "dir", filepath.Join(p.dir, e.Name()), "err", err)
+			continue
+		}
+		list = append(list, v)
+	}
+	return list, nil
+}
+
+// Reset unmounts everything. Data stays unless remove is set.
+func (p *Persistent) Reset(ctx context.Context, remove bool) error {
+	held, err := p.Held(ctx)
+	if err != nil {
+		return err
+	}
+	err = removeTrees(p.staged.dir)
+	for _, v := range held {
+		err = errors.Join(err, p.unstage(ctx, v))
+	}
+	p.staged.forget()
+	if err != nil || !remove {
+		return err
+	}
+	return removeTrees(p.dir)
+}
+
+// home is the name of the volume's own directory.
+func home(v *nodes.Volume) string { return v.Name + "-" + v.UID }
+
+func (p *Persistent) home(v *nodes.Volume) string { return filepath.Join(p.dir, home(v)) }
+
+// point is where the volume is mounted, if it has to be.
+func (p *Persistent) point(v *nodes.Volume) string { return filepath.Join(p.staged.dir, home(v)) }
+
+func checkName(v *nodes.Volume) error {
+	for _, s := range []string{v.Name, v.UID} {
+		if s == "" || strings.HasPrefix(s, ".") || strings.ContainsAny(s, "/\x00") {
+			return trouble(ReasonProvisioning, "%q is no name or uid of a volume", s)
+		}
+	}
+	return nil
+}
+
+func isBlock(v *nodes.Volume) bool {
+	return v.Spec.VolumeMode != nil && *v.Spec.VolumeMode == corev1.PersistentVolumeBlock
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// keyed is a lock for each key. The zero value is ready.
+type keyed struct {
+	mu   sync.Mutex
+	held map[string]*sync.Mutex // guarded by mu; never shrinks: volumes are few
+}
+
+// lock returns what unlocks.
+func (k *keyed) lock(key string) func() {
+	k.mu.Lock()
+	if k.held == nil {
+		k.held = map[string]*sync.Mutex{}
+	}
+	l := k.held[key]
+	if l == nil {
+		l = &sync.Mutex{}
+		k.held[key] = l
+	}
+	k.mu.Unlock()
+	l.Lock()
+	return l.Unlock
+}
