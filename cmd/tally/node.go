@@ -55,6 +55,8 @@ type node struct {
 	proxy   *iptables.Backend
 	agent   *agent.Agent
 	images  *collect.Collector
+	// persistent keeps the data of volumes.
+	persistent *volume.Persistent
 	// cluster and addrs are the cluster's and the node's addresses that all this
 	// was wired with.
 	cluster desired.Network
@@ -140,6 +142,10 @@ func (n *node) wireAgent(key clusterKey) error {
 	if err != nil {
 		return err
 	}
+	n.persistent, err = volume.NewPersistent(volume.PersistentOptions{DataDir: n.o.dataDir, RunDir: n.o.runDir, Log: n.log.With("part", "volume")})
+	if err != nil {
+		return err
+	}
 	groups, err := cgroup.New("/sys/fs/cgroup")
 	if err != nil {
 		return err
@@ -158,7 +164,7 @@ func (n *node) wireAgent(key clusterKey) error {
 	n.agent, err = agent.New(agent.Options{
 		Name: n.o.name, Addrs: n.addrs, Reserved: reserved, Capacity: capacity,
 		DataDir: n.dataDir(), RunDir: n.o.runDir, Key: agentKey,
-		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Cgroups: groups,
+		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Persistent: n.persistent, Cgroups: groups,
 		Pause: []string{executable, "pause"}, Version: version, Forwarders: resolvers,
 		DB: n.db, Log: n.log.With("part", "agent"), Now: time.Now,
 	})
@@ -326,19 +332,22 @@ func parseResources(flag, text string) (corev1.ResourceList, error) {
 
 func newReset(s streams) *cobra.Command {
 	var o nodeOptions
+	var data bool
 	cmd := &cobra.Command{
 		Use:   "reset",
 		Short: "Remove every container, network, rule and mount that this instance made",
 		Long: "Remove every container, pod network, volume, rule and mount that the instance with this data dir made, at once\n" +
-			"and without grace. The repository and the key stay. tally up must have ended.",
+			"and without grace. The repository, the key and the data of persistent volumes stay: another tally up with this\n" +
+			"data dir takes the volumes up again. tally up must have ended.",
 		Args: usage(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return runReset(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runReset(cmd.Context(), s, o, data) },
 	}
 	o.addFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&data, "delete-volumes", false, "delete the data of persistent volumes too, for good")
 	return cmd
 }
 
-func runReset(ctx context.Context, o nodeOptions) error {
+func runReset(ctx context.Context, s streams, o nodeOptions, data bool) error {
 	if os.Geteuid() != 0 {
 		return errors.New("tally reset removes containers and networks: run it as root")
 	}
@@ -373,5 +382,19 @@ func runReset(ctx context.Context, o nodeOptions) error {
 		return err
 	}
 	defer n.close()
-	return errors.Join(n.agent.Reset(ctx), n.keeper.Stop(ctx))
+	if err := errors.Join(n.agent.Reset(ctx, data), n.keeper.Stop(ctx)); err != nil {
+		return err
+	}
+	return n.sayKept(ctx, s)
+}
+
+// sayKept names the volumes that a reset left alone.
+func (n *node) sayKept(ctx context.Context, s streams) error {
+	held, err := n.persistent.Held(ctx)
+	if err != nil || len(held) == 0 {
+		return err
+	}
+	fmt.Fprintf(s.err, "kept the data of %d persistent volumes in %s (remove it with: tally reset --delete-volumes)\n",
+		len(held), filepath.Join(n.o.dataDir, "persistent"))
+	return nil
 }

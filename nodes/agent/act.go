@@ -122,13 +122,24 @@ func (m *Machine) volumeFile(name, path string) ([]byte, error) {
 }
 
 func (m *Machine) mountVolumes(ctx context.Context) error {
-	c := m.context()
-	src := volume.Source{
-		Config: m.node.config, Field: c.Field,
-		Resource: func(r *corev1.ResourceFieldSelector) (string, error) { return c.Resource(r, nil) },
-		Token:    m.projectedToken,
+	pod, src := m.pod, m.volumeSource()
+	if !slowVolumes(pod) {
+		return m.mountedVolumes(m.volumes.Mount(ctx, pod, src))
 	}
-	mounts, err := m.volumes.Mount(ctx, m.pod, src)
+	m.spawn(ctx, mountTask, func(ctx context.Context) func() {
+		mounts, err := m.volumes.Mount(ctx, pod, src)
+		return func() {
+			if err := m.mountedVolumes(mounts, err); err != nil && m.memory.Halt == nil {
+				m.failed(action{op: opMount}, err)
+				return
+			}
+			m.succeeded(action{op: opMount})
+		}
+	})
+	return nil
+}
+
+func (m *Machine) mountedVolumes(mounts map[string]volume.Volume, err error) error {
 	if err != nil && m.mounts == nil {
 		return fmt.Errorf("mount volumes: %w", err)
 	}

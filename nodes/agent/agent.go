@@ -55,6 +55,8 @@ type Options struct {
 	Keeper  Keeper
 	Proxy   proxy.Backend
 	Volumes Volumes
+	// Persistent keeps volumes that outlive pods.
+	Persistent Persistent
 	// Prober is made by New when nil.
 	Prober Prober
 	// Cgroups makes the groups around pods; nil leaves it to the runtime, without limits for the pod as a whole.
@@ -78,7 +80,7 @@ func (o Options) check() error {
 	for name, ok := range map[string]bool{
 		"Name": o.Name != "", "Addrs": len(o.Addrs) > 0, "DataDir": o.DataDir != "", "RunDir": o.RunDir != "",
 		"Runtime": o.Runtime != nil, "Network": o.Network != nil, "Keeper": o.Keeper != nil, "Proxy": o.Proxy != nil,
-		"Volumes": o.Volumes != nil, "Forwarders": o.Forwarders != nil, "DB": o.DB != nil, "Log": o.Log != nil, "Now": o.Now != nil,
+		"Volumes": o.Volumes != nil, "Persistent": o.Persistent != nil, "Forwarders": o.Forwarders != nil, "DB": o.DB != nil, "Log": o.Log != nil, "Now": o.Now != nil,
 	} {
 		if !ok {
 			missing = append(missing, name)
@@ -136,6 +138,9 @@ type Agent struct {
 	leftover  map[nodes.UID][]runtime.Status // containers of pods without a worker
 	sweeping  map[nodes.UID]bool
 	hostPorts map[nodes.UID][]proxy.HostPort
+	volumes   map[volumeKey]*volumeWorker
+	// volumesSwept: what the last agent left of volumes was looked at.
+	volumesSwept bool
 }
 
 // New makes an Agent and reads the machine's description; nothing moves before Run.
@@ -157,6 +162,7 @@ func New(o Options) (*Agent, error) {
 		memories: map[nodes.UID]*Memory{}, ledger: map[string]nodes.Decision{},
 		pods: map[nodes.UID]*worker{}, leftover: map[nodes.UID][]runtime.Status{},
 		sweeping: map[nodes.UID]bool{}, hostPorts: map[nodes.UID][]proxy.HostPort{},
+		volumes: map[volumeKey]*volumeWorker{},
 	}
 	network := desired.DefaultSettings().Network
 	a.cluster.Store(&network)
@@ -167,6 +173,7 @@ func New(o Options) (*Agent, error) {
 		config:  func(k desired.Key) *nodes.Config { return (*a.configs.Load())[k] },
 		table:   a.table.Load,
 		cluster: func() desired.Network { return *a.cluster.Load() },
+		claim:   a.claim,
 		save:    a.saveMemory,
 		saved:   func(uid nodes.UID) bool { return s.written(memoryBucket, string(uid)) },
 	}

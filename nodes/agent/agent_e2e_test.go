@@ -168,7 +168,7 @@ func (m *machine) start() (*Agent, func(reset bool)) {
 		cancel()
 		parts.Wait()
 		if reset {
-			need(t, a.Reset(context.Background()))
+			need(t, a.Reset(context.Background(), true))
 		}
 		need(t, db.Close())
 	}
@@ -184,11 +184,13 @@ func (m *machine) build(db *bbolt.DB, log *slog.Logger) (*Agent, *network.Networ
 	need(m.t, err)
 	volumes, err := volume.New(volume.Options{DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"), Log: log})
 	need(m.t, err)
+	persistent, err := volume.NewPersistent(volume.PersistentOptions{DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"), Log: log})
+	need(m.t, err)
 	groups, err := cgroup.New("/sys/fs/cgroup")
 	need(m.t, err)
 	a, err := New(Options{
 		Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"),
-		Key: bytes.Repeat([]byte{7}, 32), Runtime: m.runtime, Network: pods, Keeper: m.keeper, Proxy: m, Volumes: volumes, Cgroups: groups,
+		Key: bytes.Repeat([]byte{7}, 32), Runtime: m.runtime, Network: pods, Keeper: m.keeper, Proxy: m, Volumes: volumes, Persistent: persistent, Cgroups: groups,
 		// A static program that waits stands for our own.
 		Pause: []string{filepath.Join(m.dir, "program"), "forever"}, Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: log, Now: time.Now,
 	})

@@ -28,6 +28,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 	"github.com/tallyman-dev/tallyman/nodes/runtime/fake"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
+	volumefake "github.com/tallyman-dev/tallyman/nodes/volume/fake"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
@@ -41,6 +42,7 @@ type world struct {
 	exec    func(c runtime.Container, command []string) int
 	noPull  atomic.Pointer[string] // why pulls fail, if they do
 	queued  atomic.Int64           // connections that no program has accepted
+	disk    *volumefake.Persistent
 	// forwarders are the machine's resolvers.
 	forwarders atomic.Pointer[[]netip.AddrPort]
 
@@ -57,7 +59,10 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), nets: map[nodes.UID]network.Attachment{}, mounts: map[nodes.UID]bool{}, written: map[nodes.UID][]string{}, drift: make(chan nodes.UID)}
+	w := &world{
+		t: t, dir: t.TempDir(), nets: map[nodes.UID]network.Attachment{}, mounts: map[nodes.UID]bool{}, written: map[nodes.UID][]string{},
+		drift: make(chan nodes.UID), disk: volumefake.New(),
+	}
 	image := runtime.Image{ID: "sha256:app", Digest: "sha256:d", Config: runtime.ImageConfig{Cmd: []string{"/app"}, StopSignal: "SIGQUIT"}}
 	w.runtime = fake.New(fake.Options{
 		Now: time.Now, Images: map[string]runtime.Image{"app": image},
@@ -143,7 +148,7 @@ func (w *world) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() 
 // testVolumes keeps pods' files in a plain directory.
 type testVolumes struct{ *world }
 
-func (v testVolumes) Mount(_ context.Context, p *nodes.Pod, src volume.Source) (map[string]volume.Volume, error) {
+func (v testVolumes) Mount(ctx context.Context, p *nodes.Pod, src volume.Source) (map[string]volume.Volume, error) {
 	var tokens []string
 	for i := range p.Template.Spec.Volumes {
 		if projected := p.Template.Spec.Volumes[i].Projected; projected != nil {
@@ -155,10 +160,21 @@ func (v testVolumes) Mount(_ context.Context, p *nodes.Pod, src volume.Source) (
 		}
 	}
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.mounts[p.UID] = true
 	v.written[p.UID] = tokens
-	return map[string]volume.Volume{}, nil
+	v.mu.Unlock()
+	made := map[string]volume.Volume{}
+	for i := range p.Template.Spec.Volumes {
+		claimed := &p.Template.Spec.Volumes[i]
+		if p.Claim(claimed) == "" {
+			continue
+		}
+		var err error
+		if made[claimed.Name], err = src.Claim(ctx, claimed); err != nil {
+			return nil, fmt.Errorf("volume %q: %w", claimed.Name, err)
+		}
+	}
+	return made, nil
 }
 
 func (v testVolumes) SubPath(nodes.UID, volume.Volume, string, int, string) (string, error) {
@@ -216,7 +232,7 @@ func (w *world) start() (*Agent, func()) {
 	}
 	a, err := New(Options{
 		Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, DataDir: w.dir, RunDir: w.dir,
-		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w},
+		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w}, Persistent: w.disk,
 		Forwarders: func() []netip.AddrPort { return *w.forwarders.Load() }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	})
 	if err != nil {

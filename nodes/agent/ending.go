@@ -43,7 +43,7 @@ func (d *decider) halting() {
 	}
 	d.killing(h)
 	switch {
-	case left || len(d.actions) > 0:
+	case left || len(d.actions) > 0 || d.busy[mountTask]: // that ends soon, and says so
 	case h.Forget:
 		d.try(opFinish, "")
 	case d.memory.Ended == "":

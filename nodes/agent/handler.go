@@ -33,8 +33,13 @@ func (a *Agent) Hello(ctx context.Context) (nodes.Report, error) {
 	}
 	info.PodCIDR = a.o.Network.PodCIDR()
 	r := nodes.Report{Node: a.o.Name, Complete: true, Info: &info, Routes: a.routed.Load()}
+	held, err := a.o.Persistent.Held(ctx)
+	if err != nil {
+		return nodes.Report{}, err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	r.Volumes = a.volumeStatuses(held)
 	for _, uid := range slices.Sorted(maps.Keys(a.pods)) {
 		w := a.pods[uid]
 		r.Statuses = append(r.Statuses, w.m.Status())
@@ -51,7 +56,7 @@ func (a *Agent) Assign(x *nodes.Assignment) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	old := a.assignment
-	x = keepPods(old, x)
+	x = keepVolumes(old, keepPods(old, x))
 	a.assignment, a.partial = x, false
 	a.setConfigs(x)
 	a.store.forgetUnreadable()

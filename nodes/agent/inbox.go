@@ -33,6 +33,9 @@ func (m *Machine) obey(p *nodes.Pod) {
 
 // halt ends all containers. A halt that is under way only becomes stricter.
 func (m *Machine) halt(h Halt) {
+	if cancel := m.busy[mountTask]; cancel != nil {
+		cancel()
+	}
 	old := m.memory.Halt
 	if old == nil {
 		m.memory.Halt = &h

@@ -207,6 +207,7 @@ func (a *Agent) reconcile() {
 			w.m.Drop()
 		}
 	}
+	a.reconcileVolumes()
 	for uid := range a.memories {
 		if !wanted[uid] && a.leftover[uid] == nil && !a.partial {
 			delete(a.memories, uid)
@@ -305,6 +306,7 @@ func (a *Agent) resyncOnce(ctx context.Context, measure bool) {
 		a.log.Debug("resync", "err", err)
 		return
 	}
+	a.pokeVolumes()
 	for _, w := range a.workers() {
 		w.m.Resync()
 		if measure {

@@ -75,7 +75,9 @@ type surroundings struct {
 	config      func(desired.Key) *nodes.Config
 	table       func() *proxy.Table
 	cluster     func() desired.Network
-	save        func(uid nodes.UID, memory []byte)
+	// claim stages the volume behind a volume of the pod that has a claim.
+	claim func(context.Context, *nodes.Pod, *corev1.Volume) (volume.Volume, error)
+	save  func(uid nodes.UID, memory []byte)
 	// saved reports whether what was last saved of a pod would outlive the agent.
 	saved func(uid nodes.UID) bool
 }
@@ -312,7 +314,7 @@ func eventFor(o op, reason string) string {
 }
 
 func (m *Machine) succeeded(a action) {
-	if a.op != opPull && a.op != opToken { // which have only begun
+	if !m.begun(a) {
 		delete(m.retries, string(a.op)+a.container)
 	}
 	switch a.op {

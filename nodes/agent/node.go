@@ -108,8 +108,9 @@ func diskSize(dir string) int64 {
 }
 
 // Reset removes every container, pod network, volume and rule that this
-// instance made, at once and without grace. Run must have ended.
-func (a *Agent) Reset(ctx context.Context) error {
+// instance made, at once and without grace. Persistent volumes are unmounted and
+// keep their data unless data is set. Run must have ended.
+func (a *Agent) Reset(ctx context.Context, data bool) error {
 	all, err := a.o.Runtime.List(ctx)
 	if err != nil {
 		// The rest can go all the same.
@@ -126,7 +127,7 @@ func (a *Agent) Reset(ctx context.Context) error {
 	for range all {
 		err = errors.Join(err, <-errs)
 	}
-	err = errors.Join(err, a.o.Network.Close(ctx), a.o.Volumes.Reset(ctx), a.o.Proxy.Close(ctx), os.RemoveAll(a.on.logs))
+	err = errors.Join(err, a.o.Network.Close(ctx), a.o.Volumes.Reset(ctx), a.o.Persistent.Reset(ctx, data), a.o.Proxy.Close(ctx), os.RemoveAll(a.on.logs))
 	if a.o.Cgroups != nil {
 		err = errors.Join(err, a.o.Cgroups.Remove(""))
 	}

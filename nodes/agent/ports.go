@@ -48,6 +48,26 @@ type Volumes interface {
 	Reset(ctx context.Context) error
 }
 
+// Persistent keeps the volumes behind claims; *volume.Persistent is one. Calls
+// may be repeated after any crash.
+type Persistent interface {
+	// Ensure makes a volume, or finds it, and grows it. It never makes one anew
+	// that was Made.
+	Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeStatus, error)
+	// Stage makes an ensured volume mountable.
+	Stage(ctx context.Context, v *nodes.Volume) (volume.Volume, error)
+	// Unstage undoes Stage if unused then still says so.
+	Unstage(ctx context.Context, v *nodes.Volume, unused func() bool) error
+	// Delete ends the data; nil says that nothing is left.
+	Delete(ctx context.Context, v *nodes.Volume) error
+	// Held are the volumes whose data lies on this node.
+	Held(ctx context.Context) ([]*nodes.Volume, error)
+	// Sweep finishes removals that were cut short, and unmounts what is not assigned.
+	Sweep(ctx context.Context, assigned func(name, uid string) bool) error
+	// Reset unmounts everything; data goes only with remove.
+	Reset(ctx context.Context, remove bool) error
+}
+
 // Prober asks containers how they are; *probe.Prober is one.
 type Prober interface {
 	Add(t probe.Target)

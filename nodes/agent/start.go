@@ -178,6 +178,9 @@ func (m *Machine) container(name string, r *Run, attempt int) (runtime.Container
 	out.Resources = spec.Limits(c)
 	out.OOMScoreAdj = spec.OOMScore(s, c, m.node.memory)
 	out.Security = spec.Security(s, c, m.node.seccomp)
+	if out.Devices, err = m.volumeDevices(c); err != nil {
+		return runtime.Container{}, &containerError{"CreateContainerConfigError", err}
+	}
 	out.Mounts, err = m.containerMounts(c, env, out.ID)
 	if err != nil {
 		return runtime.Container{}, &containerError{"CreateContainerConfigError", err}
@@ -289,6 +292,9 @@ func (m *Machine) volumeMount(c *corev1.Container, i int, env []string) (runtime
 	made, found := m.mounts[v.Name]
 	if !found {
 		return runtime.Mount{}, fmt.Errorf("volume mount %s: the pod has no volume %q", v.MountPath, v.Name)
+	}
+	if made.Device != "" {
+		return runtime.Mount{}, fmt.Errorf("volume mount %s: volume %q has volumeMode Block: list it under volumeDevices", v.MountPath, v.Name)
 	}
 	path, sub := made.Path, v.SubPath
 	if v.SubPathExpr != "" {

@@ -32,9 +32,10 @@ const (
 	memoryBucket   = "agent-memory"    // uid → Memory
 	ledgerBucket   = "agent-ledger"    // kind and key → nodes.Decision
 	routeBucket    = "agent-routes"    // "table" → proxy.Table
+	volumeBucket   = "agent-volumes"   // name and uid → nodes.Volume
 )
 
-var buckets = [...]string{metaBucket, podBucket, templateBucket, configBucket, memoryBucket, ledgerBucket, routeBucket}
+var buckets = [...]string{metaBucket, podBucket, templateBucket, configBucket, memoryBucket, ledgerBucket, routeBucket, volumeBucket}
 
 // OpenStore opens the agent's own file. One that cannot be read is set aside
 // as path.corrupt-<time>, and an empty one takes its place: the agent then

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -109,7 +111,7 @@ func (s *store) loadAssignment(out *stored) error {
 	if err != nil {
 		return fmt.Errorf("read agent store: %w", err)
 	}
-	if err := s.loadConfigs(a); err != nil || !complete {
+	if err := errors.Join(s.loadConfigs(a), s.loadVolumes(a)); err != nil || !complete {
 		return err
 	}
 	slices.SortFunc(a.Pods, func(x, y *nodes.Pod) int { return strings.Compare(string(x.UID), string(y.UID)) })
@@ -168,6 +170,64 @@ func (s *store) saveAssignment(old, a *nodes.Assignment) {
 		}
 	}
 	s.saveConfigs(old.Configs, a.Configs)
+	s.saveVolumes(old.Volumes, a.Volumes)
+}
+
+// keepVolumes keeps what was learned of volumes: that they were made.
+func keepVolumes(old, x *nodes.Assignment) *nodes.Assignment {
+	if old == nil || len(x.Volumes) == 0 {
+		return x
+	}
+	made := map[volumeKey]bool{}
+	for _, v := range old.Volumes {
+		made[keyOf(v)] = v.Made
+	}
+	kept := *x
+	kept.Volumes = slices.Clone(x.Volumes)
+	for i, v := range kept.Volumes {
+		if made[keyOf(v)] && !v.Made {
+			known := *v
+			known.Made = true
+			kept.Volumes[i] = &known
+		}
+	}
+	return &kept
+}
+
+func volumeName(v *nodes.Volume) string { return v.Name + "/" + v.UID }
+
+func (s *store) saveVolume(v *nodes.Volume) { s.putJSON(volumeBucket, volumeName(v), v) }
+
+func (s *store) saveVolumes(old, volumes []*nodes.Volume) {
+	before := map[string]*nodes.Volume{}
+	for _, v := range old {
+		before[volumeName(v)] = v
+	}
+	for _, v := range volumes {
+		if !reflect.DeepEqual(before[volumeName(v)], v) {
+			s.saveVolume(v)
+		}
+		delete(before, volumeName(v))
+	}
+	for name := range before {
+		s.put(volumeBucket, name, nil)
+	}
+}
+
+func (s *store) loadVolumes(a *nodes.Assignment) error {
+	err := s.each(volumeBucket, func(_ string, value []byte) error {
+		v := &nodes.Volume{}
+		if err := json.Unmarshal(value, v); err != nil {
+			return err
+		}
+		a.Volumes = append(a.Volumes, v)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read agent store: %w", err)
+	}
+	slices.SortFunc(a.Volumes, func(x, y *nodes.Volume) int { return strings.Compare(volumeName(x), volumeName(y)) })
+	return nil
 }
 
 func (s *store) saveConfigs(old, configs []*nodes.Config) {

@@ -129,9 +129,9 @@ func (m *Machine) renewed(fresh map[string]nodes.Token, err error) {
 }
 
 // projectedToken is what a volume's file holds.
-func (m *Machine) projectedToken(s *corev1.ServiceAccountTokenProjection) (string, error) {
-	t, found := m.memory.Tokens[tokenKey(tokenRequest(m.pod.UID, s))]
-	if !found || !m.now().Before(t.Expires) {
+func projectedToken(tokens map[string]nodes.Token, r nodes.TokenRequest, now time.Time) (string, error) {
+	t, found := tokens[tokenKey(r)]
+	if !found || !now.Before(t.Expires) {
 		return "", errors.New("the service-account token has expired, and the server has not answered")
 	}
 	return t.Value, nil

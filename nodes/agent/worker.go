@@ -71,6 +71,9 @@ func (w *worker) report() {
 	case gone:
 		r.Gone = []nodes.UID{w.m.pod.UID}
 	case status != nil:
+		if ended(status.Phase) && (w.sent == nil || !ended(w.sent.Phase)) {
+			w.agent.pokeVolumes()
+		}
 		w.sent = status
 		r.Statuses = []nodes.PodStatus{*status}
 	case len(events) == 0:
@@ -87,6 +90,9 @@ func (a *Agent) forget(w *worker) {
 	defer a.mu.Unlock()
 	if a.pods[w.m.pod.UID] == w {
 		delete(a.pods, w.m.pod.UID)
+	}
+	for _, v := range a.volumes { // it may have been the last to use one
+		v.poke()
 	}
 }
 

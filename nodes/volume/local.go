@@ -31,6 +31,7 @@ func (p *Persistent) ensureLocal(ctx context.Context, v *nodes.Volume, status *n
 			return trouble(ReasonProvisioning, "make volume %s: %w", v.Name, err)
 		}
 	}
+	v = atLeast(v, kept)
 	if err := p.data(ctx, v, kept); err != nil {
 		return err
 	}
@@ -41,6 +42,16 @@ func (p *Persistent) ensureLocal(ctx context.Context, v *nodes.Volume, status *n
 		return trouble(ReasonProvisioning, "write down volume %s: %w", v.Name, err)
 	}
 	return nil
+}
+
+// atLeast is the volume, no smaller than it was: none ever shrinks.
+func atLeast(v, kept *nodes.Volume) *nodes.Volume {
+	if v.Spec.Capacity.Storage().Cmp(*kept.Spec.Capacity.Storage()) >= 0 {
+		return v
+	}
+	same := *v
+	same.Spec.Capacity = kept.Spec.Capacity
+	return &same
 }
 
 func (p *Persistent) missing(v *nodes.Volume, path string) error {
@@ -104,7 +115,7 @@ func makeData(dir string) error {
 	return renameSynced(fresh, dir)
 }
 
-// resize makes the volume as large as it is to be; no volume ever shrinks.
+// resize makes the volume as large as it is to be.
 func (p *Persistent) resize(ctx context.Context, v *nodes.Volume, status *nodes.VolumeStatus) error {
 	size := v.Spec.Capacity.Storage().Value()
 	image := filepath.Join(p.home(v), imageFile)

@@ -188,6 +188,40 @@ func (p *Persistent) Held(context.Context) ([]*nodes.Volume, error) {
 	return list, nil
 }
 
+// Sweep finishes removals that were cut short, and unmounts volumes that are not
+// assigned: whoever staged them may have died before it could.
+func (p *Persistent) Sweep(ctx context.Context, assigned func(name, uid string) bool) error {
+	err := p.sweepTrash()
+	held, listed := p.Held(ctx)
+	err = errors.Join(err, listed)
+	known := map[string]bool{}
+	for _, v := range held {
+		known[home(v)] = true
+		err = errors.Join(err, p.Unstage(ctx, v, func() bool { return !assigned(v.Name, v.UID) }))
+	}
+	points, listed := os.ReadDir(p.staged.dir)
+	if listed != nil && !errors.Is(listed, fs.ErrNotExist) {
+		err = errors.Join(err, fmt.Errorf("list staged volumes: %w", listed))
+	}
+	for _, e := range points {
+		if !known[e.Name()] {
+			err = errors.Join(err, p.sweepPoint(e.Name(), assigned))
+		}
+	}
+	return err
+}
+
+// sweepPoint unmounts a volume of which nothing but the mount point is here.
+func (p *Persistent) sweepPoint(home string, assigned func(name, uid string) bool) error {
+	defer p.locks.lock(home)()
+	for i := range home { // where the name ends cannot be seen
+		if home[i] == '-' && assigned(home[:i], home[i+1:]) {
+			return nil
+		}
+	}
+	return removePoint(filepath.Join(p.staged.dir, home))
+}
+
 // Reset unmounts everything. Data stays unless remove is set.
 func (p *Persistent) Reset(ctx context.Context, remove bool) error {
 	held, err := p.Held(ctx)

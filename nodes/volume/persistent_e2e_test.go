@@ -319,7 +319,7 @@ func TestKilledAnywhereNothingIsLost(t *testing.T) {
 		_ = cmd.Wait()
 	}
 	p := newPersistent(t, filepath.Join(dir, "data"), filepath.Join(dir, "run"))
-	must(t, p.Sweep())
+	must(t, p.Sweep(t.Context(), func(string, string) bool { return true }))
 	if got := read(t, staged(t, p, keep), "f"); got != "kept" {
 		t.Errorf("the volume holds %q", got)
 	}
@@ -341,7 +341,7 @@ func TestKilledAnywhereNothingIsLost(t *testing.T) {
 func work(t *testing.T, dir string) {
 	p := newPersistent(t, filepath.Join(dir, "data"), filepath.Join(dir, "run"))
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		must(t, p.Sweep())
+		must(t, p.Sweep(t.Context(), func(string, string) bool { return true }))
 		for name, parameters := range map[string]map[string]string{"dir": nil, "image": enforced()} {
 			v := provisioned(name, "8Mi", parameters)
 			staged(t, p, v)

@@ -122,8 +122,8 @@ func (p *Persistent) discard(v *nodes.Volume) error {
 	return removeTrees(trash)
 }
 
-// Sweep finishes removals that were cut short.
-func (p *Persistent) Sweep() error {
+// sweepTrash finishes removals that were cut short.
+func (p *Persistent) sweepTrash() error {
 	entries, err := os.ReadDir(p.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -1,5 +1,7 @@
-// Package volume makes the directories and files that a pod's volumes are:
-// emptyDir, hostPath, configMap, secret, downwardAPI and projected.
+// Package volume makes what a pod's volumes are. Manager makes those that live
+// and die with the pod: emptyDir, hostPath, configMap, secret, downwardAPI,
+// projected and inline nfs. Persistent keeps those behind claims. DESIGN.md says
+// more.
 //
 // Guarantees: every call may be repeated, after any crash, and says success
 // for what is already so. Files from ConfigMaps and Secrets change all at once

@@ -21,6 +21,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent"
+	volumefake "github.com/tallyman-dev/tallyman/nodes/volume/fake"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
@@ -36,6 +37,7 @@ type machine struct {
 	runtime *containers
 	network *network
 	volumes *volumes
+	disk    *volumefake.Persistent
 	kernel  *kernel
 	// down and noPull are faults of the runtime.
 	down, noPull bool
@@ -61,6 +63,7 @@ func newMachine(w *world, index int) (*machine, error) {
 	pace := &pace{rng: rand.New(rand.NewPCG(w.o.Seed, uint64(index)))}
 	m.network = &network{machine: m, pace: pace, attached: map[nodes.UID]place{}, drift: make(chan nodes.UID)}
 	m.volumes = &volumes{machine: m, pace: pace, mounted: map[nodes.UID]bool{}}
+	m.disk = volumefake.New()
 	m.kernel = &kernel{pace: pace}
 	m.runtime = newContainers(m, pace)
 	return m, nil
@@ -80,7 +83,7 @@ func (m *machine) startAgent() error {
 			corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: resource.MustParse("250"),
 		},
 		DataDir: m.dir, RunDir: m.dir, Key: bytes.Repeat([]byte{7}, 32), BootID: fmt.Sprintf("boot-%d", m.boot),
-		Runtime: m.runtime, Network: m.network, Keeper: idleKeeper{}, Proxy: m.kernel, Volumes: m.volumes,
+		Runtime: m.runtime, Network: m.network, Keeper: idleKeeper{}, Proxy: m.kernel, Volumes: m.volumes, Persistent: m.disk,
 		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	})
 	if err != nil {
@@ -148,6 +151,7 @@ func (m *machine) reboot() error {
 	m.runtime.reboot()
 	m.network.reset()
 	m.volumes.reset()
+	m.disk.Reboot()
 	m.kernel.reset()
 	time.Sleep(5 * time.Second)
 	return m.startAgent()

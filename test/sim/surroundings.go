@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -98,14 +99,25 @@ type volumes struct {
 	mounted map[nodes.UID]bool
 }
 
-func (v *volumes) Mount(ctx context.Context, p *nodes.Pod, _ volume.Source) (map[string]volume.Volume, error) {
+func (v *volumes) Mount(ctx context.Context, p *nodes.Pod, src volume.Source) (map[string]volume.Volume, error) {
 	if err := v.pace.take(ctx, 5*time.Millisecond); err != nil {
 		return nil, err
 	}
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.mounted[p.UID] = true
-	return map[string]volume.Volume{}, nil
+	v.mu.Unlock()
+	made := map[string]volume.Volume{}
+	for i := range p.Template.Spec.Volumes {
+		claimed := &p.Template.Spec.Volumes[i]
+		if p.Claim(claimed) == "" {
+			continue
+		}
+		var err error
+		if made[claimed.Name], err = src.Claim(ctx, claimed); err != nil {
+			return nil, fmt.Errorf("volume %q: %w", claimed.Name, err)
+		}
+	}
+	return made, nil
 }
 
 func (v *volumes) SubPath(nodes.UID, volume.Volume, string, int, string) (string, error) {

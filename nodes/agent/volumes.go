@@ -1,0 +1,419 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
+	"github.com/tallyman-dev/tallyman/nodes/volume"
+)
+
+// volumeKey tells volumes apart: a name may come back with another uid.
+type volumeKey struct{ name, uid string }
+
+func keyOf(v *nodes.Volume) volumeKey { return volumeKey{v.Name, v.UID} }
+
+// volumeWorker converges one volume of the assignment: it makes it, keeps it as
+// large as it is to be, unmounts it when no pod uses it, and deletes its data
+// when told to. Pods wait for it, it for no pod but to delete.
+type volumeWorker struct {
+	agent *Agent
+	key   volumeKey
+	wake  chan struct{}
+
+	// guarded by Agent.mu
+	v *nodes.Volume
+	// dropped: the assignment does not name it any more. Its data stays.
+	dropped bool
+	status  nodes.VolumeStatus
+	// inUse: a pod may have it staged.
+	inUse bool
+
+	// delay belongs to run.
+	delay time.Duration
+}
+
+func (w *volumeWorker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Back-off of what goes wrong with a volume.
+const (
+	firstVolumeDelay = time.Second
+	maxVolumeDelay   = 2 * time.Minute
+)
+
+func (w *volumeWorker) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-timer.C:
+		}
+		done, err := w.step(ctx)
+		switch {
+		case ctx.Err() != nil || done:
+			return
+		case err != nil:
+			w.delay = min(max(2*w.delay, firstVolumeDelay), maxVolumeDelay)
+			timer.Reset(w.delay)
+		default:
+			w.delay = 0
+			timer.Stop()
+		}
+	}
+}
+
+// step does what is to be done now; what is already so is success. It reports
+// done when the volume is none of this node's any more.
+func (w *volumeWorker) step(ctx context.Context) (done bool, err error) {
+	a := w.agent
+	a.mu.Lock()
+	v, dropped, used := w.v, w.dropped, a.usersOf(w.v) > 0
+	a.mu.Unlock()
+	switch {
+	case dropped:
+		return w.leave(ctx, v, used)
+	case v.Delete:
+		return false, w.delete(ctx, v, used)
+	}
+	status, err := a.o.Persistent.Ensure(ctx, v)
+	if err == nil && !used {
+		err = w.unstage(ctx, v)
+	}
+	w.show(v, status, err)
+	return false, err
+}
+
+// leave ends the work on a volume that is not assigned any more.
+func (w *volumeWorker) leave(ctx context.Context, v *nodes.Volume, used bool) (bool, error) {
+	if used {
+		return false, nil
+	}
+	if err := w.unstage(ctx, v); err != nil {
+		w.agent.log.Warn("leave volume", "volume", v.Name, "err", err)
+		return false, err
+	}
+	return w.agent.forgetVolume(w), nil
+}
+
+func (w *volumeWorker) unstage(ctx context.Context, v *nodes.Volume) error {
+	a := w.agent
+	a.mu.Lock()
+	idle := !w.inUse
+	a.mu.Unlock()
+	if idle {
+		return nil
+	}
+	return a.o.Persistent.Unstage(ctx, v, func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		w.inUse = a.usersOf(v) > 0
+		return !w.inUse
+	})
+}
+
+func (w *volumeWorker) delete(ctx context.Context, v *nodes.Volume, used bool) error {
+	status := nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending, Reason: "VolumeInUse", Message: "a pod on this node still uses it"}
+	if used {
+		w.show(v, status, nil)
+		return nil
+	}
+	err := w.agent.o.Persistent.Delete(ctx, v)
+	status.Phase, status.Reason, status.Message = nodes.VolumeGone, "", ""
+	w.show(v, status, err)
+	return err
+}
+
+// show makes a volume's status known.
+func (w *volumeWorker) show(v *nodes.Volume, status nodes.VolumeStatus, err error) {
+	if err != nil {
+		status = nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeFailed, Reason: volume.ReasonProvisioning, Message: err.Error()}
+		if why, ok := errors.AsType[*volume.Trouble](err); ok {
+			status.Reason = why.Reason
+		}
+	}
+	a := w.agent
+	a.mu.Lock()
+	before := w.status
+	w.status = status
+	if status.Phase == nodes.VolumeReady && !w.v.Made {
+		made := *w.v
+		made.Made = true
+		w.v = &made
+		a.store.saveVolume(w.v)
+	}
+	a.mu.Unlock()
+	if reflect.DeepEqual(before, status) {
+		return
+	}
+	a.log.Info("volume", "volume", v.Name, "phase", status.Phase, "reason", status.Reason, "message", status.Message)
+	a.up.Send(nodes.Report{Node: a.o.Name, Volumes: []nodes.VolumeStatus{status}, Events: a.volumeEvents(v, before, status)})
+	if status.Phase == nodes.VolumeReady {
+		a.volumeReady(v)
+	}
+}
+
+// volumeEvents tell the claim's owner what became of its volume.
+func (a *Agent) volumeEvents(v *nodes.Volume, before, now nodes.VolumeStatus) []nodes.Event {
+	e := nodes.Event{Object: v.Claim, Source: "agent " + a.o.Name, First: a.ports.now(), Last: a.ports.now(), Count: 1}
+	switch {
+	case v.Claim.Name == "":
+		return nil
+	case now.Phase == nodes.VolumeFailed:
+		e.Warning, e.Reason, e.Message = true, now.Reason, now.Message
+	case now.Phase == nodes.VolumeReady && !v.Made && v.Provisioner != "":
+		e.Reason, e.Message = "ProvisioningSucceeded", "Successfully provisioned volume "+v.Name
+	case now.Phase == nodes.VolumeReady && before.Capacity > 0 && now.Capacity > before.Capacity:
+		e.Reason, e.Message = "VolumeResizeSuccessful", "Resized volume "+v.Name
+	default:
+		return nil
+	}
+	return []nodes.Event{e}
+}
+
+// volumeReady has the pods that wait for a volume try again at once.
+func (a *Agent) volumeReady(v *nodes.Volume) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.pods {
+		if usesClaim(w.pod, v.Claim) {
+			w.m.VolumeReady()
+		}
+	}
+}
+
+// VolumeReady tells that a volume which the pod waits for is there.
+func (m *Machine) VolumeReady() {
+	m.post(func() { delete(m.retries, string(opMount)) })
+}
+
+// usersOf counts the pods that have the volume mounted, or are about to. The
+// caller holds mu.
+func (a *Agent) usersOf(v *nodes.Volume) int {
+	n := 0
+	for _, w := range a.pods {
+		if usesClaim(w.pod, v.Claim) && !ended(w.m.Status().Phase) {
+			n++
+		}
+	}
+	return n
+}
+
+func usesClaim(p *nodes.Pod, claim desired.Key) bool {
+	if claim.Name == "" || p.Namespace != claim.Namespace {
+		return false
+	}
+	volumes := p.Template.Spec.Volumes
+	for i := range volumes {
+		if p.Claim(&volumes[i]) == claim.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// claim stages the volume behind a pod's claim. The error says what is waited for.
+func (a *Agent) claim(ctx context.Context, p *nodes.Pod, v *corev1.Volume) (volume.Volume, error) {
+	name := p.Claim(v)
+	a.mu.Lock()
+	w := a.volumeOf(desired.Key{Kind: "PersistentVolumeClaim", Namespace: p.Namespace, Name: name})
+	var bound *nodes.Volume
+	var status nodes.VolumeStatus
+	if w != nil {
+		bound, status, w.inUse = w.v, w.status, true
+	}
+	a.mu.Unlock()
+	switch {
+	case w == nil:
+		return volume.Volume{}, fmt.Errorf("persistentvolumeclaim %q has no volume on this node yet", name)
+	case status.Phase != nodes.VolumeReady:
+		return volume.Volume{}, fmt.Errorf("volume %s of persistentvolumeclaim %q is %s: %s", bound.Name, name,
+			cmp.Or(status.Phase, nodes.VolumePending), cmp.Or(status.Message, "it is being made"))
+	}
+	return a.o.Persistent.Stage(ctx, bound)
+}
+
+// volumeOf finds the volume that is bound to a claim. The caller holds mu.
+func (a *Agent) volumeOf(claim desired.Key) *volumeWorker {
+	for _, w := range a.volumes {
+		if w.v.Claim == claim && !w.v.Delete && !w.dropped {
+			return w
+		}
+	}
+	return nil
+}
+
+// reconcileVolumes makes the workers be those of the assignment. The caller
+// holds mu.
+func (a *Agent) reconcileVolumes() {
+	wanted := make(map[volumeKey]bool, len(a.assignment.Volumes))
+	for _, v := range a.assignment.Volumes {
+		wanted[keyOf(v)] = true
+		w := a.volumes[keyOf(v)]
+		if w == nil {
+			a.beginVolume(v)
+			continue
+		}
+		a.reassign(w, v)
+	}
+	if !a.partial && !a.volumesSwept {
+		a.volumesSwept = true
+		ctx := a.ctx
+		a.running.Go(func() { a.sweepVolumes(ctx) })
+	}
+	for key, w := range a.volumes {
+		if !wanted[key] && !w.dropped && !a.partial {
+			w.dropped = true
+			w.poke()
+		}
+	}
+}
+
+func (a *Agent) beginVolume(v *nodes.Volume) {
+	w := &volumeWorker{agent: a, key: keyOf(v), v: v, wake: make(chan struct{}, 1), inUse: true}
+	w.status = nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending}
+	a.volumes[w.key] = w
+	ctx := a.ctx
+	a.running.Go(func() { w.run(ctx) })
+}
+
+// reassign hands over a newer version of a volume. That it was made is not
+// forgotten.
+func (a *Agent) reassign(w *volumeWorker, v *nodes.Volume) {
+	if w.v.Made && !v.Made {
+		made := *v
+		made.Made = true
+		v = &made
+	}
+	if !w.dropped && reflect.DeepEqual(w.v, v) {
+		return
+	}
+	w.v, w.dropped = v, false
+	a.store.saveVolume(v)
+	w.poke()
+}
+
+// forgetVolume takes a volume off the list, unless it was assigned again.
+func (a *Agent) forgetVolume(w *volumeWorker) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !w.dropped {
+		w.poke()
+		return false
+	}
+	delete(a.volumes, w.key)
+	return true
+}
+
+// sweepVolumes finishes, once the assignment is known, what the last agent had
+// begun with volumes that are none of this node's any more.
+func (a *Agent) sweepVolumes(ctx context.Context) {
+	err := a.o.Persistent.Sweep(ctx, func(name, uid string) bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.volumes[volumeKey{name, uid}] != nil
+	})
+	if err != nil && ctx.Err() == nil {
+		a.log.Warn("sweep volumes", "err", err)
+	}
+}
+
+// pokeVolumes has all volumes looked at: one that a pod used may be free.
+func (a *Agent) pokeVolumes() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.volumes {
+		w.poke()
+	}
+}
+
+// volumeStatuses are those of all volumes, with what is kept of them: also of
+// those whose data lies here and that no assignment names.
+func (a *Agent) volumeStatuses(held []*nodes.Volume) []nodes.VolumeStatus {
+	var list []nodes.VolumeStatus
+	for _, w := range a.volumes {
+		s := w.status
+		s.Held = w.v
+		list = append(list, s)
+	}
+	for _, v := range held {
+		if a.volumes[keyOf(v)] != nil {
+			continue
+		}
+		phase := nodes.VolumePending
+		if v.Made {
+			phase = nodes.VolumeReady
+		}
+		list = append(list, nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: phase, Capacity: v.Spec.Capacity.Storage().Value(), Held: v})
+	}
+	slices.SortFunc(list, func(x, y nodes.VolumeStatus) int {
+		return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.UID, y.UID))
+	})
+	return list
+}
+
+// mountTask is what Machine.busy calls the mounting of volumes that may take long.
+const mountTask = "mount"
+
+// slowVolumes reports whether mounting the pod's volumes may wait for something
+// outside of this node's memory: it then goes on beside the steps.
+func slowVolumes(p *nodes.Pod) bool {
+	volumes := p.Template.Spec.Volumes
+	return slices.ContainsFunc(volumes, func(v corev1.Volume) bool { return p.Claim(&v) != "" || v.NFS != nil })
+}
+
+// volumeSource is what the pod's volumes are made from. It may be used beside
+// the steps.
+func (m *Machine) volumeSource() volume.Source {
+	c, pod, tokens := m.context(), m.pod, maps.Clone(m.memory.Tokens)
+	return volume.Source{
+		Config: m.node.config, Field: c.Field,
+		Resource: func(r *corev1.ResourceFieldSelector) (string, error) { return c.Resource(r, nil) },
+		Token: func(s *corev1.ServiceAccountTokenProjection) (string, error) {
+			return projectedToken(tokens, tokenRequest(pod.UID, s), m.now())
+		},
+		Claim: func(ctx context.Context, v *corev1.Volume) (volume.Volume, error) { return m.node.claim(ctx, pod, v) },
+	}
+}
+
+// begun reports whether an action goes on beside the steps.
+func (m *Machine) begun(a action) bool {
+	return a.op == opPull || a.op == opToken || a.op == opMount && m.busy[mountTask] != nil
+}
+
+// volumeDevices are the block volumes that a container asks for.
+func (m *Machine) volumeDevices(c *corev1.Container) ([]runtime.Device, error) {
+	var devices []runtime.Device
+	for _, d := range c.VolumeDevices {
+		made, found := m.mounts[d.Name]
+		if !found {
+			return nil, fmt.Errorf("volume device %s: the pod has no volume %q", d.DevicePath, d.Name)
+		}
+		if made.Device == "" {
+			return nil, fmt.Errorf("volume device %s: volume %q has volumeMode Filesystem: list it under volumeMounts", d.DevicePath, d.Name)
+		}
+		may := "rwm"
+		if made.ReadOnly {
+			may = "r"
+		}
+		devices = append(devices, runtime.Device{HostPath: made.Device, ContainerPath: d.DevicePath, Permissions: may})
+	}
+	return devices, nil
+}

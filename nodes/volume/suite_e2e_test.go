@@ -1,0 +1,27 @@
+//go:build e2e
+
+package volume_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"github.com/tallyman-dev/tallyman/nodes/volume"
+	"github.com/tallyman-dev/tallyman/nodes/volume/volumetest"
+)
+
+func TestPersistent(t *testing.T) {
+	volumetest.Run(t, func(t *testing.T) volumetest.Subject {
+		p, err := volume.NewPersistent(volume.PersistentOptions{DataDir: t.TempDir(), RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := p.Reset(context.Background(), true); err != nil {
+				t.Error(err)
+			}
+		})
+		return p
+	})
+}
