@@ -40,11 +40,11 @@ func (st *step) reconcileGroup(g *group) {
 	if g.kind().frozen(st.State, g) != "" {
 		return
 	}
-	counter, scaled := g.counter, g.scaledMax
+	before := *g
 	k := g.kind()
 	k.reconcile(st, g)
 	st.prune(g, k.history(g))
-	if counter != g.counter || scaled != g.scaledMax {
+	if before.counter != g.counter || before.scaledMax != g.scaledMax || before.stable != g.stable || before.proven != g.proven {
 		st.recordWorkload(g)
 	}
 }
@@ -67,6 +67,9 @@ func (st *step) retire(g *group) {
 	st.active = st.active.Delete(g.key)
 	delete(st.owned, g.key)
 	delete(st.touched, g.key)
+	if g.key.Kind == kindPod {
+		st.freeName(g.key)
+	}
 }
 
 // frozen says why nothing may be changed about a group's pods now: it has some
@@ -156,7 +159,7 @@ func (st *step) rollout(g *group, r workload.Rollout) workload.Rollout {
 
 func viewOf(p *pod) workload.Pod {
 	v := workload.Pod{
-		UID: p.UID, Name: p.Name, Node: p.Node, Created: p.Created, Incarnation: p.Incarnation,
+		UID: p.UID, Name: p.Name, Node: p.Node, Aim: p.aim, Created: p.Created, Incarnation: p.Incarnation,
 		Ordinal: p.Ordinal, Leaving: p.leaving != "" || p.Stop != nil, Why: why(p),
 	}
 	v.Cost, _ = strconv.Atoi(p.AllAnnotations()[costAnnotation])
@@ -187,7 +190,7 @@ func (st *step) carryOut(g *group, steps workload.Steps) map[string]int {
 func (st *step) prune(g *group, limit int) {
 	var empty []*set
 	for _, s := range g.sets {
-		if s != g.current && !slices.ContainsFunc(g.pods, func(p *pod) bool { return p.set.hash == s.hash }) {
+		if s != g.current && s.hash != g.stable && !slices.ContainsFunc(g.pods, func(p *pod) bool { return p.set.hash == s.hash }) {
 			empty = append(empty, s)
 		}
 	}

@@ -59,6 +59,10 @@ var kinds = map[schemaKind]kind{
 	{"apps", kindDeployment}: deployments{},
 	{"apps", kindReplicaSet}: replicaSets{},
 	{"", kindPod}:            barePods{},
+
+	{"apps", kindStatefulSet}:       statefulSets{},
+	{"apps", kindDaemonSet}:         daemonSets{},
+	{"", kindReplicationController}: replicaSets{},
 }
 
 type schemaKind struct{ group, kind string }
@@ -100,9 +104,11 @@ func (plain) paused(*desired.Object) bool                      { return false }
 func (plain) history(*group) int                               { return 0 }
 func (plain) frozen(s *State, g *group) string                 { return s.frozen(g) }
 
-func replicas(p *int32) int32 {
+func replicas(p *int32) int32 { return valueOr(p, 1) }
+
+func valueOr(p *int32, fallback int32) int32 {
 	if p == nil {
-		return 1
+		return fallback
 	}
 	return *p
 }

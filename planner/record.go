@@ -9,6 +9,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner/place"
 	"github.com/tallyman-dev/tallyman/planner/route"
+	"github.com/tallyman-dev/tallyman/planner/workload"
 )
 
 // The kinds of decisions. Their JSON is read by later versions: fields may be
@@ -41,6 +42,10 @@ type workloadRecord struct {
 	Counter   uint64      `json:"counter"`
 	ScaledMax int         `json:"scaled_max,omitempty"`
 	Revised   time.Time   `json:"revised,omitzero"`
+	Stable    string      `json:"stable,omitempty"`
+	Proven    string      `json:"proven,omitempty"`
+
+	Failures map[string]workload.Failures `json:"failures,omitempty"`
 }
 
 type setRecord struct {
@@ -77,6 +82,7 @@ func (st *step) recordPod(p *pod) {
 func (st *step) recordWorkload(g *group) {
 	st.decide(kindOfWorkload, keyText(g.key), workloadRecord{
 		Key: g.key, UID: g.uid, Created: g.created, Counter: g.counter, ScaledMax: g.scaledMax, Revised: g.revised,
+		Stable: g.stable, Proven: g.proven, Failures: g.failures,
 	})
 }
 
@@ -176,7 +182,7 @@ func (st *step) takeOver(r *restored) {
 	for _, w := range r.workloads {
 		g := st.groupFor(w.Key)
 		g.uid, g.created, g.counter, g.scaledMax = w.UID, w.Created, max(g.counter, w.Counter), w.ScaledMax
-		g.revised = w.Revised
+		g.revised, g.stable, g.proven, g.failures = w.Revised, w.Stable, w.Proven, w.Failures
 		st.recordable(g)
 	}
 	slices.SortFunc(r.sets, func(a, b setRecord) int { return a.Revision - b.Revision })

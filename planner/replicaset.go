@@ -2,21 +2,38 @@ package planner
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/planner/workload"
 )
 
-// replicaSets stand in Git by themselves.
+// replicaSets stand in Git by themselves: ReplicaSets, and
+// ReplicationControllers, which are the same under an older name.
 type replicaSets struct{ plain }
 
+// spec is that of a ReplicaSet.
 func (replicaSets) spec(o *desired.Object) *appsv1.ReplicaSetSpec {
-	return &o.Value.(*appsv1.ReplicaSet).Spec
+	if v, ok := o.Value.(*appsv1.ReplicaSet); ok {
+		return &v.Spec
+	}
+	old := o.Value.(*corev1.ReplicationController).Spec
+	spec := &appsv1.ReplicaSetSpec{Replicas: old.Replicas, MinReadySeconds: old.MinReadySeconds}
+	if old.Template != nil {
+		spec.Template = *old.Template
+	}
+	return spec
 }
 
-func (replicaSets) template(o *desired.Object) (podTemplate, bool) {
-	v := o.Value.(*appsv1.ReplicaSet)
-	return templateOf(&v.Spec.Template, v.Annotations), true
+func (s replicaSets) template(o *desired.Object) (podTemplate, bool) {
+	var own map[string]string
+	switch v := o.Value.(type) {
+	case *appsv1.ReplicaSet:
+		own = v.Annotations
+	case *corev1.ReplicationController:
+		own = v.Annotations
+	}
+	return templateOf(&s.spec(o).Template, own), true
 }
 
 func (s replicaSets) reconcile(st *step, g *group) {

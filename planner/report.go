@@ -64,9 +64,13 @@ func (st *step) putNode(n *node) {
 		refuses = "has not reported yet"
 	}
 	state := n.NodeState
+	before := n.load
 	n.load = n.load.Change(&state, refuses)
 	st.nodes = st.nodes.Set(n.Name, n)
 	st.retry = true
+	if !place.Alike(before, n.load) {
+		st.wakeDaemons()
+	}
 }
 
 // nodeTurned looks again at everything that has pods on a node.

@@ -121,6 +121,11 @@ type group struct {
 	// counter is the newest incarnation.
 	counter   uint64
 	scaledMax int
+	// stable is the template that all pods of a StatefulSet had before today's:
+	// its partition keeps it. proven is the one with which all were ready last.
+	stable, proven string
+	// failures of a DaemonSet's pods by node.
+	failures map[string]workload.Failures
 	// sets by revision; current is the one of today's template, nil if none yet.
 	sets    []*set
 	current *set
@@ -273,8 +278,13 @@ const (
 	kindDeployment = "Deployment"
 	kindReplicaSet = "ReplicaSet"
 	kindPod        = "Pod"
-	kindService    = "Service"
-	kindConfigMap  = "ConfigMap"
-	kindSecret     = "Secret"
-	kindNamespace  = "Namespace"
+
+	kindStatefulSet           = "StatefulSet"
+	kindDaemonSet             = "DaemonSet"
+	kindReplicationController = "ReplicationController"
+
+	kindService   = "Service"
+	kindConfigMap = "ConfigMap"
+	kindSecret    = "Secret"
+	kindNamespace = "Namespace"
 )

@@ -63,7 +63,9 @@ func fits(r *Request, n *Node, company *company) refusal {
 	if match, err := r.required.Match(n.kube); err != nil || !match {
 		return refusal{key: "selector", text: "does not match the pod's node selector or affinity"}
 	}
-	if taint, hit := untolerated(r, n); hit {
+	if taint, hit := untolerated(r, n); hit && taint.MatchTaint(&unschedulable) {
+		return refusal{key: "unschedulable", text: "is unschedulable"}
+	} else if hit {
 		name := taint.ToString()
 		return refusal{key: "taint " + name, text: "has taint " + name}
 	}
@@ -83,11 +85,17 @@ func fits(r *Request, n *Node, company *company) refusal {
 }
 
 func untolerated(r *Request, n *Node) (corev1.Taint, bool) {
+	return untoleratedBy(r, n, corev1.TaintEffectNoSchedule, corev1.TaintEffectNoExecute)
+}
+
+// untoleratedBy finds a taint with one of some effects that a pod does not
+// tolerate.
+func untoleratedBy(r *Request, n *Node, effects ...corev1.TaintEffect) (corev1.Taint, bool) {
 	if len(n.kube.Spec.Taints) == 0 {
 		return corev1.Taint{}, false
 	}
 	return scheduling.FindMatchingUntoleratedTaint(klog.Logger{}, n.kube.Spec.Taints, r.spec.Tolerations, func(t *corev1.Taint) bool {
-		return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
+		return slices.Contains(effects, t.Effect)
 	}, false)
 }
 

@@ -9,6 +9,7 @@ package place
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -83,6 +84,9 @@ type Node struct {
 	refuses string
 }
 
+// unschedulable is the taint that a node has while it takes no new pods.
+var unschedulable = corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}
+
 // NewNode is a machine with nothing on it. refuses, when not empty, says in a
 // few words why it takes no pods ("is silent").
 func NewNode(state *nodes.NodeState, refuses string) *Node {
@@ -97,8 +101,8 @@ func NewNode(state *nodes.NodeState, refuses string) *Node {
 	kube := &corev1.Node{}
 	kube.Name, kube.Labels = state.Name, set
 	kube.Spec.Taints = state.Taints
-	if refuses == "" && state.Unschedulable {
-		refuses = "is unschedulable"
+	if state.Unschedulable && !slices.ContainsFunc(state.Taints, func(t corev1.Taint) bool { return t.MatchTaint(&unschedulable) }) {
+		kube.Spec.Taints = append(slices.Clip(state.Taints), unschedulable)
 	}
 	return &Node{state: state, kube: kube, can: fromList(state.Allocatable), refuses: refuses}
 }
@@ -108,6 +112,13 @@ func (n *Node) Change(state *nodes.NodeState, refuses string) *Node {
 	c := NewNode(state, refuses)
 	c.used, c.ports = n.used, n.ports
 	return c
+}
+
+// Alike reports whether a node is to every workload what it was before, but for
+// what is left on it.
+func Alike(a, b *Node) bool {
+	return a.refuses == b.refuses && maps.Equal(a.kube.Labels, b.kube.Labels) && slices.EqualFunc(a.kube.Spec.Taints, b.kube.Spec.Taints,
+		func(a, b corev1.Taint) bool { return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect })
 }
 
 // Name of the node.
@@ -199,6 +210,23 @@ func Fits(r *Request, c Cluster, node string) string {
 		return ""
 	}
 	return fmt.Sprintf("node %s %s%s", node, why.text, why.detail)
+}
+
+// Eligible reports whether a node is one that a workload with a pod on each
+// node is for: whether a pod runs there, and whether one that is there stays. A
+// taint that evicts nobody keeps only new ones away.
+func Eligible(r *Request, n *Node) (runs, stays bool) {
+	if r.spec.NodeName != "" && r.spec.NodeName != n.Name() {
+		return false, false
+	}
+	if match, err := r.required.Match(n.kube); err != nil || !match {
+		return false, false
+	}
+	if _, hit := untolerated(r, n); hit {
+		_, evicts := untoleratedBy(r, n, corev1.TaintEffectNoExecute)
+		return false, !evicts
+	}
+	return true, true
 }
 
 // refusal is why one node doesn't fit. Nodes that share a key are counted

@@ -286,7 +286,7 @@ func (r *Rollout) steps(all []*target) Steps {
 	var s Steps
 	for _, t := range all {
 		for _, p := range t.ended {
-			s.Removes = append(s.Removes, Remove{UID: p.UID, Hash: t.set.Hash, Reason: "the pod has ended (" + string(p.Phase) + ") and is replaced"})
+			s.Removes = append(s.Removes, Remove{UID: p.UID, Hash: t.set.Hash, Reason: ended(p)})
 		}
 		surplus := len(t.live) - t.want
 		for _, p := range t.live[:max(0, surplus)] {

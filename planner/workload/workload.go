@@ -30,8 +30,10 @@ const DefaultDeadline = 10 * time.Minute
 type Pod struct {
 	UID  nodes.UID
 	Name string
-	// Node is empty while the pod waits for one.
-	Node  string
+	// Node is empty while the pod waits for one; Aim is the one node that the
+	// pod is for, empty for any.
+	Node, Aim string
+
 	Phase nodes.Phase
 	// Ready as of ReadySince, which is when Ready last changed.
 	Ready      bool

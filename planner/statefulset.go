@@ -1,0 +1,210 @@
+package planner
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/workload"
+)
+
+// statefulSets have pods with ordinals, names that stay and claims of their
+// own.
+type statefulSets struct{ plain }
+
+func (statefulSets) spec(o *desired.Object) *appsv1.StatefulSetSpec {
+	return &o.Value.(*appsv1.StatefulSet).Spec
+}
+
+// template has, besides what stands in Git, the subdomain of the governing
+// service and a volume for each claim template, which wins over one of its
+// name; whose claim that is, each pod knows.
+func (k statefulSets) template(o *desired.Object) (podTemplate, bool) {
+	v := o.Value.(*appsv1.StatefulSet)
+	t := templateOf(&v.Spec.Template, v.Annotations)
+	spec := *t.spec
+	spec.Subdomain = v.Spec.ServiceName
+	if len(v.Spec.VolumeClaimTemplates) > 0 {
+		spec.Volumes = claimVolumes(v.Spec.VolumeClaimTemplates, spec.Volumes)
+	}
+	t.spec = &spec
+	return t, true
+}
+
+func claimVolumes(templates []corev1.PersistentVolumeClaim, others []corev1.Volume) []corev1.Volume {
+	var out []corev1.Volume
+	for i := range templates {
+		name := templates[i].Name
+		out = append(out, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
+		}})
+	}
+	for _, v := range others {
+		if !slices.ContainsFunc(templates, func(c corev1.PersistentVolumeClaim) bool { return c.Name == v.Name }) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func (statefulSets) stamp(workload desired.Key, hash string) map[string]string {
+	return map[string]string{appsv1.ControllerRevisionHashLabelKey: workload.Name + "-" + hash}
+}
+
+func (k statefulSets) identify(g *group, p *nodes.Pod) {
+	p.Hostname = p.Name
+	p.Labels = map[string]string{appsv1.StatefulSetPodNameLabel: p.Name, appsv1.PodIndexLabel: strconv.Itoa(p.Ordinal)}
+	for _, c := range k.spec(g.object).VolumeClaimTemplates {
+		if p.Claims == nil {
+			p.Claims = map[string]string{}
+		}
+		p.Claims[c.Name] = claimName(c.Name, g.key.Name, p.Ordinal)
+	}
+}
+
+// history is kept beside the templates that pods have.
+func (k statefulSets) history(g *group) int {
+	return int(valueOr(k.spec(g.object).RevisionHistoryLimit, 10))
+}
+
+func (k statefulSets) rules(st *step, g *group) workload.Stateful {
+	s := workload.StatefulSet(g.key.Name, k.spec(g.object))
+	r := st.rollout(g, workload.Rollout{})
+	s.Now, s.Revised, s.Update, s.Old, s.WasComplete = r.Now, r.Revised, r.Current, r.Old, r.WasComplete
+	s.Stable, s.Proven = s.Update, g.proven
+	for _, set := range s.Old {
+		if set.Hash == g.stable {
+			s.Stable = set
+		}
+	}
+	return s
+}
+
+func (k statefulSets) reconcile(st *step, g *group) {
+	s := k.rules(st, g)
+	settled := s.Update != nil && s.Settled()
+	if g.stable == "" && s.Update != nil || settled {
+		g.stable = s.Update.Hash
+	}
+	if settled && s.Replicas > 0 {
+		g.proven = s.Update.Hash
+	}
+	st.carryOut(g, st.unlessTaken(g, s.Next()))
+}
+
+// unlessTaken leaves out the pods whose name a Pod in Git has.
+func (st *step) unlessTaken(g *group, steps workload.Steps) workload.Steps {
+	steps.Creates = slices.DeleteFunc(steps.Creates, func(c workload.Create) bool {
+		_, taken := st.groups.Get(podKey(g.key.Namespace, c.Name))
+		if taken {
+			steps.Waits = "the name of " + podKey(g.key.Namespace, c.Name).String() + " is that of a Pod in Git; rename one of them"
+		}
+		return taken
+	})
+	return steps
+}
+
+// freeName looks again at the StatefulSet that may wait for a pod's name.
+func (st *step) freeName(pod desired.Key) {
+	if i := strings.LastIndexByte(pod.Name, '-'); i > 0 {
+		k := desired.Key{Group: "apps", Kind: kindStatefulSet, Namespace: pod.Namespace, Name: pod.Name[:i]}
+		if _, there := st.groups.Get(k); there {
+			st.dirtyGroups[k] = true
+		}
+	}
+}
+
+func podKey(namespace, name string) desired.Key {
+	return desired.Key{Kind: kindPod, Namespace: namespace, Name: name}
+}
+
+func (k statefulSets) assess(st *step, g *group) (workload.Verdict, string) {
+	s := k.rules(st, g)
+	v := s.Verdict()
+	if v.Complete {
+		return v, ""
+	}
+	return v, st.unlessTaken(g, s.Next()).Waits
+}
+
+func (k statefulSets) summary(o *desired.Object) string {
+	spec := k.spec(o)
+	text := count(int(replicas(spec.Replicas)), "pod") + ", image " + images(&spec.Template.Spec)
+	if n := len(spec.VolumeClaimTemplates); n > 0 {
+		text += ", " + count(n, "claim") + " each"
+	}
+	return text
+}
+
+// change takes up what Kubernetes holds immutable as if the StatefulSet had
+// been deleted without its pods and made again: they are adopted and roll.
+func (k statefulSets) change(was, is *desired.Object) (Op, string) {
+	old, new := k.spec(was), k.spec(is)
+	parts := []string{workloadChange(replicas(old.Replicas), replicas(new.Replicas), &old.Template, &new.Template)}
+	if names := immutableChanges(old, new); len(names) > 0 {
+		parts = append(parts, strings.Join(names, ", ")+" changed: the pods are kept and adopted, then roll as far as they differ")
+	}
+	if templateChange(&old.Template, &new.Template) != "" {
+		switch partition := workload.StatefulSet(is.Key.Name, new).Partition; {
+		case new.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType:
+			parts = append(parts, "update strategy OnDelete: pods keep their template until they end")
+		case partition > 0:
+			parts = append(parts, fmt.Sprintf("partition %d: the first %s keep their template", partition, count(partition, "pod")))
+		}
+	}
+	return Update, strings.Join(parts, "; ")
+}
+
+func immutableChanges(old, new *appsv1.StatefulSetSpec) []string {
+	differs := map[string]bool{
+		"selector":             !reflect.DeepEqual(old.Selector, new.Selector),
+		"serviceName":          old.ServiceName != new.ServiceName,
+		"podManagementPolicy":  old.PodManagementPolicy != new.PodManagementPolicy,
+		"volumeClaimTemplates": !reflect.DeepEqual(old.VolumeClaimTemplates, new.VolumeClaimTemplates),
+	}
+	maps.DeleteFunc(differs, func(_ string, d bool) bool { return !d })
+	return slices.Sorted(maps.Keys(differs))
+}
+
+// claimTemplates are what the claims of a workload's pods are made from.
+type claimTemplates struct {
+	// Templates by the name of the volume: each pod has a claim of each, see
+	// claimName.
+	Templates []corev1.PersistentVolumeClaim
+	// Start and Replicas give the ordinals that are wanted.
+	Start, Replicas int
+	// DeleteWhenScaled and DeleteWhenDeleted tell whether claims go with their
+	// ordinal, or with the workload, or stay.
+	DeleteWhenScaled, DeleteWhenDeleted bool
+}
+
+// claimTemplatesOf gives the claim templates of an object in Git; nil when it
+// has none.
+func claimTemplatesOf(o *desired.Object) *claimTemplates {
+	v, ok := o.Value.(*appsv1.StatefulSet)
+	if !ok || len(v.Spec.VolumeClaimTemplates) == 0 {
+		return nil
+	}
+	t := &claimTemplates{Templates: v.Spec.VolumeClaimTemplates, Replicas: int(replicas(v.Spec.Replicas))}
+	if v.Spec.Ordinals != nil {
+		t.Start = int(v.Spec.Ordinals.Start)
+	}
+	if p := v.Spec.PersistentVolumeClaimRetentionPolicy; p != nil {
+		t.DeleteWhenScaled = p.WhenScaled == appsv1.DeletePersistentVolumeClaimRetentionPolicyType
+		t.DeleteWhenDeleted = p.WhenDeleted == appsv1.DeletePersistentVolumeClaimRetentionPolicyType
+	}
+	return t
+}
+
+// claimName is that of the claim which a StatefulSet's pod has of a template.
+func claimName(template, set string, ordinal int) string {
+	return fmt.Sprintf("%s-%s-%d", template, set, ordinal)
+}

@@ -1,0 +1,264 @@
+package planner
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/proxy"
+)
+
+func statefulSet(name string, replicas int32, with ...func(*appsv1.StatefulSet)) *appsv1.StatefulSet {
+	d := deployment(name, replicas)
+	s := &appsv1.StatefulSet{
+		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "StatefulSet"}, ObjectMeta: d.ObjectMeta,
+		Spec: appsv1.StatefulSetSpec{
+			Replicas: d.Spec.Replicas, Selector: d.Spec.Selector, Template: d.Spec.Template, ServiceName: name,
+			PodManagementPolicy: appsv1.OrderedReadyPodManagement,
+			UpdateStrategy:      appsv1.StatefulSetUpdateStrategy{Type: appsv1.RollingUpdateStatefulSetStrategyType},
+		},
+	}
+	for _, w := range with {
+		w(s)
+	}
+	return s
+}
+
+func setImage(image string) func(*appsv1.StatefulSet) {
+	return func(s *appsv1.StatefulSet) { s.Spec.Template.Spec.Containers[0].Image = image }
+}
+
+func inParallel(s *appsv1.StatefulSet) { s.Spec.PodManagementPolicy = appsv1.ParallelPodManagement }
+
+func partitioned(n int32) func(*appsv1.StatefulSet) {
+	return func(s *appsv1.StatefulSet) {
+		s.Spec.UpdateStrategy.RollingUpdate = &appsv1.RollingUpdateStatefulSetStrategy{Partition: &n}
+	}
+}
+
+func headless(name string) *corev1.Service {
+	s := serviceFor(name)
+	s.Spec.ClusterIP = corev1.ClusterIPNone
+	return s
+}
+
+// names of the pods of a workload that are not leaving, with their images.
+func (w *world) images(name string) []string {
+	var out []string
+	for _, p := range w.pods(name) {
+		out = append(out, p.Name+" "+p.Template.Spec.Containers[0].Image)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestStatefulSetPods(t *testing.T) {
+	w := newWorld(t, "n1")
+	set := statefulSet("db", 3)
+	set.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: 4}
+	set.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}}}
+	w.push(set, headless("db"))
+	if got := w.images("db"); len(got) != 1 || got[0] != "db-4 app:1" {
+		t.Fatalf("in order, one pod comes first: %v", got)
+	}
+	w.settle()
+	if diff := cmp.Diff([]string{"db-4 app:1", "db-5 app:1", "db-6 app:1"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	p := w.pods("db")[1]
+	hostname, subdomain := p.HostName()
+	if hostname != "db-5" || subdomain != "db" || p.Ordinal != 5 || p.Owner != keyOf(set) {
+		t.Errorf("pod %s: hostname %q, subdomain %q, ordinal %d, owner %s", p.Name, hostname, subdomain, p.Ordinal, p.Owner)
+	}
+	labels := map[string]string{
+		"app": "db", "statefulset.kubernetes.io/pod-name": "db-5", "apps.kubernetes.io/pod-index": "5", "controller-revision-hash": "db-" + p.TemplateHash,
+	}
+	if diff := cmp.Diff(labels, p.AllLabels()); diff != "" {
+		t.Error(diff)
+	}
+	volume := &p.Template.Spec.Volumes[0]
+	if volume.Name != "data" || p.Claim(volume) != "data-db-5" {
+		t.Errorf("volume %s has the claim %q", volume.Name, p.Claim(volume))
+	}
+	var hosts []string
+	for _, e := range w.s.routes.Services[0].Ports[0].Endpoints {
+		hosts = append(hosts, e.Hostname)
+	}
+	if diff := cmp.Diff([]string{"db-4", "db-5", "db-6"}, hosts); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestPodNameService selects one pod by the label that only it has.
+func TestPodNameService(t *testing.T) {
+	w := newWorld(t, "n1")
+	one := serviceFor("first")
+	one.Spec.Selector = map[string]string{appsv1.StatefulSetPodNameLabel: "db-0"}
+	endpoints := func() []proxy.Endpoint { return w.s.routes.Services[0].Ports[0].Endpoints }
+	w.push(statefulSet("db", 2), one)
+	w.settle()
+	if e := endpoints(); len(e) != 1 || e[0].Pod != "db-0" {
+		t.Fatalf("endpoints of the service for db-0: %+v", e)
+	}
+	w.push(statefulSet("db", 2, setImage("app:2")), one)
+	w.settle()
+	if e := endpoints(); len(e) != 1 || e[0].Pod != "db-0" {
+		t.Fatalf("endpoints after a rollout: %+v", e)
+	}
+	w.push(statefulSet("db", 0), one)
+	w.settle()
+	if e := endpoints(); len(e) != 0 {
+		t.Fatalf("endpoints without pods: %+v", e)
+	}
+}
+
+func TestStatefulSetReusesNamesNotIdentities(t *testing.T) {
+	w := newWorld(t, "n1")
+	seen := map[nodes.UID]string{}
+	for _, image := range []string{"app:1", "app:2", "app:1"} {
+		w.push(statefulSet("db", 2, setImage(image)))
+		w.settle()
+		if diff := cmp.Diff([]string{"db-0 " + image, "db-1 " + image}, w.images("db")); diff != "" {
+			t.Fatal(diff)
+		}
+		for _, p := range w.pods("db") {
+			if before, again := seen[p.UID]; again {
+				t.Fatalf("%s has the uid of %s", p.Name, before)
+			}
+			seen[p.UID] = p.Name
+		}
+	}
+}
+
+func TestStatefulSetPartition(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(statefulSet("db", 3))
+	w.settle()
+	w.push(statefulSet("db", 3, setImage("app:2"), partitioned(2)))
+	w.settle()
+	if diff := cmp.Diff([]string{"db-0 app:1", "db-1 app:1", "db-2 app:2"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	// A pod that the partition keeps comes back as it was, also after a restart
+	// and another template.
+	w.restart(true)
+	w.next(Change{Snapshot: w.snapshot, Source: w.source})
+	w.join("n1")
+	w.push(statefulSet("db", 3, setImage("app:3"), partitioned(2)))
+	w.settle()
+	m := w.machines["n1"]
+	first := w.pods("db")[slices.IndexFunc(w.pods("db"), func(p *pod) bool { return p.Name == "db-0" })]
+	s := m.setReady(first.UID, false, w.now)
+	s.Phase = corev1.PodFailed
+	m.status[first.UID] = &s
+	w.next(Change{Reports: []nodes.Report{{Node: "n1", Statuses: []nodes.PodStatus{s}}}})
+	w.settle()
+	if diff := cmp.Diff([]string{"db-0 app:1", "db-1 app:1", "db-2 app:3"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	w.push(statefulSet("db", 3, setImage("app:3")))
+	w.settle()
+	if diff := cmp.Diff([]string{"db-0 app:3", "db-1 app:3", "db-2 app:3"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+// TestStatefulSetForward repairs a rollout that a broken template has stopped.
+func TestStatefulSetForward(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(statefulSet("db", 2))
+	w.settle()
+	w.push(statefulSet("db", 2, setImage("broken")))
+	m := w.machines["n1"]
+	for range 20 {
+		var r nodes.Report
+		for _, uid := range slices.Sorted(maps.Keys(m.held)) {
+			if p := m.held[uid]; p.Stop != nil {
+				r.Gone = append(r.Gone, m.gone(uid))
+			} else if p.Template.Spec.Containers[0].Image == "broken" && m.status[uid] == nil {
+				r.Statuses = append(r.Statuses, m.setReady(uid, false, w.now))
+			}
+		}
+		r.Node, r.Routes = "n1", w.route("n1").Routes
+		w.next(Change{Reports: []nodes.Report{r}})
+	}
+	if diff := cmp.Diff([]string{"db-0 app:1", "db-1 broken"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	lines := w.s.Progress()
+	if len(lines) != 1 || !strings.Contains(lines[0].Line, "0 of 2 updated pods available, 1 old pod still there; pod db-1: CrashLoopBackOff") {
+		t.Errorf("progress: %+v", lines)
+	}
+	w.now = w.now.Add(11 * time.Minute)
+	w.next(Change{})
+	if _, failed := w.s.Settled(); !strings.Contains(failed, "ProgressDeadlineExceeded") {
+		t.Errorf("the rollout has not failed: %q", failed)
+	}
+	w.push(statefulSet("db", 2, setImage("app:2")))
+	w.settle()
+	if diff := cmp.Diff([]string{"db-0 app:2", "db-1 app:2"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestStatefulSetImmutableFields(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(statefulSet("db", 2))
+	w.settle()
+	before := w.uids("db")
+	w.push(statefulSet("db", 2, inParallel))
+	w.settle()
+	if diff := cmp.Diff(before, w.uids("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	plan := w.push(statefulSet("db", 2, inParallel, func(s *appsv1.StatefulSet) { s.Spec.ServiceName = "other" }))
+	if d := plan.Difference[0]; d.Op != Update || !strings.Contains(d.Reason, "serviceName changed: the pods are kept and adopted, then roll as far as they differ") {
+		t.Errorf("difference: %s", d)
+	}
+	w.settle()
+	for _, p := range w.pods("db") {
+		if _, subdomain := p.HostName(); subdomain != "other" {
+			t.Errorf("%s has the subdomain %q", p.Name, subdomain)
+		}
+	}
+}
+
+// TestStatefulSetNameTaken keeps a pod from coming into being twice under one
+// name.
+func TestStatefulSetNameTaken(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(statefulSet("db", 1), barePod("db-0", "app:1"))
+	if lines := w.s.Progress(); len(lines) == 0 || !strings.Contains(lines[len(lines)-1].Line, "the name of Pod default/db-0 is that of a Pod in Git") {
+		t.Errorf("progress: %+v", lines)
+	}
+	w.push(statefulSet("db", 1))
+	w.settle()
+	if diff := cmp.Diff([]string{"db-0 app:1"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestClaimTemplates(t *testing.T) {
+	set := statefulSet("db", 3)
+	if claimTemplatesOf(&desired.Object{Value: set}) != nil {
+		t.Error("claim templates of a set that has none")
+	}
+	set.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}}}
+	set.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: 2}
+	set.Spec.PersistentVolumeClaimRetentionPolicy = &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{
+		WhenScaled: appsv1.DeletePersistentVolumeClaimRetentionPolicyType, WhenDeleted: appsv1.RetainPersistentVolumeClaimRetentionPolicyType,
+	}
+	want := &claimTemplates{Templates: set.Spec.VolumeClaimTemplates, Start: 2, Replicas: 3, DeleteWhenScaled: true}
+	if diff := cmp.Diff(want, claimTemplatesOf(&desired.Object{Value: set})); diff != "" {
+		t.Error(diff)
+	}
+}
