@@ -63,6 +63,11 @@ test-long: setup-test build ## hours: fuzzing and tens of thousands of simulated
 bench: setup-test build ## measure speed and size beside their yardsticks; writes build/bench.json (root)
 	$(GO) test -tags e2e ./test/bench -count=1 -v -timeout 60m -run TestBench
 
+.PHONY: corpus
+corpus: ## try CORPUS=DIR, a collection of other people's manifests, and write the numbers into docs/compatibility.md
+	@test -n "$(CORPUS)" || { echo "say where the collection is: make corpus CORPUS=DIR"; exit 2; }
+	$(GO) run ./test/corpus -corpus $(CORPUS) -page docs/compatibility.md
+
 .PHONY: vet
 vet:
 	@unformatted=$$($(GO) tool gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); \

@@ -49,8 +49,16 @@ Kubernetes converted it, with the defaults that the other version had, and a not
 |---|---|---|
 `
 
+// TriedBegin and TriedEnd enclose the section of the page on other people's
+// manifests, which is not printed from the tables but written by make corpus.
+const (
+	TriedBegin = "<!-- tried: written by make corpus -->"
+	TriedEnd   = "<!-- end of tried -->"
+)
+
 // WriteCompatibility prints the manual's page on what works, from the tables.
-func WriteCompatibility(w io.Writer) error {
+// tried is what is kept between TriedBegin and TriedEnd.
+func WriteCompatibility(w io.Writer, tried string) error {
 	b := bufio.NewWriter(w)
 	b.WriteString(compatibilityHead)
 	kinds := kindRules()
@@ -69,6 +77,7 @@ func WriteCompatibility(w io.Writer) error {
 			t.writeKind(b, k.kind, reflect.TypeOf(k.make()).Elem(), shared)
 		}
 	}
+	fmt.Fprintf(b, "\n%s%s%s\n", TriedBegin, tried, TriedEnd)
 	return b.Flush()
 }
 

@@ -73,6 +73,9 @@ func (r *rules) lookUp(apiVersion, kind string) (rule kindRule, code, message, h
 	if !strings.Contains(apiVersion, "/") {
 		group = ""
 	}
+	if len(same) > 0 && same[0].group == group && same[0].status == Unsupported {
+		return same[0], "", "", "" // in whatever version
+	}
 	if len(same) > 0 && isBuiltin(group) {
 		return kindRule{}, "removed-version", fmt.Sprintf("there is no %s in %s (any more)", kind, apiVersion),
 			"write apiVersion: " + same[0].apiVersion()

@@ -248,7 +248,7 @@ func kustomize(view *view, root string) (m resmap.ResMap, err error) {
 	}()
 	options := krusty.MakeDefaultOptions()
 	options.LoadRestrictions = types.LoadRestrictionsNone // the view ends where the tree does
-	options.Reorder = krusty.ReorderOptionNone
+	options.Reorder = krusty.ReorderOptionUnspecified     // as the kustomize command: sorted, unless the kustomization says how
 	return krusty.MakeKustomizer(options).Run(view, root)
 }
 
