@@ -119,13 +119,28 @@ func TestDaemonSetRollsAndReturns(t *testing.T) {
 	}
 }
 
-// TestDaemonSetSilentNode goes on where the nodes answer.
+// TestDaemonSetSilentNode goes on where the nodes answer, as far as one more
+// may be without.
 func TestDaemonSetSilentNode(t *testing.T) {
 	w := newWorld(t, "n1", "n2")
+	two := func(s *appsv1.DaemonSet) {
+		two := intstr.FromInt32(2)
+		s.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &two
+	}
 	w.push(daemonSet("logs"))
 	w.settle()
 	w.next(Change{Nodes: []nodes.NodeState{{Node: info("n2"), Ready: false, Since: w.now, Reason: "no heartbeat"}}})
 	w.push(daemonSet("logs", daemonImage("app:2")))
+	for range 10 {
+		w.turn()
+	}
+	if diff := cmp.Diff([]string{"n1 app:1", "n2 app:1"}, w.spread("logs")); diff != "" {
+		t.Fatal(diff)
+	}
+	if lines := w.s.Progress(); len(lines) != 1 || !strings.HasSuffix(lines[0].Line, "0 of 1 updated pod available, 1 old pod still there, 1 node silent") {
+		t.Errorf("progress: %+v", lines)
+	}
+	w.push(daemonSet("logs", daemonImage("app:2"), two))
 	for range 10 {
 		w.turn()
 	}

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -13,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"pgregory.net/rapid"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner/workload"
@@ -90,7 +91,33 @@ func (c *chaos) push() {
 	if rapid.Bool().Draw(c.t, "has pod") {
 		c.objects = append(c.objects, barePod("solo", rapid.SampledFrom([]string{"app:1", "app:2"}).Draw(c.t, "image")))
 	}
+	c.pushSets()
 	c.world.push(c.objects...)
+}
+
+// pushSets adds a StatefulSet and a DaemonSet.
+func (c *chaos) pushSets() {
+	if rapid.Bool().Draw(c.t, "has db") {
+		s := statefulSet("db", int32(rapid.IntRange(0, 4).Draw(c.t, "db replicas")), setImage(rapid.SampledFrom([]string{"app:1", "app:2", "app:3"}).Draw(c.t, "db image")))
+		if rapid.Bool().Draw(c.t, "parallel") {
+			inParallel(s)
+		}
+		partitioned(int32(rapid.IntRange(-4, 2).Draw(c.t, "partition")))(s)
+		if p := s.Spec.UpdateStrategy.RollingUpdate.Partition; *p < 0 {
+			*p = 0
+		}
+		s.Spec.Ordinals = &appsv1.StatefulSetOrdinals{Start: int32(rapid.IntRange(0, 1).Draw(c.t, "start"))}
+		s.Spec.MinReadySeconds = int32(rapid.IntRange(0, 2).Draw(c.t, "db min ready"))
+		c.objects = append(c.objects, s, headless("db"))
+	}
+	if rapid.Bool().Draw(c.t, "has logs") {
+		s := daemonSet("logs", daemonImage(rapid.SampledFrom([]string{"app:1", "app:2", "app:3"}).Draw(c.t, "logs image")))
+		if rapid.Bool().Draw(c.t, "surging") {
+			surging(s)
+		}
+		s.Spec.MinReadySeconds = int32(rapid.IntRange(0, 2).Draw(c.t, "logs min ready"))
+		c.objects = append(c.objects, s)
+	}
 }
 
 // nodesWork lets some pods get ready and some stopping pods go.
@@ -167,11 +194,11 @@ func (c *chaos) restartServer(withRecord bool) {
 		step()
 		c.noStops(before, "a restart")
 	}
-	if diff := cmp.Diff(before, c.running()); diff != "" {
+	if diff := gocmp.Diff(before, c.running()); diff != "" {
 		c.t.Fatalf("a restart (record: %v) changed what runs:\n%s", withRecord, diff)
 	}
 	c.settle()
-	if diff := cmp.Diff(before, c.running()); diff != "" {
+	if diff := gocmp.Diff(before, c.running()); diff != "" {
 		c.t.Fatalf("after a restart (record: %v) what runs has changed:\n%s", withRecord, diff)
 	}
 }
@@ -210,6 +237,8 @@ func (c *chaos) heal() {
 
 func (c *chaos) check(before *State) {
 	c.checkRollouts(before)
+	c.checkOrdinals()
+	c.checkDaemons()
 	c.checkRoutes()
 	c.checkStops(before)
 	c.checkFixpoint()
@@ -261,6 +290,40 @@ func (c *chaos) count(g *group, r workload.Rollout) (live, available int) {
 	return live, available
 }
 
+// checkOrdinals is invariant 5, by what the machines hold, silent ones
+// included.
+func (c *chaos) checkOrdinals() {
+	holder := map[int]nodes.UID{}
+	for _, name := range slices.Sorted(maps.Keys(c.machines)) {
+		for uid, p := range c.machines[name].held {
+			if p.Ordinal < 0 {
+				continue
+			}
+			if other, taken := holder[p.Ordinal]; taken {
+				c.t.Fatalf("the pods %s and %s both have ordinal %d", other, uid, p.Ordinal)
+			}
+			holder[p.Ordinal] = uid
+			if p.Name != fmt.Sprintf("db-%d", p.Ordinal) {
+				c.t.Fatalf("ordinal %d is called %s", p.Ordinal, p.Name)
+			}
+		}
+	}
+}
+
+// checkDaemons: a DaemonSet's pods are where they are meant to be, at most two
+// on a node.
+func (c *chaos) checkDaemons() {
+	at := map[string]int{}
+	for _, p := range c.pods("logs") {
+		if p.aim == "" && p.Node == "" || p.aim != "" && p.Node != "" && p.aim != p.Node {
+			c.t.Fatalf("%s is for %q and runs on %q", p.Name, p.aim, p.Node)
+		}
+		if at[cmp.Or(p.Node, p.aim)]++; at[cmp.Or(p.Node, p.aim)] > 2 {
+			c.t.Fatalf("more than two pods of the DaemonSet on node %s", cmp.Or(p.Node, p.aim))
+		}
+	}
+}
+
 // checkRoutes is the first half of invariant 10: only ready endpoints.
 func (c *chaos) checkRoutes() {
 	if c.s.routes == nil {
@@ -294,7 +357,7 @@ func (c *chaos) checkStops(before *State) {
 				continue
 			}
 			for _, m := range c.machines {
-				if n, _ := c.s.nodes.Get(m.name); n.live() && m.routesTo(p.Name) {
+				if n, _ := c.s.nodes.Get(m.name); n.live() && m.routesTo(old) {
 					c.t.Fatalf("pod %s was stopped while node %s still routes to it", p.Name, m.name)
 				}
 			}
@@ -302,14 +365,16 @@ func (c *chaos) checkStops(before *State) {
 	}
 }
 
-func (m *machine) routesTo(pod string) bool {
-	if m.table == nil {
+// routesTo goes by the address: a StatefulSet's pods bear the names of those
+// before them.
+func (m *machine) routesTo(p *pod) bool {
+	if m.table == nil || p.status == nil {
 		return false
 	}
 	for _, svc := range m.table.Services {
 		for _, port := range svc.Ports {
 			for _, e := range port.Endpoints {
-				if e.Pod == pod {
+				if e.Pod == p.Name && e.Addr.String() == p.status.IP {
 					return true
 				}
 			}
@@ -347,9 +412,9 @@ func (c *chaos) checkFixpoint() {
 				p.Decisions[i].Value = nil
 			}
 		}
-		c.t.Fatalf("planning everything anew finds more to do: %v %s, %d assignments, routes:\n%s", p.Actions, p.Decisions, len(p.Assignments), cmp.Diff(c.s.routes, p.Routes, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })))
+		c.t.Fatalf("planning everything anew finds more to do: %v %s, %d assignments, routes:\n%s", p.Actions, p.Decisions, len(p.Assignments), gocmp.Diff(c.s.routes, p.Routes, gocmp.Comparer(func(a, b netip.Addr) bool { return a == b })))
 	}
-	if diff := cmp.Diff(c.last.Waiting, p.Waiting); diff != "" {
+	if diff := gocmp.Diff(c.last.Waiting, p.Waiting); diff != "" {
 		c.t.Fatalf("planning everything anew waits for something else:\n%s", diff)
 	}
 }
@@ -384,6 +449,7 @@ func (c *chaos) checkConverged() {
 		c.t.Fatalf("a converged cluster gives a plan: %+v", p)
 	}
 	for _, v := range c.objects {
+		c.checkConvergedSet(v)
 		d, ok := v.(*appsv1.Deployment)
 		if !ok {
 			continue
@@ -397,6 +463,33 @@ func (c *chaos) checkConverged() {
 			if !r.Paused && p.Template.Spec.Containers[0].Image != d.Spec.Template.Spec.Containers[0].Image {
 				c.t.Fatalf("%s converged with a pod of image %s", d.Name, p.Template.Spec.Containers[0].Image)
 			}
+		}
+	}
+}
+
+func (c *chaos) checkConvergedSet(v runtime.Object) {
+	switch s := v.(type) {
+	case *appsv1.StatefulSet:
+		var want []string
+		for i := range *s.Spec.Replicas {
+			want = append(want, fmt.Sprintf("db-%d", s.Spec.Ordinals.Start+i))
+		}
+		var got []string
+		for _, p := range c.pods("db") {
+			got = append(got, p.Name)
+			kept := p.Ordinal < int(s.Spec.Ordinals.Start+*s.Spec.UpdateStrategy.RollingUpdate.Partition)
+			if !kept && p.Template.Spec.Containers[0].Image != s.Spec.Template.Spec.Containers[0].Image {
+				c.t.Fatalf("%s converged with image %s", p.Name, p.Template.Spec.Containers[0].Image)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(want, got) {
+			c.t.Fatalf("the StatefulSet converged with %v, not %v", got, want)
+		}
+	case *appsv1.DaemonSet:
+		image := s.Spec.Template.Spec.Containers[0].Image
+		if diff := gocmp.Diff([]string{"n1 " + image, "n2 " + image}, c.spread("logs")); diff != "" {
+			c.t.Fatalf("the DaemonSet converged otherwise:\n%s", diff)
 		}
 	}
 }

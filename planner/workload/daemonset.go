@@ -99,7 +99,7 @@ func DaemonSet(spec *appsv1.DaemonSetSpec) Daemon {
 // Limits are maxSurge and maxUnavailable for the nodes there are, percentages
 // rounded up; when both come to 0, one pod may be unavailable.
 func (d *Daemon) Limits() (surge, unavailable int) {
-	wanted := d.wanted()
+	wanted := d.wanted() + d.unheard()
 	surge, unavailable = scaled(&d.surge, wanted, true), scaled(&d.unavailable, wanted, true)
 	if surge == 0 && unavailable == 0 {
 		unavailable = 1
@@ -107,7 +107,18 @@ func (d *Daemon) Limits() (surge, unavailable int) {
 	return surge, unavailable
 }
 
-// wanted counts the nodes that are to run a pod.
+// unheard counts the silent nodes that are to run a pod.
+func (d *Daemon) unheard() int {
+	n := 0
+	for i := range d.Nodes {
+		if d.Nodes[i].Runs && d.Nodes[i].Silent {
+			n++
+		}
+	}
+	return n
+}
+
+// wanted counts the nodes that answer and are to run a pod.
 func (d *Daemon) wanted() int {
 	n := 0
 	for i := range d.Nodes {
@@ -242,9 +253,7 @@ func (s *daemonSteps) tend(p *post, surging bool) {
 		s.abandon(p)
 		return
 	}
-	for _, f := range p.failed {
-		s.replaceFailed(p, f)
-	}
+	p.failed = slices.DeleteFunc(p.failed, func(f *Pod) bool { return s.replaceFailed(p, f) })
 	switch {
 	case p.new != nil && p.old != nil:
 		s.choose(p, surging)
@@ -263,21 +272,23 @@ func (s *daemonSteps) abandon(p *post) {
 	p.old, p.new, p.failed = nil, nil, nil
 }
 
-func (s *daemonSteps) replaceFailed(p *post, f *Pod) {
-	if f.Phase != corev1.PodFailed {
-		s.remove(f, ended(f))
-		return
+// replaceFailed takes away a pod that has ended; false while it must stay, for
+// too many have failed on the node.
+func (s *daemonSteps) replaceFailed(p *post, f *Pod) bool {
+	if f.Phase == corev1.PodFailed {
+		known := s.failures[p.Name]
+		if until := known.Last.Add(known.delay()); s.Now.Before(until) {
+			s.wake = earliest(s.wake, until)
+			return false
+		}
+		if s.failures == nil {
+			s.failures = map[string]Failures{}
+		}
+		s.failures[p.Name] = known.next(s.Now)
 	}
-	known := s.failures[p.Name]
-	if until := known.Last.Add(known.delay()); s.Now.Before(until) {
-		s.wake = earliest(s.wake, until)
-		return
-	}
-	if s.failures == nil {
-		s.failures = map[string]Failures{}
-	}
-	s.failures[p.Name] = known.next(s.Now)
 	s.remove(f, ended(f))
+	p.leaving = true
+	return true
 }
 
 // choose ends the time of two pods on one node.
@@ -295,9 +306,10 @@ func (s *daemonSteps) choose(p *post, surging bool) {
 func (s *daemonSteps) outdated() string { return "replaced by the template " + hashOf(s.Update) }
 
 // roll takes old pods away: those that are not available at once, for they
-// serve nobody, then as many others as may be missing.
+// serve nobody, then as many others as may be missing. What a silent node has
+// counts as missing.
 func (s *daemonSteps) roll(limit int) {
-	missing := 0
+	missing := s.unheard()
 	var candidates []*post
 	for _, p := range s.posts {
 		switch {
@@ -320,7 +332,7 @@ func (s *daemonSteps) roll(limit int) {
 // available at once, beside others as many as the surge allows. The old ones
 // go when the new ones are available (see choose).
 func (s *daemonSteps) rollSurging(limit int) {
-	surplus, available := 0, 0
+	surplus, available := s.unheard(), 0
 	var candidates, sunset []*post
 	for _, p := range s.posts {
 		if s.available(p.old) || p.old == nil && s.available(p.new) {
@@ -348,7 +360,8 @@ func (s *daemonSteps) rollSurging(limit int) {
 	}
 }
 
-// Verdict says how the workload is doing. Silent nodes count for nothing.
+// Verdict says how the workload is doing. What is on silent nodes is not
+// waited for.
 func (d *Daemon) Verdict() Verdict {
 	v := Verdict{Wanted: d.wanted()}
 	t := tally{now: d.Now, minReady: d.MinReady, update: d.Update, unknown: d.silent()}
@@ -360,6 +373,9 @@ func (d *Daemon) Verdict() Verdict {
 	describe := fmt.Sprintf("%d of %s available", covered, plural(v.Wanted, "pod"))
 	if outdated > 0 && !d.OnDelete {
 		describe = fmt.Sprintf("%d of %s available, %s still there", t.updatedAvailable, plural(v.Wanted, "updated pod"), plural(outdated, "old pod"))
+	}
+	if n := d.unheard(); n > 0 && !v.Complete {
+		describe += ", " + plural(n, "node") + " silent"
 	}
 	v.judge(lateness{
 		now: d.Now, progress: latest(d.Revised, t.progress), deadline: d.Deadline, wasComplete: d.WasComplete,
@@ -399,20 +415,14 @@ func (d *Daemon) coverage() (covered, outdated int) {
 
 // remarks says what a healthy DaemonSet still is not.
 func (d *Daemon) remarks(outdated int) string {
-	silent := 0
-	for i := range d.Nodes {
-		if d.Nodes[i].Runs && d.Nodes[i].Silent {
-			silent++
-		}
-	}
 	var parts []string
 	if outdated > 0 {
 		parts = append(parts, "update strategy OnDelete: "+plural(outdated, "pod")+" of an earlier template")
 	}
-	if silent > 0 {
-		parts = append(parts, plural(silent, "node")+" silent")
+	if n := d.unheard(); n > 0 {
+		parts = append(parts, plural(n, "node")+" silent")
 	}
-	if len(d.Nodes) > 0 && d.wanted() == 0 && silent == 0 {
+	if len(d.Nodes) > 0 && d.wanted() == 0 && d.unheard() == 0 {
 		parts = append(parts, "no node matches its node selector, affinity and tolerations")
 	}
 	return join(parts...)

@@ -211,28 +211,19 @@ func (s *Stateful) failedUpdate(t *slot) bool {
 	return !s.OnDelete && t.set != s.Update && t.set.Hash != s.Proven && !s.protected(t.ordinal) && !s.available(t.pod)
 }
 
-// shrink takes away the pod with the highest ordinal once those before it are
-// available, or when it is the first that is not.
+// shrink takes away the pod with the highest ordinal, available or not.
+// (Kubernetes waits for one that is not when there are others below it, for
+// ever if need be.)
 func (s *Stateful) shrink(steps *Steps, condemned []*slot) bool {
-	var first *slot
-	for _, t := range slices.Backward(condemned) {
-		if !s.available(t.pod) {
-			first = t
-			break
-		}
+	if len(condemned) == 0 {
+		return true
 	}
-	for _, t := range condemned {
-		switch {
-		case t.pod == nil:
-			steps.Waits = s.name(t) + " must stop before the next one goes"
-		case t == first || s.available(t.pod) || t.pod.done():
-			s.remove(steps, t, s.scaledDown())
-		default:
-			steps.Waits = s.name(first) + " must be available before " + s.name(t) + " is stopped"
-		}
-		return false
+	if t := condemned[0]; t.pod == nil {
+		steps.Waits = s.name(t) + " must stop before the next one goes"
+	} else {
+		s.remove(steps, t, s.scaledDown())
 	}
-	return true
+	return false
 }
 
 // update replaces pods of earlier templates from the highest ordinal down:
