@@ -45,6 +45,8 @@ type workloadRecord struct {
 	Stable    string      `json:"stable,omitempty"`
 	Proven    string      `json:"proven,omitempty"`
 
+	Holders map[int]string `json:"holders,omitempty"`
+
 	Failures map[string]workload.Failures `json:"failures,omitempty"`
 }
 
@@ -82,7 +84,7 @@ func (st *step) recordPod(p *pod) {
 func (st *step) recordWorkload(g *group) {
 	st.decide(kindOfWorkload, keyText(g.key), workloadRecord{
 		Key: g.key, UID: g.uid, Created: g.created, Counter: g.counter, ScaledMax: g.scaledMax, Revised: g.revised,
-		Stable: g.stable, Proven: g.proven, Failures: g.failures,
+		Stable: g.stable, Proven: g.proven, Failures: g.failures, Holders: g.holders,
 	})
 }
 
@@ -182,7 +184,7 @@ func (st *step) takeOver(r *restored) {
 	for _, w := range r.workloads {
 		g := st.groupFor(w.Key)
 		g.uid, g.created, g.counter, g.scaledMax = w.UID, w.Created, max(g.counter, w.Counter), w.ScaledMax
-		g.revised, g.stable, g.proven, g.failures = w.Revised, w.Stable, w.Proven, w.Failures
+		g.revised, g.stable, g.proven, g.failures, g.holders = w.Revised, w.Stable, w.Proven, w.Failures, w.Holders
 		st.recordable(g)
 	}
 	slices.SortFunc(r.sets, func(a, b setRecord) int { return a.Revision - b.Revision })

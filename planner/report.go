@@ -112,6 +112,9 @@ func (st *step) report(r *nodes.Report) {
 			st.adoptLedger(r.Ledger)
 		}
 		st.adopt(r)
+		if first {
+			st.hearFrom(r.Node)
+		}
 	}
 	for i := range r.Statuses {
 		st.observe(&r.Statuses[i], r.Node)

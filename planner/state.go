@@ -124,6 +124,10 @@ type group struct {
 	// stable is the template that all pods of a StatefulSet had before today's:
 	// its partition keeps it. proven is the one with which all were ready last.
 	stable, proven string
+	// holders are the nodes of a StatefulSet's pods by ordinal, as the ledger
+	// keeps them: should the record be lost, a node that has not spoken since may
+	// run the pod.
+	holders map[int]string
 	// failures of a DaemonSet's pods by node.
 	failures map[string]workload.Failures
 	// sets by revision; current is the one of today's template, nil if none yet.

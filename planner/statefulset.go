@@ -79,7 +79,7 @@ func (k statefulSets) rules(st *step, g *group) workload.Stateful {
 	s := workload.StatefulSet(g.key.Name, k.spec(g.object))
 	r := st.rollout(g, workload.Rollout{})
 	s.Now, s.Revised, s.Update, s.Old, s.WasComplete = r.Now, r.Revised, r.Current, r.Old, r.WasComplete
-	s.Stable, s.Proven = s.Update, g.proven
+	s.Stable, s.Proven, s.Unheard = s.Update, g.proven, st.unheard(g)
 	for _, set := range s.Old {
 		if set.Hash == g.stable {
 			s.Stable = set
@@ -126,7 +126,53 @@ func podKey(namespace, name string) desired.Key {
 	return desired.Key{Kind: kindPod, Namespace: namespace, Name: name}
 }
 
+// unheard are the ordinals without a pod that the ledger has on a node which has
+// not reported since our start.
+func (s *State) unheard(g *group) map[int]string {
+	var out map[int]string
+	for ordinal, name := range g.holders {
+		known := slices.ContainsFunc(g.pods, func(p *pod) bool { return p.Ordinal == ordinal })
+		if n, _ := s.nodes.Get(name); known || n != nil && n.reported {
+			continue
+		}
+		if out == nil {
+			out = map[int]string{}
+		}
+		out[ordinal] = name
+	}
+	return out
+}
+
+// keepHolders notes which node has the pod of each ordinal.
+func (st *step) keepHolders(g *group) {
+	holders := st.unheard(g)
+	for _, p := range g.pods {
+		if p.Node != "" {
+			if holders == nil {
+				holders = map[int]string{}
+			}
+			holders[p.Ordinal] = p.Node
+		}
+	}
+	if !maps.Equal(holders, g.holders) {
+		g.holders = holders
+		st.recordWorkload(g)
+	}
+}
+
+// hearFrom looks again at the StatefulSets of which a node may have had pods.
+func (st *step) hearFrom(node string) {
+	for k, g := range entries(st.groups) {
+		for _, holder := range g.holders {
+			if holder == node {
+				st.dirtyGroups[k] = true
+			}
+		}
+	}
+}
+
 func (k statefulSets) assess(st *step, g *group) (workload.Verdict, string) {
+	st.keepHolders(g)
 	s := k.rules(st, g)
 	v := s.Verdict()
 	if v.Complete {

@@ -262,3 +262,46 @@ func TestClaimTemplates(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// TestStatefulSetUnheardNode loses the record, and hears of one node only: what
+// the other one may run is not started anew.
+func TestStatefulSetUnheardNode(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	apart := func(s *appsv1.StatefulSet) {
+		s.Spec.Template.Spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{
+			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{
+				Weight: 1, PodAffinityTerm: corev1.PodAffinityTerm{LabelSelector: s.Spec.Selector, TopologyKey: corev1.LabelHostname},
+			}},
+		}}
+	}
+	w.push(statefulSet("db", 2, inParallel, apart))
+	w.settle()
+	before := w.uids("db")
+	w.restart(false)
+	w.join("n1")
+	w.next(Change{Snapshot: w.snapshot, Source: w.source})
+	if pods := w.pods("db"); len(pods) != 1 {
+		t.Fatalf("%d pods are known, want that of n1 alone: %v", len(pods), w.uids("db"))
+	}
+	if lines := w.s.Progress(); len(lines) != 1 || !strings.Contains(lines[0].Line, "may run on node n2, which has not reported what it runs") {
+		t.Errorf("progress: %+v", lines)
+	}
+	w.join("n2")
+	w.settle()
+	if diff := cmp.Diff(before, w.uids("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	// A node that comes back without the pod gives its ordinal free.
+	w.restart(false)
+	w.join("n1")
+	w.next(Change{Snapshot: w.snapshot, Source: w.source})
+	m := w.machines["n2"]
+	for uid := range maps.Clone(m.held) {
+		m.gone(uid)
+	}
+	w.join("n2")
+	w.settle()
+	if pods := w.images("db"); len(pods) != 2 {
+		t.Fatalf("pods: %v", pods)
+	}
+}

@@ -37,6 +37,9 @@ type Stateful struct {
 	// before it, which may be the same; Old are all sets but Update.
 	Update, Stable *Set
 	Old            []*Set
+	// Unheard are ordinals whose pod may run on a node that has not said what it
+	// runs: no other may be made. The value names the node.
+	Unheard map[int]string
 	// Proven is the hash of the template that last had all pods ready.
 	Proven string
 	// WasComplete is set once the current template has been fully available.
@@ -166,8 +169,8 @@ func (s *Stateful) fill(steps *Steps, wanted, condemned []*slot) {
 		switch {
 		case t.pod != nil && t.pod.done():
 			s.remove(steps, t, ended(t.pod))
-		case t.pod == nil && t.leaving:
-			steps.Waits = s.name(t) + " must stop before its successor starts"
+		case t.pod == nil && s.blocked(t) != "":
+			steps.Waits = s.blocked(t)
 		case t.pod == nil:
 			s.create(steps, t)
 		}
@@ -185,8 +188,8 @@ func (s *Stateful) fill(steps *Steps, wanted, condemned []*slot) {
 func (s *Stateful) advance(steps *Steps, wanted, condemned []*slot) bool {
 	for _, t := range wanted {
 		switch {
-		case t.pod == nil && t.leaving:
-			steps.Waits = s.name(t) + " must stop before its successor starts"
+		case t.pod == nil && s.blocked(t) != "":
+			steps.Waits = s.blocked(t)
 			return false
 		case t.pod == nil:
 			s.create(steps, t)
@@ -202,6 +205,18 @@ func (s *Stateful) advance(steps *Steps, wanted, condemned []*slot) bool {
 		}
 	}
 	return s.shrink(steps, condemned)
+}
+
+// blocked says why no pod may be made for an ordinal that has none; empty when
+// one may.
+func (s *Stateful) blocked(t *slot) string {
+	if t.leaving {
+		return s.name(t) + " must stop before its successor starts"
+	}
+	if node := s.Unheard[t.ordinal]; node != "" {
+		return s.name(t) + " may run on node " + node + ", which has not reported what it runs"
+	}
+	return ""
 }
 
 // failedUpdate reports whether a pod is not available and of a template that is
