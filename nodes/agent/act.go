@@ -389,6 +389,9 @@ func (m *Machine) finish(ctx context.Context) error {
 	if err := leave(ctx, &m.ports, m.node, m.pod.UID); err != nil {
 		return err
 	}
+	if err := m.releaseImages(ctx); err != nil {
+		return err
+	}
 	if m.cgroups != nil {
 		if err := m.cgroups.Remove(spec.CgroupParent(m.pod)); err != nil {
 			return fmt.Errorf("remove control group: %w", err)

@@ -166,6 +166,12 @@ func (v testVolumes) Mount(ctx context.Context, p *nodes.Pod, src volume.Source)
 	made := map[string]volume.Volume{}
 	for i := range p.Template.Spec.Volumes {
 		claimed := &p.Template.Spec.Volumes[i]
+		if claimed.Image != nil {
+			if err := src.Image(ctx, claimed.Name, filepath.Join(v.dir, string(p.UID), claimed.Name)); err != nil {
+				return nil, err
+			}
+			made[claimed.Name] = volume.Volume{Path: "/image", ReadOnly: true, NoExec: true}
+		}
 		if p.Claim(claimed) == "" {
 			continue
 		}

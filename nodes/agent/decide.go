@@ -185,7 +185,7 @@ func (d *decider) living() {
 	d.killing(nil)
 	d.pulls()
 	d.renewal()
-	if !d.mounted && !d.lacksToken && !d.busy[mountTask] {
+	if images := d.volumeImages(); images && !d.mounted && !d.lacksToken && !d.busy[mountTask] {
 		d.try(opMount, "")
 	}
 	if !d.attached {

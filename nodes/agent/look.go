@@ -163,7 +163,10 @@ func (a *Agent) remove(ctx context.Context, uid nodes.UID, containers []runtime.
 			a.log.Warn("close log", "container_id", s.ID, "err", err)
 		}
 	}
-	return leave(ctx, &a.ports, a.on, uid)
+	if err := leave(ctx, &a.ports, a.on, uid); err != nil {
+		return err
+	}
+	return a.o.Runtime.ReleaseImages(ctx, string(uid))
 }
 
 // awaitExit waits until none of the containers runs, at most for grace.

@@ -31,6 +31,8 @@ type Memory struct {
 	Ended nodes.Phase `json:"ended,omitempty"`
 	// Tokens of the pod's ServiceAccount, by what was asked for.
 	Tokens map[string]nodes.Token `json:"tokens,omitempty"`
+	// Images that the pod's image volumes were made from, by what they were pulled for.
+	Images map[string]string `json:"images,omitempty"`
 	// Runs by container name.
 	Runs map[string]*Run `json:"runs,omitempty"`
 }

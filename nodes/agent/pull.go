@@ -12,15 +12,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
-	"github.com/tallyman-dev/tallyman/nodes/agent/spec"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
 // pull sees beside the steps that a container's image is on the node.
 func (m *Machine) pull(ctx context.Context, name string) {
-	c := spec.Find(&m.pod.Template.Spec, name)
+	c := puller(&m.pod.Template.Spec, name)
 	auths := m.context().PullAuths()
-	known := m.memory.run(name).Image
+	known := m.known(name)
 	m.spawn(ctx, "pull"+name, func(ctx context.Context) func() {
 		began := m.now()
 		image, pulled, err := m.fetch(ctx, c, known, auths)
@@ -91,6 +90,7 @@ func (m *Machine) pulled(c *corev1.Container, image runtime.Image, pulled bool, 
 	what := string(opPull) + c.Name
 	if err == nil {
 		m.images[c.Name] = image
+		m.keepImage(c.Name, image.ID)
 		delete(m.trouble, c.Name)
 		delete(m.retries, what)
 		if pulled {
@@ -139,7 +139,7 @@ func (a *Agent) Images() []string {
 		if w := a.pods[p.UID]; w != nil && ended(w.m.Status().Phase) {
 			continue
 		}
-		for _, list := range [][]corev1.Container{p.Template.Spec.InitContainers, p.Template.Spec.Containers} {
+		for _, list := range [][]corev1.Container{p.Template.Spec.InitContainers, p.Template.Spec.Containers, imageVolumes(&p.Template.Spec)} {
 			for i := range list {
 				needed[list[i].Image] = true
 			}

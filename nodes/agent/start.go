@@ -313,6 +313,9 @@ func (m *Machine) volumeMount(c *corev1.Container, i int, env []string) (runtime
 	if v.ReadOnly || made.ReadOnly {
 		options[1] = "ro"
 	}
+	if made.NoExec {
+		options = append(options, "noexec")
+	}
 	if r := v.RecursiveReadOnly; r != nil && *r == corev1.RecursiveReadOnlyEnabled {
 		options = append(options, "rro")
 	}

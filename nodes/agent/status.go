@@ -123,6 +123,9 @@ func (m *Machine) waiting(name string) (reason, message string) {
 	if t, found := m.trouble[name]; found {
 		return t.reason, t.message
 	}
+	if t, found := m.imageTrouble(); found {
+		return t.reason, t.message
+	}
 	if t, found := m.trouble[""]; found {
 		return t.reason, t.message
 	}

@@ -376,7 +376,7 @@ const mountTask = "mount"
 // outside of this node's memory: it then goes on beside the steps.
 func slowVolumes(p *nodes.Pod) bool {
 	volumes := p.Template.Spec.Volumes
-	return slices.ContainsFunc(volumes, func(v corev1.Volume) bool { return p.Claim(&v) != "" || v.NFS != nil })
+	return slices.ContainsFunc(volumes, func(v corev1.Volume) bool { return p.Claim(&v) != "" || v.NFS != nil || v.Image != nil })
 }
 
 // volumeSource is what the pod's volumes are made from. It may be used beside
@@ -389,6 +389,7 @@ func (m *Machine) volumeSource() volume.Source {
 		Token: func(s *corev1.ServiceAccountTokenProjection) (string, error) {
 			return projectedToken(tokens, tokenRequest(pod.UID, s), m.now())
 		},
+		Image: m.mountImage(),
 		Claim: func(ctx context.Context, v *corev1.Volume) (volume.Volume, error) { return m.node.claim(ctx, pod, v) },
 	}
 }

@@ -229,3 +229,51 @@ func TestVolumesGrow(t *testing.T) {
 		}
 	})
 }
+
+// imagePod mounts an image at /ext.
+func imagePod(uid, ref string) *nodes.Pod {
+	c := container("a")
+	c.VolumeMounts = []corev1.VolumeMount{{Name: "ext", MountPath: "/ext"}}
+	return pod(uid, corev1.PodSpec{
+		Containers: []corev1.Container{c},
+		Volumes: []corev1.Volume{{Name: "ext", VolumeSource: corev1.VolumeSource{
+			Image: &corev1.ImageVolumeSource{Reference: ref, PullPolicy: corev1.PullIfNotPresent},
+		}}},
+	})
+}
+
+func TestImageVolumes(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		p := imagePod("u1", "extension")
+		a.Assign(assign(p))
+		settle(time.Minute)
+		s := w.last("u1")
+		if c := s.Containers[0]; c.State != nodes.Waiting || c.Reason != "ImagePullBackOff" || !strings.Contains(c.Message, "extension") {
+			t.Fatalf("%+v", c)
+		}
+		w.runtime.Publish("extension", runtime.Image{ID: "sha256:ext"})
+		settle(10 * time.Minute)
+		expectRunning(t, w, "u1_a_0")
+		if world := w.runtime.String(); !strings.Contains(world, "mounted sha256:ext for u1\n") {
+			t.Errorf("not mounted:\n%s", world)
+		}
+		if needed := a.Images(); !slices.Contains(needed, "extension") {
+			t.Errorf("may be collected: only %v are needed", needed)
+		}
+		kill()
+		why := "the registry is away"
+		w.noPull.Store(&why)
+		a, kill = w.start() // which needs no registry for what it has
+		defer kill()
+		settle(time.Minute)
+		if s := w.last("u1"); !s.Ready {
+			t.Errorf("%+v", s)
+		}
+		a.Assign(assign(stopped(p, 0)))
+		settle(time.Minute)
+		if world := w.runtime.String(); strings.Contains(world, "mounted") {
+			t.Errorf("kept:\n%s", world)
+		}
+	})
+}

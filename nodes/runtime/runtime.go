@@ -40,6 +40,14 @@ type Runtime interface {
 	// RemoveImage removes all names of an image by its ID; containers keep what they run on.
 	RemoveImage(ctx context.Context, id string) error
 
+	// MountImage mounts the root file system of an image that is here on a
+	// directory of the host, read-only and noexec. The owner keeps the content,
+	// even of an image that is removed, until ReleaseImages.
+	MountImage(ctx context.Context, owner, ref, dir string) error
+	// ReleaseImages gives back what MountImage keeps for an owner, for all when
+	// owner is empty. The caller has unmounted it.
+	ReleaseImages(ctx context.Context, owner string) error
+
 	// Create makes a container with its root file system, but starts nothing.
 	// Creating the same ID again is success.
 	Create(ctx context.Context, c Container) error

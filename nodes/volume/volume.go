@@ -59,6 +59,8 @@ type Source struct {
 	Resource func(*corev1.ResourceFieldSelector) (string, error)
 	// Token returns a valid service-account token.
 	Token func(*corev1.ServiceAccountTokenProjection) (string, error)
+	// Image mounts the root file system of an image volume's image on a directory.
+	Image func(ctx context.Context, volume, dir string) error
 	// Claim returns the staged volume behind a volume that has a claim. Its error
 	// says what is waited for.
 	Claim func(context.Context, *corev1.Volume) (Volume, error)
@@ -72,6 +74,8 @@ type Volume struct {
 	Device string
 	// ReadOnly volumes are never writable, whatever the mount says.
 	ReadOnly bool
+	// NoExec volumes hold nothing that may be executed.
+	NoExec bool
 
 	// grouped volumes belong to the pod's fsGroup: those that hold one owner's
 	// files, not what others share on the node or the network.
@@ -132,6 +136,8 @@ func (m *Manager) mount(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, s
 	switch {
 	case pod.Claim(v) != "":
 		return m.claimed(ctx, pod, v, src)
+	case v.Image != nil:
+		return m.image(ctx, pod, v, src)
 	case v.NFS != nil:
 		dir := m.path(pod.UID, v.Name)
 		return Volume{Path: dir, ReadOnly: v.NFS.ReadOnly}, m.programs.mountNFS(ctx, dir, v.NFS, nil)
@@ -149,6 +155,21 @@ func (m *Manager) mount(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, s
 		return Volume{Path: dir, ReadOnly: true}, err
 	}
 	return Volume{}, errors.New("this kind of volume is not supported")
+}
+
+// image is an image's root file system, mounted once. An image volume without a
+// reference is an empty directory, as the runtimes below Kubernetes have it.
+func (m *Manager) image(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, src Source) (Volume, error) {
+	dir := m.path(pod.UID, v.Name)
+	made := Volume{Path: dir, ReadOnly: true, NoExec: true}
+	if err := makeTree(dir); err != nil {
+		return Volume{}, err
+	}
+	mounted, err := mountedOn(dir)
+	if err != nil || mounted {
+		return made, err
+	}
+	return made, src.Image(ctx, v.Name, dir)
 }
 
 // Unmount removes every volume of the pod.

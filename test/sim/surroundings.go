@@ -109,6 +109,11 @@ func (v *volumes) Mount(ctx context.Context, p *nodes.Pod, src volume.Source) (m
 	made := map[string]volume.Volume{}
 	for i := range p.Template.Spec.Volumes {
 		claimed := &p.Template.Spec.Volumes[i]
+		if claimed.Image != nil {
+			if err := src.Image(ctx, claimed.Name, filepath.Join(v.machine.dir, string(p.UID), claimed.Name)); err != nil {
+				return nil, err
+			}
+		}
 		if p.Claim(claimed) == "" {
 			continue
 		}

@@ -4,11 +4,15 @@ package containerd_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 	"github.com/tallyman-dev/tallyman/nodes/runtime/containerd"
@@ -174,6 +178,26 @@ func TestConformance(t *testing.T) {
 			Runtime: w.runtime(t), Image: w.image(), Missing: w.registry.Addr + "/test/missing:v1",
 			Complete: func(c *runtime.Container) { c.CgroupParent = w.cgroup },
 			Crash:    w.crash,
+			Look:     lookAtImage,
+			Unmount: func(t *testing.T, dir string) {
+				if err := unix.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+			},
 		}
 	})
+}
+
+// lookAtImage expects the test program, which can be read, not changed, not run.
+func lookAtImage(t *testing.T, dir string) {
+	program := filepath.Join(dir, "program")
+	if info, err := os.Stat(program); err != nil || info.Size() == 0 {
+		t.Errorf("the image's program: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("written: %v", err)
+	}
+	if err := exec.Command(program).Run(); !errors.Is(err, unix.EACCES) {
+		t.Errorf("executed: %v", err)
+	}
 }

@@ -63,6 +63,7 @@ type Runtime struct {
 	nextPID    int
 	local      map[string]runtime.Image // by reference
 	containers map[string]*container
+	mounted    map[imageMount]string // image IDs
 	listeners  map[int]*listener
 	nextID     int
 }
@@ -83,7 +84,7 @@ func New(o Options) *Runtime {
 	}
 	return &Runtime{
 		options: o, nextPID: 100, local: map[string]runtime.Image{},
-		containers: map[string]*container{}, listeners: map[int]*listener{},
+		containers: map[string]*container{}, mounted: map[imageMount]string{}, listeners: map[int]*listener{},
 	}
 }
 

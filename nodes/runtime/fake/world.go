@@ -139,6 +139,9 @@ func (r *Runtime) String() string {
 	for _, ref := range slices.Sorted(maps.Keys(r.local)) {
 		fmt.Fprintf(&b, "image %s %s\n", ref, r.local[ref].ID)
 	}
+	for _, m := range slices.SortedFunc(maps.Keys(r.mounted), func(a, b imageMount) int { return strings.Compare(a.owner+a.dir, b.owner+b.dir) }) {
+		fmt.Fprintf(&b, "mounted %s for %s\n", r.mounted[m], m.owner)
+	}
 	for _, id := range slices.Sorted(maps.Keys(r.containers)) {
 		c := r.containers[id]
 		fmt.Fprintf(&b, "container %s pod=%s image=%s %s", id, c.Status.Pod, c.Status.Image, c.State)

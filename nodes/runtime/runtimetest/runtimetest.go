@@ -26,6 +26,11 @@ type Subject struct {
 	// Complete fills in what the machine demands of a container, e.g. its
 	// cgroup; nil if nothing.
 	Complete func(*runtime.Container)
+	// Look checks what an image that is mounted on a directory shows; nil where
+	// nothing shows.
+	Look func(t *testing.T, dir string)
+	// Unmount ends such a mount; nil where there is none.
+	Unmount func(t *testing.T, dir string)
 	// Crash makes the runtime go away and come back.
 	Crash func(t *testing.T)
 }
@@ -42,6 +47,7 @@ func Run(t *testing.T, setUp func(t *testing.T) Subject) {
 		{"info", testInfo},
 		{"pull", testPull},
 		{"images are removed", testRemoveImage},
+		{"images are mounted", testMountImage},
 		{"life of a container", testLife},
 		{"exit codes", testExitCodes},
 		{"start that fails", testStartFails},
@@ -176,6 +182,31 @@ func testPull(t *testing.T, s Subject) {
 	list, err := s.Runtime.Images(t.Context())
 	if err != nil || len(list) != 1 || list[0].ID != img.ID || list[0].Size == 0 || len(list[0].Names) != 1 {
 		t.Errorf("images are %+v, %v", list, err)
+	}
+}
+
+func testMountImage(t *testing.T, s Subject) {
+	dir := t.TempDir()
+	if err := s.Runtime.MountImage(t.Context(), "owner", s.Image, dir); !errors.Is(err, runtime.ErrNotFound) {
+		t.Errorf("an image that is not here: %v", err)
+	}
+	img := s.pulled(t)
+	for range 2 {
+		if err := s.Runtime.MountImage(t.Context(), "owner", s.Image, dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Runtime.RemoveImage(t.Context(), img.ID); err != nil {
+		t.Fatal(err)
+	}
+	if s.Look != nil {
+		s.Look(t, dir)
+		s.Unmount(t, dir)
+	}
+	for _, owner := range []string{"owner", "owner", "other", ""} {
+		if err := s.Runtime.ReleaseImages(t.Context(), owner); err != nil {
+			t.Errorf("release %q: %v", owner, err)
+		}
 	}
 }
 
