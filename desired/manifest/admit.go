@@ -10,7 +10,6 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	storagehelpers "k8s.io/component-helpers/storage/volume"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/desired/manifest/admission"
@@ -210,8 +209,11 @@ func claimsOf(o *desired.Object) []claimSpec {
 // classOf names the StorageClass of a claim: its own, or the default of the
 // revision.
 func (w *world) classOf(c *corev1.PersistentVolumeClaim) string {
-	if c.Spec.StorageClassName != nil || c.Annotations[corev1.BetaStorageClassAnnotation] != "" {
-		return storagehelpers.GetPersistentVolumeClaimClass(c)
+	if class, ok := c.Annotations[corev1.BetaStorageClassAnnotation]; ok {
+		return class
+	}
+	if c.Spec.StorageClassName != nil {
+		return *c.Spec.StorageClassName
 	}
 	var defaults []string
 	for _, e := range w.objects {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -48,6 +49,10 @@ func newRules() *rules {
 // decode reads one object of a known kind and version.
 func (r *rules) decode(src *source, data []byte, apiVersion, kind, namespace, name string) ([]*entry, []desired.Problem) {
 	rule, code, message, hint := r.lookUp(apiVersion, kind)
+	if mayBeCustom(apiVersion, code) {
+		undefined := src.problem(desired.Error, code, "kind", message, hint)
+		return r.custom(src, data, desired.Key{Group: schema.FromAPIVersionAndKind(apiVersion, kind).Group, Kind: kind, Namespace: namespace, Name: name}, undefined)
+	}
 	if code != "" {
 		e := &entry{src: src, key: desired.Key{Kind: kind, Namespace: namespace, Name: name}}
 		return []*entry{e}, []desired.Problem{src.problem(desired.Error, code, "kind", message, hint)}
@@ -108,8 +113,13 @@ func adopt(src *source, object metav1.Object, rule kindRule) []desired.Problem {
 
 // prepare does what an API server does between defaulting and validation.
 func prepare(object runtime.Object) {
-	if s, ok := object.(*corev1.Service); ok && s.Spec.ClusterIP != "" && len(s.Spec.ClusterIPs) == 0 {
-		s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
+	switch o := object.(type) {
+	case *corev1.Service:
+		if o.Spec.ClusterIP != "" && len(o.Spec.ClusterIPs) == 0 {
+			o.Spec.ClusterIPs = []string{o.Spec.ClusterIP}
+		}
+	case *apiextensionsv1.CustomResourceDefinition: // which has a scheme of its own
+		apiextensionsv1.SetObjectDefaults_CustomResourceDefinition(o)
 	}
 }
 

@@ -66,6 +66,7 @@ func cut(all []desired.Problem) []desired.Problem {
 
 // judge applies the rules between objects and makes the snapshot.
 func (l *Loader) judge(found *findings, rev desired.Revision, o LoadOptions) *desired.Snapshot {
+	found.define()
 	w := newWorld(found)
 	config := w.settings()
 	w.admit(l.rules, config)
@@ -155,7 +156,8 @@ func (w *world) soften(config desired.Settings, lenient bool) {
 		if p.Severity != desired.Error {
 			continue
 		}
-		if p.Code == "unsupported" && config.WarnUnsupported || lenient && survivable(p.Code) && !broken[desired.Place{File: p.File, Document: p.Document}] {
+		unsupported := p.Code == "unsupported" || p.Code == "missing-definition"
+		if unsupported && config.WarnUnsupported || lenient && survivable(p.Code) && !broken[desired.Place{File: p.File, Document: p.Document}] {
 			p.Severity = desired.Warning
 		}
 	}

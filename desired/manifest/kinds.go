@@ -86,7 +86,8 @@ func (r *rules) lookUp(apiVersion, kind string) (rule kindRule, code, message, h
 	if isBuiltin(group) {
 		return kindRule{}, "unknown-kind", fmt.Sprintf("there is no %s in %s", kind, apiVersion), suggest(kind, r.byName)
 	}
-	return kindRule{}, "unsupported", fmt.Sprintf("%s of %s is a custom resource, and no controller here acts on it", kind, apiVersion), ""
+	return kindRule{}, "missing-definition", fmt.Sprintf("there is no CustomResourceDefinition of %s in %s", kind, group),
+		"add the definition to the repository, or move this document out of the followed path: nothing here acts on it"
 }
 
 // isBuiltin reports whether a group is one of Kubernetes' own.

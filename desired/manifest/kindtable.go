@@ -42,7 +42,7 @@ const (
 func kindRules() []kindRule {
 	return slices.Concat(
 		workloadKinds(), configurationKinds(), storageKinds(), networkKinds(), scalingKinds(), limitKinds(),
-		accessKinds(), admissionKinds(), nodeKinds(), tallymanKinds(), unreadKinds(),
+		accessKinds(), admissionKinds(), nodeKinds(), definitionKinds(), tallymanKinds(), unreadKinds(),
 	)
 }
 
@@ -164,7 +164,6 @@ func unreadKinds() []kindRule {
 		return out
 	}
 	return slices.Concat(
-		no("apiextensions.k8s.io", "v1", "there is no API to extend and no controller to act on custom resources", "CustomResourceDefinition"),
 		no("", "v1", "nodes join with tally agent; they are not written", "Node"),
 		no("", "v1", "controllers write it, people do not", "Event", "Binding", "ComponentStatus"),
 		no("events.k8s.io", "v1", "controllers write it, people do not", "Event"),

@@ -37,6 +37,8 @@ type entry struct {
 	// broken means that the document says more than could be read: leaving its
 	// object out would delete it.
 	broken bool
+	// custom is set for an object of a kind that the tables do not have.
+	custom *customResource
 }
 
 // document is one YAML document of a file.

@@ -26,6 +26,7 @@ import (
 	schedulingv1beta1 "k8s.io/api/scheduling/v1beta1"
 	storagev1alpha1 "k8s.io/api/storage/v1alpha1"
 	storagev1beta1 "k8s.io/api/storage/v1beta1"
+	apiextensionsv1beta1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -110,6 +111,7 @@ func versions() []version {
 		{group: admissionGroup, version: "v1beta1", kind: "ValidatingAdmissionPolicyBinding", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.ValidatingAdmissionPolicyBinding]},
 		{group: admissionGroup, version: "v1beta1", kind: "MutatingAdmissionPolicy", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.MutatingAdmissionPolicy]},
 		{group: admissionGroup, version: "v1beta1", kind: "MutatingAdmissionPolicyBinding", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.MutatingAdmissionPolicyBinding]},
+		{group: definitionsGroup, version: "v1beta1", kind: definitionKind, to: "apiextensions.k8s.io/v1", make: fresh[apiextensionsv1beta1.CustomResourceDefinition], convert: convertDefinition},
 		{group: "discovery.k8s.io", version: "v1beta1", kind: "EndpointSlice", to: "discovery.k8s.io/v1", make: fresh[discoveryv1beta1.EndpointSlice]},
 		{group: nodeGroup, version: "v1beta1", kind: "RuntimeClass", to: "node.k8s.io/v1", make: fresh[nodev1beta1.RuntimeClass]},
 		{group: nodeGroup, version: "v1alpha1", kind: "RuntimeClass", to: "node.k8s.io/v1", make: fresh[nodev1alpha1.RuntimeClass]},
