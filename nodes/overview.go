@@ -106,6 +106,28 @@ type ObjectHealth struct {
 	Template string `json:"template,omitempty"`
 	// Pod is set for pods.
 	Pod *PodOverview `json:"pod,omitempty"`
+	// Storage is set for PersistentVolumeClaims and PersistentVolumes.
+	Storage *StorageOverview `json:"storage,omitempty"`
+}
+
+// StorageOverview is what pages show of a claim or a volume.
+type StorageOverview struct {
+	// Phase in Kubernetes' words: Pending, Bound or Lost for a claim; Pending,
+	// Available, Bound, Released or Failed for a volume.
+	Phase string `json:"phase"`
+	// Volume of a claim, Claim of a volume: of a released one, the last.
+	Volume string      `json:"volume,omitempty"`
+	Claim  desired.Key `json:"claim,omitzero"`
+	Class  string      `json:"class,omitempty"`
+	// Capacity as a quantity: what it has, or is to have while nobody knows.
+	Capacity    string   `json:"capacity,omitempty"`
+	AccessModes []string `json:"access_modes,omitempty"`
+	// Node that holds the data; empty where any node can reach it.
+	Node string `json:"node,omitempty"`
+	// Unenforced says why programs can write more than the capacity.
+	Unenforced string `json:"unenforced,omitempty"`
+	// Until is when the data of a released volume is deleted; zero for never.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // PodOverview is what pages show of a pod.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
 )
@@ -27,7 +28,7 @@ func (st *step) difference(c *comparison) []Difference {
 		o := c.next.Get(k)
 		switch {
 		case o == nil:
-			out = append(out, st.deletion(k))
+			out = append(out, st.deletion(c, k))
 		case !c.had(k):
 			out = append(out, Difference{Op: Create, Object: k, From: o.From, Reason: summary(o)})
 		case c.old != nil:
@@ -39,10 +40,13 @@ func (st *step) difference(c *comparison) []Difference {
 	return out
 }
 
-func (st *step) deletion(k desired.Key) Difference {
+func (st *step) deletion(c *comparison, k desired.Key) Difference {
 	d := Difference{Op: Delete, Object: k, Reason: "no longer in Git"}
 	if st.snapshot != nil {
 		d.From = st.snapshot.Get(k).From
+	}
+	if why := st.dataAfter(c, k); why != "" {
+		d.Reason += ", " + why
 	}
 	if g, ok := st.groups.Get(k); ok && len(g.pods) > 0 {
 		d.Reason += ", " + count(len(g.pods), "pod") + " to stop"
@@ -62,6 +66,14 @@ func summary(o *desired.Object) string {
 		return count(len(v.Data)+len(v.BinaryData), "key")
 	case *corev1.Secret:
 		return string(v.Type) + ", " + count(len(v.Data)+len(v.StringData), "key")
+	case *corev1.PersistentVolumeClaim:
+		size := v.Spec.Resources.Requests[corev1.ResourceStorage]
+		return "claim for " + size.String()
+	case *corev1.PersistentVolume:
+		size := v.Spec.Capacity[corev1.ResourceStorage]
+		return "volume of " + size.String()
+	case *storagev1.StorageClass:
+		return "provisioner " + v.Provisioner
 	default:
 		return "new in Git"
 	}

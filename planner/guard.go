@@ -50,7 +50,25 @@ func (st *step) objection(c *comparison, source string) string {
 			}
 		}
 	}
+	if lost := st.dataLost(c); len(lost) > 0 {
+		return fmt.Sprintf("the data of %s would be deleted %s after: %s",
+			count(len(lost), "claim"), c.next.Settings().KeepData, listKeys(lost))
+	}
 	return overGuard(st.bounds(c.next), c)
+}
+
+// maxListed bounds the objects that a sentence names.
+const maxListed = 10
+
+func listKeys(list []desired.Key) string {
+	var names []string
+	for _, k := range list[:min(maxListed, len(list))] {
+		names = append(names, k.String())
+	}
+	if more := len(list) - maxListed; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(names, ", ")
 }
 
 // harm says what of the objects in force a revision changes or deletes; empty

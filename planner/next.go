@@ -39,6 +39,7 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 	if st.snapshot != nil && st.informed {
 		st.wakeUp()
 		st.reconcile()
+		st.settleStorage()
 		st.schedule()
 		st.routeServices()
 		st.drainPods()
@@ -66,7 +67,11 @@ type step struct {
 	fresh     []nodes.UID
 	decisions map[decisionID]any
 	// retry is set when something happened that may make room for a waiting pod.
-	retry         bool
+	retry bool
+	// storageDirty is set when claims and volumes must be looked at; lists are
+	// those of the rules, made when somebody asks.
+	storageDirty  bool
+	lists         *storageRules
 	routesChanged bool
 }
 
@@ -164,6 +169,8 @@ func (st *step) finish() (*State, *Plan) {
 		st.plan.Waiting = append(st.plan.Waiting, g.waiting...)
 		st.wakeAt(g.wake)
 	}
+	st.plan.Waiting = append(st.plan.Waiting, st.storageWaits...)
+	st.wakeAt(st.storageWake)
 	if st.snapshot != nil && st.routesWait() {
 		st.wakeAt(st.started.Add(startPatience))
 	}
@@ -206,6 +213,7 @@ func (s *State) assignment(n *node) nodes.Assignment {
 			a.Configs = append(a.Configs, c)
 		}
 	}
+	a.Volumes = s.volumesFor(n)
 	return a
 }
 

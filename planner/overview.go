@@ -54,7 +54,7 @@ func (s *State) waiting() []nodes.WaitingItem {
 			out = append(out, g.waiting...)
 		}
 	}
-	return out
+	return append(out, s.storageWaits...)
 }
 
 // WorkloadProgress is how far one workload has come.
@@ -109,6 +109,7 @@ func (s *State) Settled() (converged bool, failed string) {
 	if progresses {
 		failed = ""
 	}
+	waits = waits || len(s.storageWaits) > 0
 	return failed == "" && !waits && (s.informed || s.groups.Len() == 0), failed
 }
 
@@ -146,6 +147,8 @@ func (s *State) objects() []nodes.ObjectHealth {
 			h := nodes.ObjectHealth{Key: o.Key, From: o.From, Health: nodes.Healthy}
 			if svc, ok := s.services.Get(o.Key); ok {
 				h.Health, h.Reason = svc.health()
+			} else {
+				s.storageHealth(&h)
 			}
 			out = append(out, h)
 		}
@@ -155,7 +158,7 @@ func (s *State) objects() []nodes.ObjectHealth {
 			out = append(out, g.health(nil)...)
 		}
 	}
-	return out
+	return append(out, s.ownStorage()...)
 }
 
 // health of a workload, then of its ReplicaSets, then of their pods.

@@ -188,6 +188,7 @@ func (st *step) forget(uid nodes.UID, reason string) {
 	i, _ := g.find(p.Incarnation)
 	g.pods = slices.Delete(g.pods, i, i+1)
 	st.unindexPod(g, p)
+	st.leaveClaims(p)
 	st.pods = st.pods.Delete(uid)
 	st.pending = st.pending.Delete(uid)
 	st.draining = st.draining.Delete(uid)

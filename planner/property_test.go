@@ -399,8 +399,9 @@ func (c *chaos) checkFixpoint() {
 	for k := range keys(st.services) {
 		st.dirtyServices[k] = true
 	}
-	st.retry = true
+	st.retry, st.storageDirty = true, true
 	st.reconcile()
+	st.settleStorage()
 	st.schedule()
 	st.routeServices()
 	st.drainPods()

@@ -23,6 +23,8 @@ const (
 	kindOfForce     = "inforce"
 	kindOfInventory = "inventory"
 	kindOfNetwork   = "network"
+	kindOfClaim     = "claim"
+	kindOfVolume    = "volume"
 )
 
 // theOne is the key of kinds that have a single decision.
@@ -114,6 +116,8 @@ type restored struct {
 	templates map[string]*nodes.Template
 	pods      []podRecord
 	leases    []leaseRecord
+	claims    []claimRecord
+	volumes   []volumeRecord
 }
 
 func parseRecord(decisions []nodes.Decision) *restored {
@@ -140,6 +144,10 @@ func parseRecord(decisions []nodes.Decision) *restored {
 			r.pods = appendParsed(r.pods, d)
 		case kindOfLease:
 			r.leases = appendParsed(r.leases, d)
+		case kindOfClaim:
+			r.claims = appendParsed(r.claims, d)
+		case kindOfVolume:
+			r.volumes = appendParsed(r.volumes, d)
 		}
 	}
 	return r
@@ -196,6 +204,12 @@ func (st *step) takeOver(r *restored) {
 	}
 	for _, l := range r.leases {
 		st.holdLease(&service{key: l.Key, lease: l.Lease})
+	}
+	for i := range r.volumes {
+		st.restoreVolume(&r.volumes[i])
+	}
+	for i := range r.claims {
+		st.restoreClaim(&r.claims[i])
 	}
 }
 
@@ -288,6 +302,8 @@ func (st *step) insertPod(g *group, p *pod) {
 	for k, v := range p.Labels {
 		st.groupLabels.add(pair{g.key.Namespace, k, v}, g.key)
 	}
+	p.claims = claimsOf(p.Pod)
+	st.use(p)
 	g.pods = slices.Insert(g.pods, i, p)
 	g.counter = max(g.counter, p.Incarnation)
 	st.pods = st.pods.Set(p.UID, podRef{g.key, p.Incarnation})

@@ -67,7 +67,7 @@ func (st *step) putNode(n *node) {
 	before := n.load
 	n.load = n.load.Change(&state, refuses)
 	st.nodes = st.nodes.Set(n.Name, n)
-	st.retry = true
+	st.retry, st.storageDirty = true, true
 	if !place.Alike(before, n.load) {
 		st.wakeDaemons()
 	}
@@ -116,6 +116,7 @@ func (st *step) report(r *nodes.Report) {
 			st.hearFrom(r.Node)
 		}
 	}
+	st.reportVolumes(r)
 	for i := range r.Statuses {
 		st.observe(&r.Statuses[i], r.Node)
 	}

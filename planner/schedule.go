@@ -18,6 +18,8 @@ type scheduler struct {
 type refusalKey struct {
 	request *place.Request
 	aim     string
+	// claims tells pods apart whose claims differ.
+	claims string
 }
 
 // schedule finds nodes for new pods, and for waiting ones when something
@@ -102,8 +104,21 @@ func (st *step) placePod(s *scheduler, g *group, p *pod) {
 		}
 		return
 	}
+	demand, why := st.demandOf(p)
+	if why != "" {
+		st.refuse(p, why)
+		return
+	}
 	s.cluster.Repelled = st.repelling > 0
-	alike := refusalKey{p.set.request, p.aim}
+	alike := refusalKey{request: p.set.request, aim: p.aim}
+	s.cluster.Storage = nil
+	if demand != nil {
+		alike.claims = demand.Key()
+		s.cluster.Storage = func(n *place.Node) string {
+			_, why := demand.Fit(st.storageNode(n))
+			return why
+		}
+	}
 	if s.cluster.Repelled || p.request.Social() {
 		alike.request = p.request
 	}
@@ -111,11 +126,16 @@ func (st *step) placePod(s *scheduler, g *group, p *pod) {
 	if !known {
 		var name string
 		if name, refusal = s.choose(p); refusal == "" {
+			st.take(s, demand, name)
 			st.bind(s, p, name)
 			return
 		}
 		s.refused[alike] = refusal
 	}
+	st.refuse(p, refusal)
+}
+
+func (st *step) refuse(p *pod, refusal string) {
 	if p.refusal == refusal {
 		return
 	}

@@ -47,6 +47,15 @@ type State struct {
 	// pods finds a pod's group.
 	pods *immutable.Map[nodes.UID, podRef]
 
+	claims  *immutable.SortedMap[desired.Key, *claim]
+	volumes *immutable.SortedMap[string, *volume]
+	// users are the pods that use each claim.
+	users *immutable.SortedMap[desired.Key, *immutable.SortedMap[nodes.UID, struct{}]]
+	// storageWaits are the volumes that a node has something to do about;
+	// storageWake is when the next data's time of grace is over.
+	storageWaits []nodes.WaitingItem
+	storageWake  time.Time
+
 	// active are the groups that wait for something; pending the pods without a
 	// node; draining those taken out of the routes and not yet told to stop.
 	active   *immutable.SortedMap[desired.Key, struct{}]
@@ -86,6 +95,9 @@ func New(c Config) *State {
 		services:      immutable.NewSortedMap[desired.Key, *service](comparer[desired.Key](desired.Key.Compare)),
 		nodes:         immutable.NewSortedMap[string, *node](comparer[string](strings.Compare)),
 		configs:       immutable.NewMap[desired.Key, *nodes.Config](hasher[desired.Key](hashKey)),
+		claims:        immutable.NewSortedMap[desired.Key, *claim](comparer[desired.Key](desired.Key.Compare)),
+		volumes:       immutable.NewSortedMap[string, *volume](comparer[string](strings.Compare)),
+		users:         immutable.NewSortedMap[desired.Key, *immutable.SortedMap[nodes.UID, struct{}]](comparer[desired.Key](desired.Key.Compare)),
 		pods:          immutable.NewMap[nodes.UID, podRef](hasher[nodes.UID](func(u nodes.UID) uint32 { return hashText(string(u)) })),
 		active:        immutable.NewSortedMap[desired.Key, struct{}](comparer[desired.Key](desired.Key.Compare)),
 		pending:       immutable.NewSortedMap[nodes.UID, struct{}](uids),
@@ -167,7 +179,9 @@ type pod struct {
 	// request is the set's, with the pod's own labels.
 	request *place.Request
 	// aim is the one node that the pod is for; empty for a pod that may run on any.
-	aim    string
+	aim string
+	// claims are those behind its volumes.
+	claims []desired.Key
 	status *nodes.PodStatus
 	// leaving says why the pod goes; empty for one that stays.
 	leaving string
@@ -291,4 +305,8 @@ const (
 	kindConfigMap = "ConfigMap"
 	kindSecret    = "Secret"
 	kindNamespace = "Namespace"
+
+	kindClaim  = "PersistentVolumeClaim"
+	kindVolume = "PersistentVolume"
+	kindClass  = "StorageClass"
 )

@@ -120,6 +120,8 @@ func (st *step) apply(c *comparison, source string) {
 	for _, k := range c.changed {
 		st.applyObject(k, next.Get(k), c.old)
 	}
+	st.endNamespaces(c)
+	st.storageDirty, st.lists = true, nil
 	if c.old == nil {
 		st.attach(next)
 	}

@@ -53,12 +53,16 @@ type machine struct {
 	table  *proxy.Table
 	ledger []nodes.Decision
 	nextIP int
+	// disk holds the volumes whose data the node has; told are those whose state
+	// it has reported.
+	disk map[string]*nodes.Volume
+	told map[string]nodes.VolumeStatus
 }
 
 func newWorld(t fataler, names ...string) *world {
 	w := &world{t: t, s: New(testConfig), now: epoch, record: map[decisionID]nodes.Decision{}, machines: map[string]*machine{}, source: "embedded"}
 	for _, name := range names {
-		w.machines[name] = &machine{name: name, held: map[nodes.UID]*nodes.Pod{}, status: map[nodes.UID]*nodes.PodStatus{}}
+		w.machines[name] = &machine{name: name, held: map[nodes.UID]*nodes.Pod{}, status: map[nodes.UID]*nodes.PodStatus{}, disk: map[string]*nodes.Volume{}}
 	}
 	for _, name := range names {
 		w.join(name)
@@ -90,7 +94,39 @@ func (m *machine) complete() nodes.Report {
 			r.Statuses = append(r.Statuses, *s)
 		}
 	}
+	m.told = map[string]nodes.VolumeStatus{}
+	for _, name := range slices.Sorted(maps.Keys(m.disk)) {
+		status := m.volumeStatus(name)
+		status.Held = m.disk[name]
+		r.Volumes = append(r.Volumes, status)
+	}
 	return r
+}
+
+func (m *machine) volumeStatus(name string) nodes.VolumeStatus {
+	v := m.disk[name]
+	size := v.Spec.Capacity[corev1.ResourceStorage]
+	s := nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeReady, Capacity: size.Value()}
+	m.told[name] = s
+	return s
+}
+
+// tendVolumes makes and deletes what the newest assignment asks for.
+func (m *machine) tendVolumes() []nodes.VolumeStatus {
+	var out []nodes.VolumeStatus
+	for _, name := range slices.Sorted(maps.Keys(m.disk)) {
+		v := m.disk[name]
+		before, told := m.told[name]
+		switch size := v.Spec.Capacity[corev1.ResourceStorage]; {
+		case v.Delete:
+			delete(m.disk, name)
+			delete(m.told, name)
+			out = append(out, nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeGone})
+		case !told || before.Capacity != size.Value():
+			out = append(out, m.volumeStatus(name))
+		}
+	}
+	return out
 }
 
 // next takes one step and lets the nodes and the record take over its plan.
@@ -148,6 +184,14 @@ func (w *world) assign(a *nodes.Assignment) {
 		}
 		seen[p.UID] = true
 		m.held[p.UID] = p
+	}
+	for _, v := range a.Volumes {
+		if v.Provisioner != "" && (v.Made || m.disk[v.Name] != nil || !v.Delete) {
+			if v.Made && m.disk[v.Name] == nil {
+				w.t.Fatalf("volume %s was made and node %s has nothing of it", v.Name, a.Node)
+			}
+			m.disk[v.Name] = v
+		}
 	}
 	for uid, p := range m.held {
 		if !seen[uid] {
@@ -242,6 +286,7 @@ func (w *world) turn() bool {
 		if m.table != w.s.routes {
 			r = w.route(name)
 		}
+		r.Volumes = m.tendVolumes()
 		for _, uid := range slices.Sorted(maps.Keys(m.held)) {
 			switch p := m.held[uid]; {
 			case p.Stop != nil:
@@ -251,7 +296,7 @@ func (w *world) turn() bool {
 				r.Statuses = append(r.Statuses, m.setReady(uid, true, w.now))
 			}
 		}
-		if r.Routes != 0 || len(r.Gone)+len(r.Statuses) > 0 {
+		if r.Routes != 0 || len(r.Gone)+len(r.Statuses)+len(r.Volumes) > 0 {
 			reports = append(reports, r)
 		}
 	}

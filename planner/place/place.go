@@ -124,6 +124,13 @@ func Alike(a, b *Node) bool {
 // Name of the node.
 func (n *Node) Name() string { return n.state.Name }
 
+// Labels of the node, with those that Kubernetes adds. Shared: nobody may
+// change them.
+func (n *Node) Labels() map[string]string { return n.kube.Labels }
+
+// Drivers are the storage drivers that run on it.
+func (n *Node) Drivers() []string { return n.state.Drivers }
+
 // With is the node with one more pod.
 func (n *Node) With(r *Request) *Node {
 	c := *n
@@ -163,6 +170,9 @@ type Cluster struct {
 	Neighbours func() []Neighbour
 	// Repelled is set when some bound pod keeps others away.
 	Repelled bool
+	// Storage says why a node can't serve the pod's claims, going on from "the
+	// node …"; empty when it can. Nil for a pod without claims.
+	Storage func(*Node) string
 	// NamespaceLabels gives the labels of a namespace.
 	NamespaceLabels func(name string) map[string]string
 }
@@ -180,7 +190,7 @@ func Choose(r *Request, c Cluster) (node, refusal string) {
 	var best *Node
 	var bestScore int64
 	for _, n := range c.Nodes {
-		if why := fits(r, n, company); why.key != "" {
+		if why := c.refuses(r, n, company); why.key != "" {
 			refusals.add(why)
 			continue
 		}
@@ -205,7 +215,7 @@ func Fits(r *Request, c Cluster, node string) string {
 	if r.Social() || c.Repelled {
 		company = newCompany(r, c)
 	}
-	why := fits(r, c.Nodes[i], company)
+	why := c.refuses(r, c.Nodes[i], company)
 	if why.key == "" {
 		return ""
 	}
@@ -227,6 +237,19 @@ func Eligible(r *Request, n *Node) (runs, stays bool) {
 		return false, !evicts
 	}
 	return true, true
+}
+
+// refuses asks the pod's claims last: their answer is the dearest.
+func (c *Cluster) refuses(r *Request, n *Node, company *company) refusal {
+	why := fits(r, n, company)
+	if why.key != "" || c.Storage == nil {
+		return why
+	}
+	text := c.Storage(n)
+	if text == "" {
+		return refusal{}
+	}
+	return refusal{key: "storage " + text, text: text}
 }
 
 // refusal is why one node doesn't fit. Nodes that share a key are counted

@@ -1,0 +1,444 @@
+package planner
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/storage"
+)
+
+type pvc = corev1.PersistentVolumeClaim
+
+func claimFor(name, size string, options ...func(*pvc)) *pvc {
+	c := &pvc{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: kindClaim}, ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
+		},
+	}
+	for _, o := range options {
+		o(c)
+	}
+	return c
+}
+
+func ofClass(name string) func(*pvc) { return func(c *pvc) { c.Spec.StorageClassName = &name } }
+
+func access(modes ...corev1.PersistentVolumeAccessMode) func(*pvc) {
+	return func(c *pvc) { c.Spec.AccessModes = modes }
+}
+
+// withClaim mounts a claim in a Deployment's pods.
+func withClaim(claim string) option {
+	return func(d *appsv1.Deployment) {
+		d.Spec.Template.Spec.Volumes = append(d.Spec.Template.Spec.Volumes, corev1.Volume{Name: claim, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
+		}})
+	}
+}
+
+func class(name, provisioner string, options ...func(*storagev1.StorageClass)) *storagev1.StorageClass {
+	c := &storagev1.StorageClass{TypeMeta: metav1.TypeMeta{APIVersion: "storage.k8s.io/v1", Kind: kindClass}, ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: provisioner}
+	for _, o := range options {
+		o(c)
+	}
+	return c
+}
+
+func retains(c *storagev1.StorageClass) {
+	policy := corev1.PersistentVolumeReclaimRetain
+	c.ReclaimPolicy = &policy
+}
+
+func (w *world) claim(name string) *claim {
+	c, _ := w.s.claims.Get(storage.ClaimKey("default", name))
+	return c
+}
+
+// volumeOf is the volume that a claim has; nil for none.
+func (w *world) volumeOf(name string) *volume {
+	c := w.claim(name)
+	if c == nil {
+		return nil
+	}
+	v, _ := w.s.volumes.Get(c.Volume)
+	return v
+}
+
+func (w *world) health(k desired.Key) nodes.ObjectHealth {
+	w.t.Helper()
+	for _, h := range w.s.Overview(w.now).Objects {
+		if h.Key == k {
+			return h
+		}
+	}
+	w.t.Fatalf("the overview has no %s", k)
+	return nodes.ObjectHealth{}
+}
+
+func (w *world) pass(d time.Duration) {
+	w.now = w.now.Add(d)
+	w.next(Change{})
+}
+
+func TestAClaimIsBoundWithItsFirstPod(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.push(claimFor("data", "1Gi"))
+	w.settle()
+	if c := w.claim("data"); c.Volume != "" || !c.consumer {
+		t.Fatalf("the claim did not wait for a pod: %+v", c.claimRecord)
+	}
+	if h := w.health(storage.ClaimKey("default", "data")); h.Health != nodes.Healthy || h.Storage.Phase != "Pending" {
+		t.Errorf("a claim without consumer is %s, %s", h.Health, h.Storage.Phase)
+	}
+	p := w.push(claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+	pod, v := w.pods("db")[0], w.volumeOf("data")
+	if v == nil || v.Node != pod.Node || v.Name != "pvc-"+w.claim("data").UID || v.Provisioner != nodes.LocalProvisioner {
+		t.Fatalf("pod on %q, volume %+v", pod.Node, v)
+	}
+	i := slices.IndexFunc(p.Assignments, func(a nodes.Assignment) bool { return a.Node == pod.Node })
+	if got := p.Assignments[i].Volumes; len(got) != 1 || got[0].Name != v.Name {
+		t.Errorf("pod and volume did not come in one assignment: %v", got)
+	}
+	w.settle()
+	if h := w.health(storage.ClaimKey("default", "data")); h.Storage.Phase != "Bound" || h.Storage.Node != pod.Node || h.Storage.Capacity != "1Gi" {
+		t.Errorf("the overview says %+v", h.Storage)
+	}
+	// Pods that come later follow the data.
+	w.push(claimFor("data", "1Gi"), deployment("db", 3, withClaim("data")))
+	w.settle()
+	for _, p := range w.pods("db") {
+		if p.Node != pod.Node {
+			t.Errorf("pod %s runs on %s, its data is on %s", p.Name, p.Node, pod.Node)
+		}
+	}
+}
+
+func TestDataIsNotDeletedBeforeItsTime(t *testing.T) {
+	w := newWorld(t, "a")
+	other := configMap("x", nil)
+	w.push(other, claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+	w.settle()
+	v := w.volumeOf("data")
+
+	p := w.push(other)
+	if p.Hold == nil || !strings.Contains(p.Hold.Why, "PersistentVolumeClaim default/data") || p.Hold.Confirm != "Tally-Confirm: delete 2" {
+		t.Fatalf("a revision that ends data is not held: %+v", p.Hold)
+	}
+	w.pushWith("away\n\n"+p.Hold.Confirm, other)
+	if _, bound := w.s.volumes.Get(v.Name); !bound || w.claim("data") == nil {
+		t.Fatal("the claim went before its pod")
+	}
+	w.settle()
+	if w.claim("data") != nil {
+		t.Fatal("the claim outlives its last pod")
+	}
+	h := w.health(volumeKey(v.Name))
+	if h.Storage.Phase != "Released" || h.Storage.Until.Sub(w.now) != 24*time.Hour || !strings.Contains(h.Reason, "comes back") {
+		t.Errorf("the released volume is shown as %+v: %s", h.Storage, h.Reason)
+	}
+	w.pass(24*time.Hour - time.Second)
+	if w.machines["a"].disk[v.Name].Delete {
+		t.Fatal("data was deleted before its time")
+	}
+
+	// Back in time, the claim finds its data; and its time starts anew.
+	w.push(other, claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+	w.settle()
+	if got := w.volumeOf("data"); got == nil || got.Name != v.Name {
+		t.Fatalf("the claim came back with another volume: %+v", got)
+	}
+	w.pushWith("away\n\nTally-Confirm: delete 2", other)
+	w.settle()
+	w.pass(24*time.Hour - time.Second)
+	if w.machines["a"].disk[v.Name].Delete {
+		t.Fatal("data was deleted before its time")
+	}
+	w.pass(time.Second)
+	w.settle()
+	if len(w.machines["a"].disk) != 0 || w.s.volumes.Len() != 0 {
+		t.Errorf("data that nobody wants is still there: %v", w.machines["a"].disk)
+	}
+	for id := range w.record {
+		if id.kind == kindOfVolume || id.kind == kindOfClaim {
+			t.Errorf("the record still has %v", id)
+		}
+	}
+}
+
+func TestRetainedDataStays(t *testing.T) {
+	w := newWorld(t, "a")
+	c := class("safe", nodes.LocalProvisioner, retains)
+	data := claimFor("data", "1Gi", ofClass("safe"))
+	w.push(c, data)
+	w.settle()
+	v := w.volumeOf("data") // Immediate
+	if v == nil {
+		t.Fatal("a class without binding mode did not bind at once")
+	}
+	if p := w.push(c); p.Hold != nil {
+		t.Fatalf("a revision that ends no data is held: %s", p.Hold.Why)
+	}
+	w.pass(1000 * time.Hour)
+	w.settle()
+	if w.machines["a"].disk[v.Name] == nil || w.claim("data") != nil {
+		t.Fatal("retained data is gone, or its claim is not")
+	}
+	w.push(c, data)
+	if got := w.volumeOf("data"); got == nil || got.Name != v.Name {
+		t.Errorf("the claim came back with another volume: %+v", got)
+	}
+}
+
+func TestALostRecordFindsTheData(t *testing.T) {
+	for name, ledger := range map[string]bool{"with the node's ledger": true, "without any": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "a")
+			w.push(claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+			w.settle()
+			v := w.volumeOf("data")
+			if !ledger {
+				w.machines["a"].ledger = nil
+			}
+			w.restart(false)
+			w.join("a")
+			w.next(Change{Snapshot: w.snapshot, Source: w.source})
+			w.settle()
+			if got := w.volumeOf("data"); got == nil || got.Name != v.Name || !got.Made {
+				t.Fatalf("the claim has another volume: %+v", got)
+			}
+			if c := w.claim("data"); c.Adopted || c.object == nil {
+				t.Errorf("the claim is not Git's again: %+v", c.claimRecord)
+			}
+		})
+	}
+}
+
+// Nobody knows whether data of which only a node knows is wanted.
+func TestAdoptedDataIsKept(t *testing.T) {
+	w := newWorld(t, "a")
+	w.push(configMap("x", nil), claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+	w.settle()
+	name := w.volumeOf("data").Name
+	w.machines["a"].ledger, w.machines["a"].held = nil, map[nodes.UID]*nodes.Pod{}
+	clear(w.machines["a"].status)
+	w.restart(false)
+	w.join("a")
+	w.push(configMap("x", nil))
+	w.settle()
+	w.pass(1000 * time.Hour)
+	w.settle()
+	if w.machines["a"].disk[name] == nil {
+		t.Fatal("data was deleted for lack of knowledge")
+	}
+	if h := w.health(storage.ClaimKey("default", "data")); !strings.Contains(h.Reason, "kept") {
+		t.Errorf("nothing says that it is kept: %+v", h)
+	}
+	// Written and removed again, it goes.
+	w.push(configMap("x", nil), claimFor("data", "1Gi"))
+	w.pushWith("away\n\nTally-Confirm: delete 1", configMap("x", nil))
+	w.pass(24 * time.Hour)
+	w.settle()
+	if len(w.machines["a"].disk) != 0 {
+		t.Error("data that Git gave up is still there")
+	}
+}
+
+func TestARestartDecidesNothingAnew(t *testing.T) {
+	w := newWorld(t, "a")
+	w.push(claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")), hostVolume("pv", "1Gi", "/x"))
+	w.settle()
+	w.restart(true)
+	w.join("a")
+	p := w.next(Change{Snapshot: w.snapshot, Source: w.source})
+	for _, d := range p.Decisions {
+		if d.Kind == kindOfClaim || d.Kind == kindOfVolume {
+			t.Errorf("decided anew: %s %s", d.Kind, d.Value)
+		}
+	}
+	w.settle()
+}
+
+func TestReadWriteOncePodIsForOne(t *testing.T) {
+	w := newWorld(t, "a")
+	w.push(claimFor("data", "1Gi", access(corev1.ReadWriteOncePod)), deployment("one", 1, withClaim("data")), deployment("two", 1, withClaim("data")))
+	for w.turn() {
+	}
+	first, second := w.pods("one")[0], w.pods("two")[0]
+	if first.Node == "" || second.Node != "" || !strings.Contains(second.refusal, "ReadWriteOncePod and pod "+first.Name) {
+		t.Fatalf("first on %q, second on %q: %q", first.Node, second.Node, second.refusal)
+	}
+	w.push(claimFor("data", "1Gi", access(corev1.ReadWriteOncePod)), deployment("two", 1, withClaim("data")))
+	w.settle()
+	if w.pods("two")[0].Node == "" {
+		t.Error("the second pod still waits")
+	}
+}
+
+func TestAVolumeGrows(t *testing.T) {
+	w := newWorld(t, "a")
+	w.push(claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+	w.settle()
+	pods := w.uids("db")
+	w.push(claimFor("data", "2Gi"), deployment("db", 1, withClaim("data")))
+	if converged, _ := w.s.Settled(); converged {
+		t.Error("converged before the volume has grown")
+	}
+	w.settle()
+	size := w.volumeOf("data").Spec.Capacity[corev1.ResourceStorage]
+	if size.String() != "2Gi" || w.health(storage.ClaimKey("default", "data")).Storage.Capacity != "2Gi" {
+		t.Errorf("the volume has %s", size.String())
+	}
+	if !slices.Equal(pods, w.uids("db")) {
+		t.Error("growing replaced the pods")
+	}
+}
+
+func hostVolume(name, size, path string) *corev1.PersistentVolume {
+	return &corev1.PersistentVolume{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: kindVolume}, ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+			PersistentVolumeSource:        corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}},
+		},
+	}
+}
+
+func TestVolumesOfGit(t *testing.T) {
+	w := newWorld(t, "a")
+	pv := hostVolume("pv", "5Gi", "/srv")
+	w.push(pv, claimFor("data", "1Gi", ofClass("")), deployment("db", 1, withClaim("data")))
+	w.settle()
+	v := w.volumeOf("data")
+	if v == nil || v.Name != "pv" {
+		t.Fatalf("the claim has %+v", v)
+	}
+	if got := w.s.volumesFor(mustNode(w, "a")); len(got) != 1 || got[0].Spec.HostPath == nil || got[0].Claim.Name != "data" {
+		t.Errorf("the node gets %+v", got)
+	}
+	// The claim goes: the volume is not another's, and nothing is deleted.
+	w.push(pv)
+	w.settle()
+	w.push(pv, claimFor("other", "1Gi", ofClass("")))
+	w.pass(1000 * time.Hour)
+	if c := w.claim("other"); c.Volume != "" || !c.stuck {
+		t.Errorf("a released volume was given to another: %+v", c.claimRecord)
+	}
+	w.push(pv, claimFor("data", "1Gi", ofClass("")))
+	if v := w.volumeOf("data"); v == nil || v.Name != "pv" {
+		t.Error("the claim did not get its volume back")
+	}
+	// The volume goes first: it stays while it is in use.
+	w.pushWith("x\n\nTally-Confirm: delete 1", claimFor("data", "1Gi", ofClass("")))
+	if h := w.health(volumeKey("pv")); h.Storage.Phase != "Bound" || !strings.Contains(h.Reason, "no longer in Git") {
+		t.Errorf("the volume in use is shown as %+v", h)
+	}
+	w.pushWith("x\n\nTally-Confirm: delete 1", configMap("x", nil))
+	w.settle()
+	if w.s.volumes.Len()+w.s.claims.Len() != 0 {
+		t.Error("the volume outlives its claim")
+	}
+}
+
+func mustNode(w *world, name string) *node {
+	n, _ := w.s.nodes.Get(name)
+	return n
+}
+
+func ephemeral(d *appsv1.Deployment) {
+	t := claimFor("", "1Gi")
+	d.Spec.Template.Spec.Volumes = []corev1.Volume{{Name: "scratch", VolumeSource: corev1.VolumeSource{
+		Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: t.Spec}},
+	}}}
+}
+
+func TestEphemeralVolumesEndWithTheirPod(t *testing.T) {
+	w := newWorld(t, "a")
+	w.push(configMap("x", nil), deployment("job", 2, ephemeral))
+	w.settle()
+	if w.s.claims.Len() != 2 || len(w.machines["a"].disk) != 2 {
+		t.Fatalf("%d claims, %d volumes", w.s.claims.Len(), len(w.machines["a"].disk))
+	}
+	pod := w.pods("job")[0]
+	if h := w.health(storage.ClaimKey("default", pod.Name+"-scratch")); h.Owner != pod.Key() || h.Storage.Phase != "Bound" {
+		t.Errorf("the claim is shown as %+v", h)
+	}
+	if p := w.push(configMap("x", nil)); p.Hold != nil {
+		t.Fatalf("ephemeral data trips the guard: %s", p.Hold.Why)
+	}
+	w.settle()
+	if w.s.claims.Len()+w.s.volumes.Len()+len(w.machines["a"].disk) != 0 {
+		t.Errorf("left: %d claims, %d volumes, %v", w.s.claims.Len(), w.s.volumes.Len(), w.machines["a"].disk)
+	}
+}
+
+func TestClaimsThatNothingServes(t *testing.T) {
+	tests := map[string]struct {
+		objects []runtime.Object
+		want    string
+	}{
+		"no such class": {
+			want:    "there is no StorageClass gp2",
+			objects: []runtime.Object{claimFor("data", "1Gi", ofClass("gp2"))},
+		},
+		"a cloud's provisioner": {
+			want:    "which does not run here",
+			objects: []runtime.Object{class("gp2", "kubernetes.io/aws-ebs"), claimFor("data", "1Gi", ofClass("gp2"))},
+		},
+		"a driver that is not there": {
+			want:    "no node runs this driver",
+			objects: []runtime.Object{class("gp3", "ebs.csi.aws.com"), claimFor("data", "1Gi", ofClass("gp3"))},
+		},
+		"static only": {
+			want:    "the class makes none",
+			objects: []runtime.Object{class("manual", "kubernetes.io/no-provisioner"), claimFor("data", "1Gi", ofClass("manual"))},
+		},
+		"no class wanted": {
+			want:    `storageClassName ""`,
+			objects: []runtime.Object{claimFor("data", "1Gi", ofClass(""))},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "a")
+			w.push(append(test.objects, deployment("db", 1, withClaim("data")))...)
+			for w.turn() {
+			}
+			h := w.health(storage.ClaimKey("default", "data"))
+			if h.Health != nodes.Degraded || h.Storage.Phase != "Pending" || !strings.Contains(h.Reason, test.want) {
+				t.Errorf("the claim is %s, %s: %s", h.Health, h.Storage.Phase, h.Reason)
+			}
+			if p := w.pods("db")[0]; p.Node != "" || !strings.Contains(p.refusal, test.want) {
+				t.Errorf("the pod is on %q: %s", p.Node, p.refusal)
+			}
+		})
+	}
+}
+
+func TestAPodStaysWithItsSilentNode(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.push(claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+	w.settle()
+	on := w.pods("db")[0].Node
+	w.push(claimFor("data", "1Gi"))
+	w.settle()
+	w.next(Change{Nodes: []nodes.NodeState{{Node: nodes.Node{Name: on}, Ready: false, Since: w.now}}})
+	w.push(claimFor("data", "1Gi"), deployment("db", 1, withClaim("data")))
+	p := w.pods("db")[0]
+	if p.Node != "" || !strings.Contains(p.refusal, "0/2 nodes fit") || !strings.Contains(p.refusal, "does not hold volume pvc-") {
+		t.Errorf("the pod is on %q: %s", p.Node, p.refusal)
+	}
+}

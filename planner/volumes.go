@@ -1,0 +1,408 @@
+package planner
+
+import (
+	"maps"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/storage"
+)
+
+// volume is one PersistentVolume: of Git, or provisioned for a claim.
+// Immutable.
+type volume struct {
+	volumeRecord
+	// view is what the rules see of it, assigned what nodes get.
+	view     *storage.Volume
+	assigned *nodes.Volume
+	// object is nil for a provisioned volume, and when Git doesn't have it.
+	object *desired.Object
+	status *nodes.VolumeStatus
+	// short says why it does not grow to the size that its claim asks for.
+	short string
+}
+
+// volumeRecord is the decision about a volume. Claim outlives the binding: a
+// claim of that key gets its data back.
+type volumeRecord struct {
+	nodes.Volume
+	Labels map[string]string `json:"labels,omitempty"`
+	// FromGit tells a volume that Git describes from a provisioned one.
+	FromGit bool `json:"from_git,omitempty"`
+	// Bound is set while Claim has it.
+	Bound bool `json:"bound,omitempty"`
+	// Maker is the node that makes and deletes it.
+	Maker string `json:"maker,omitempty"`
+	// Released is since when no claim has it; zero for one that is kept whatever
+	// its reclaim rule says, for nobody knows how it lost its claim.
+	Released time.Time `json:"released,omitzero"`
+	// Ephemeral volumes end with their claim, without a time of grace.
+	Ephemeral bool `json:"ephemeral,omitempty"`
+}
+
+// provisioned reports whether the volume's data is Tallyman's to delete.
+func (v *volume) provisioned() bool { return v.Provisioner != "" }
+
+// deletes reports whether the reclaim rule ends the data with its claim. What
+// Git describes somebody else made: its data is never deleted.
+func (v *volume) deletes() bool {
+	return v.provisioned() && v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
+}
+
+// heldBy reports whether a node is to know the volume even while no pod of its
+// uses it.
+func (v *volume) heldBy(node string) bool {
+	return v.provisioned() && (v.Node == node || v.Maker == node)
+}
+
+// setVolume keeps a changed volume and tells the nodes that it concerns.
+func (st *step) setVolume(v *volume) {
+	v.derive()
+	st.volumes = st.volumes.Set(v.Name, v)
+	st.decide(kindOfVolume, v.Name, v.volumeRecord)
+	st.touchVolume(v)
+}
+
+// derive makes the views of what is recorded.
+func (v *volume) derive() {
+	v.view = &storage.Volume{
+		Name: v.Name, Labels: v.Labels, Spec: &v.Spec, Class: v.Class, Claim: v.Claim, Node: v.Node,
+		Ending: v.Delete || v.FromGit && v.object == nil,
+	}
+	assigned := v.Volume
+	v.assigned = &assigned
+}
+
+func (st *step) touchVolume(v *volume) {
+	st.lists = nil
+	st.retry = true
+	for _, name := range []string{v.Node, v.Maker} {
+		if name != "" {
+			st.dirtyNodes[name] = true
+		}
+	}
+	if users, ok := st.users.Get(v.Claim); ok {
+		for uid := range keys(users) {
+			if _, p := st.pod(uid); p != nil && p.Node != "" {
+				st.dirtyNodes[p.Node] = true
+			}
+		}
+	}
+}
+
+func (st *step) forgetVolume(v *volume, reason string) {
+	st.volumes = st.volumes.Delete(v.Name)
+	st.decide(kindOfVolume, v.Name, nil)
+	st.touchVolume(v)
+	st.act("forget", volumeKey(v.Name), v.Maker, reason)
+}
+
+func volumeKey(name string) desired.Key { return desired.Key{Kind: kindVolume, Name: name} }
+
+// applyVolumes takes in the PersistentVolumes of Git. One that left Git stays
+// while a claim has it, as in Kubernetes.
+func (st *step) applyVolumes() {
+	for _, o := range st.snapshot.Kind(kindVolume) {
+		if pv, ok := o.Value.(*corev1.PersistentVolume); ok {
+			st.applyVolume(o, pv)
+		}
+	}
+	for _, v := range entries(st.volumes) {
+		if !v.FromGit || st.snapshot.Get(volumeKey(v.Name)) != nil {
+			continue
+		}
+		switch {
+		case !v.Bound:
+			st.forgetVolume(v, "no longer in Git")
+		case v.object != nil || !v.view.Ending:
+			changed := *v
+			changed.object = nil
+			st.setVolume(&changed)
+		}
+	}
+}
+
+func (st *step) applyVolume(o *desired.Object, pv *corev1.PersistentVolume) {
+	old, known := st.volumes.Get(pv.Name)
+	if known && (!old.FromGit || old.object != nil && old.object.Fingerprint == o.Fingerprint) {
+		if old.FromGit && old.object != o {
+			changed := *old
+			changed.object = o
+			st.volumes = st.volumes.Set(pv.Name, &changed)
+		}
+		return
+	}
+	v := &volume{}
+	if known {
+		changed := *old
+		v = &changed
+	} else {
+		v.Name, v.FromGit = pv.Name, true
+		v.UID = uuid(digest(st.config.SecretKey, "volume", pv.Name, st.force.Revision.SHA, st.now.UTC().Format(time.RFC3339Nano)))
+	}
+	v.object = o
+	if known && equality.Semantic.DeepEqual(&v.Spec, &pv.Spec) && maps.Equal(v.Labels, pv.Labels) && v.Class == storage.ClassOf(pv) {
+		v.derive()
+		st.volumes = st.volumes.Set(v.Name, v)
+		st.lists = nil
+		return
+	}
+	v.Labels, v.Class, v.Spec = pv.Labels, storage.ClassOf(pv), pv.Spec
+	st.setVolume(v)
+}
+
+// bindClaim gives a volume to a claim.
+func (st *step) bindClaim(c *claim, v *volume) {
+	changed := *v
+	changed.Claim, changed.Bound, changed.Released = c.Key, true, time.Time{}
+	st.setVolume(&changed)
+	bound := *c
+	bound.Volume, bound.waits, bound.consumer, bound.stuck = v.Name, "", false, false
+	st.setClaim(&bound)
+	st.act("bind", c.Key, v.Node, "to PersistentVolume "+v.Name)
+}
+
+// provision decides on a new volume for a claim; the node makes it.
+func (st *step) provision(c *claim, class *storage.Class, node string) {
+	v := &volume{volumeRecord: volumeRecord{Maker: node, Ephemeral: c.Pod != ""}}
+	v.Name = "pvc-" + c.UID
+	v.UID = uuid(digest(st.config.SecretKey, "volume", c.UID))
+	v.Provisioner, v.Class, v.Parameters = class.Provisioner, class.Name, class.Parameters
+	v.Spec = corev1.PersistentVolumeSpec{
+		Capacity:                      corev1.ResourceList{corev1.ResourceStorage: c.wants.Size()},
+		AccessModes:                   c.Spec.AccessModes,
+		PersistentVolumeReclaimPolicy: class.Reclaim,
+		StorageClassName:              class.Name,
+		MountOptions:                  class.MountOptions,
+		VolumeMode:                    c.Spec.VolumeMode,
+	}
+	if class.Provisioner == nodes.LocalProvisioner || !v.shared() {
+		v.Node = node
+		v.Spec.NodeAffinity = onNode(node)
+	}
+	st.event(c.Key, false, "ProvisioningSucceeded", "Volume "+v.Name+" is to be made on "+node)
+	st.bindClaim(c, v)
+}
+
+// shared reports whether several nodes may use the volume.
+func (v *volume) shared() bool { return (&storage.Volume{Spec: &v.Spec}).Shared() }
+
+func onNode(name string) *corev1.VolumeNodeAffinity {
+	return &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{name}}},
+	}}}}
+}
+
+// freeVolume takes a volume from its claim. Its data stays, for the time of grace
+// at least.
+func (st *step) freeVolume(v *volume, ephemeral bool) {
+	if v.FromGit && v.object == nil {
+		st.forgetVolume(v, "no longer in Git")
+		return
+	}
+	changed := *v
+	changed.Bound, changed.Released = false, st.now
+	changed.Ephemeral = changed.Ephemeral || ephemeral
+	st.setVolume(&changed)
+}
+
+// reclaim orders the end of the data whose time is over, and tells when the
+// next one's is.
+func (st *step) reclaim() {
+	keep := st.snapshot.Settings().KeepData
+	st.storageWake = time.Time{}
+	for _, v := range entries(st.volumes) {
+		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() {
+			continue
+		}
+		end := v.Released.Add(keep)
+		if v.Ephemeral {
+			end = v.Released
+		}
+		if end.After(st.now) {
+			if st.storageWake.IsZero() || end.Before(st.storageWake) {
+				st.storageWake = end
+			}
+			continue
+		}
+		changed := *v
+		changed.Delete = true
+		st.setVolume(&changed)
+		st.act("delete", volumeKey(v.Name), v.Maker, "no claim has had it since "+v.Released.UTC().Format(time.RFC3339))
+	}
+}
+
+// reportVolumes takes in what a node says about volumes.
+func (st *step) reportVolumes(r *nodes.Report) {
+	for i := range r.Volumes {
+		s := &r.Volumes[i]
+		if s.Held != nil {
+			st.adoptVolume(s.Held, r.Node)
+		}
+		if v, ok := st.volumes.Get(s.Name); ok && v.UID == s.UID {
+			st.observeVolume(v, s, r.Node)
+		}
+	}
+	if r.Complete {
+		st.missVolumes(r)
+	}
+	if len(r.Volumes) > 0 || r.Complete {
+		st.storageDirty = true
+	}
+}
+
+func (st *step) observeVolume(v *volume, s *nodes.VolumeStatus, from string) {
+	if s.Phase == nodes.VolumeGone {
+		if v.Delete && v.heldBy(from) {
+			st.forgetVolume(v, "its data is deleted")
+			return
+		}
+	}
+	changed := *v
+	changed.status = s
+	made := v.Made || s.Phase == nodes.VolumeReady && v.provisioned()
+	if made == v.Made && (s.Source == nil || v.Spec.CSI != nil) {
+		st.volumes = st.volumes.Set(v.Name, &changed)
+		return
+	}
+	changed.Made = made
+	if s.Source != nil && v.Spec.CSI == nil {
+		changed.Spec.CSI = s.Source
+	}
+	st.setVolume(&changed)
+}
+
+// missVolumes draws the consequences of what a complete report does not name.
+func (st *step) missVolumes(r *nodes.Report) {
+	named := make(map[string]bool, len(r.Volumes))
+	for i := range r.Volumes {
+		named[r.Volumes[i].Name] = true
+	}
+	for _, v := range entries(st.volumes) {
+		if named[v.Name] || !v.heldBy(r.Node) {
+			continue
+		}
+		if v.Delete {
+			st.forgetVolume(v, "its data is gone from the node")
+		} else if v.status != nil {
+			changed := *v
+			changed.status = nil
+			st.volumes = st.volumes.Set(v.Name, &changed)
+		}
+	}
+}
+
+// adoptVolume takes over a volume that a node holds and the record did not
+// know. Its claim finds its data again; until somebody asks for it, it is kept.
+func (st *step) adoptVolume(held *nodes.Volume, on string) {
+	if _, known := st.volumes.Get(held.Name); known || held.Provisioner == "" {
+		return
+	}
+	v := &volume{volumeRecord: volumeRecord{Volume: *held, Maker: on}}
+	if held.Delete || held.Claim.IsZero() {
+		st.setVolume(v)
+		return
+	}
+	st.setVolume(v)
+	st.act("adopt", volumeKey(v.Name), on, "the node holds its data and the record did not know")
+	c, known := st.claims.Get(held.Claim)
+	if !known {
+		c = st.newClaim(held.Claim)
+		c.Adopted = true
+		class := held.Class
+		c.Spec = corev1.PersistentVolumeClaimSpec{
+			AccessModes: held.Spec.AccessModes, VolumeMode: held.Spec.VolumeMode, StorageClassName: &class,
+			Resources: corev1.VolumeResourceRequirements{Requests: held.Spec.Capacity},
+		}
+	}
+	if c.Volume == "" {
+		v, _ = st.volumes.Get(held.Name)
+		st.bindClaim(c, v)
+	}
+}
+
+// restoreVolume takes over a decision of the record.
+func (st *step) restoreVolume(r *volumeRecord) {
+	if _, known := st.volumes.Get(r.Name); known {
+		return
+	}
+	v := &volume{volumeRecord: *r}
+	v.derive()
+	st.volumes = st.volumes.Set(v.Name, v)
+	st.storageDirty = true
+}
+
+// volumesFor lists what a node is to know: the volumes that its pods use, and
+// those whose data it holds.
+func (s *State) volumesFor(n *node) []*nodes.Volume {
+	if s.volumes.Len() == 0 {
+		return nil
+	}
+	used := map[string]bool{}
+	for uid := range keys(n.pods) {
+		if _, p := s.pod(uid); p != nil {
+			for _, k := range p.claims {
+				if c, ok := s.claims.Get(k); ok {
+					used[c.Volume] = true
+				}
+			}
+		}
+	}
+	var out []*nodes.Volume
+	for name, v := range entries(s.volumes) {
+		if used[name] || v.heldBy(n.Name) {
+			out = append(out, v.assigned)
+		}
+	}
+	return out
+}
+
+// grow makes bound volumes as large as their claims ask for.
+func (st *step) grow(c *claim) {
+	v, ok := st.volumes.Get(c.Volume)
+	if !ok || !v.Bound {
+		return
+	}
+	size, capacity := c.wants.Size(), v.view.Capacity()
+	short := ""
+	if capacity.Cmp(size) < 0 {
+		class := st.rules().classes.Named(v.Class)
+		switch {
+		case v.FromGit:
+			short = "PersistentVolume " + v.Name + " is described in Git: write the larger capacity there"
+		case class == nil || !class.Expand:
+			short = "StorageClass " + v.Class + " does not allow volumes to grow: set allowVolumeExpansion"
+		default:
+			changed := *v
+			changed.short = ""
+			changed.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: size}
+			st.setVolume(&changed)
+			st.act("grow", c.Key, v.Node, "from "+capacity.String()+" to "+size.String())
+			return
+		}
+	}
+	if short != v.short {
+		changed := *v
+		changed.short = short
+		st.volumes = st.volumes.Set(v.Name, &changed)
+	}
+}
+
+// unsettled says what a node has still to do about a volume; empty when nothing.
+func (v *volume) unsettled() string {
+	switch wanted := v.view.Capacity(); {
+	case v.Delete:
+		return "its data is being deleted on node " + v.Maker
+	case !v.Bound || v.status == nil:
+		return ""
+	case v.status.Phase != nodes.VolumeReady:
+		return clause("not ready", clause(v.status.Reason, v.status.Message))
+	case v.status.Capacity > 0 && v.status.Capacity < wanted.Value():
+		return "growing to " + wanted.String()
+	}
+	return ""
+}
