@@ -1,6 +1,8 @@
 package nodes
 
 import (
+	"time"
+
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -35,6 +37,9 @@ type Volume struct {
 	// Made is set once a node has reported it ready: one that then has nothing
 	// of it says so, and never begins anew with an empty one.
 	Made bool `json:"made,omitempty"`
+	// Released is since when Claim has it no more: only a claim of that name may
+	// have it again. Zero while it is bound.
+	Released time.Time `json:"released,omitzero"`
 	// Delete orders the end of the data; the node then reports VolumeGone.
 	Delete bool `json:"delete,omitempty"`
 }

@@ -78,8 +78,9 @@ func (s *State) storageNode(n *place.Node) storage.Node {
 // seekVolume gives an unbound claim the volume that the claim of its name had,
 // or what the rules say.
 func (st *step) seekVolume(c *claim) {
+	at := st.usedOn(c.Key, nil)
 	for _, v := range entries(st.volumes) {
-		if !v.Bound && !v.Ephemeral && c.Pod == "" && v.view.MayReturn(c.wants) {
+		if !v.Bound && !v.Ephemeral && c.Pod == "" && (at == "" || v.Node == "" || v.Node == at) && v.view.MayReturn(c.wants) {
 			st.bindClaim(c, v)
 			c, _ = st.claims.Get(c.Key)
 			st.grow(c)
@@ -94,9 +95,30 @@ func (st *step) seekVolume(c *claim) {
 		st.bindClaim(c, v)
 	case verdict.Class != nil:
 		st.provision(c, verdict.Class, st.emptiest(verdict.Nodes))
+	case verdict.Consumer && st.serveRunning(c):
 	default:
 		st.keepWaiting(c, &verdict)
 	}
+}
+
+// serveRunning binds a claim whose pod is on a node already: the record of the
+// binding was lost with everything else.
+func (st *step) serveRunning(c *claim) bool {
+	p := st.otherUser(c.Key, nil)
+	if p == nil {
+		return false
+	}
+	n, ok := st.nodes.Get(p.Node)
+	if !ok || !n.live() {
+		return false
+	}
+	r := st.rules()
+	choices, refusal := storage.NewDemand(nil, []*storage.Claim{c.wants}, r.classes, r.volumes, nil).Fit(st.storageNode(n.load))
+	if refusal != "" {
+		return false
+	}
+	st.carryChoices(choices, p.Node)
+	return true
 }
 
 func (st *step) keepWaiting(c *claim, verdict *storage.Verdict) {
@@ -178,14 +200,15 @@ func (p *pod) ephemeral(k desired.Key) bool {
 	return v != nil && v.Ephemeral != nil
 }
 
-// otherUser is a pod besides p that is on a node and uses the claim.
+// otherUser is a pod besides p, nil for any, that is on a node and uses the
+// claim.
 func (st *step) otherUser(k desired.Key, p *pod) *pod {
 	users, ok := st.users.Get(k)
 	if !ok {
 		return nil
 	}
 	for uid := range keys(users) {
-		if _, other := st.pod(uid); other != nil && uid != p.UID && other.Node != "" && !other.done() {
+		if _, other := st.pod(uid); other != nil && (p == nil || uid != p.UID) && other.Node != "" && !other.done() {
 			return other
 		}
 	}
@@ -206,16 +229,20 @@ func (st *step) take(s *scheduler, d *storage.Demand, name string) {
 	}
 	i := slices.IndexFunc(s.cluster.Nodes, func(n *place.Node) bool { return n.Name() == name })
 	choices, _ := d.Fit(st.storageNode(s.cluster.Nodes[i]))
+	st.carryChoices(choices, name)
+	clear(s.refused)
+}
+
+func (st *step) carryChoices(choices []storage.Choice, node string) {
 	for _, choice := range choices {
 		c, _ := st.claims.Get(choice.Claim.Key)
 		if choice.Volume == nil {
-			st.provision(c, choice.Class, name)
+			st.provision(c, choice.Class, node)
 			continue
 		}
 		v, _ := st.volumes.Get(choice.Volume.Name)
 		st.bindClaim(c, v)
 	}
-	clear(s.refused)
 }
 
 // endNamespaces gives up the claims that Tallyman made in namespaces which a

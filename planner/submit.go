@@ -197,6 +197,7 @@ func (st *step) attach(next *desired.Snapshot) {
 	for name := range keys(st.nodes) {
 		st.dirtyNodes[name] = true
 	}
+	st.retry = true
 }
 
 func (st *step) applyConfig(k desired.Key, o *desired.Object) {

@@ -27,7 +27,8 @@ type volume struct {
 }
 
 // volumeRecord is the decision about a volume. Claim outlives the binding: a
-// claim of that key gets its data back.
+// claim of that key gets its data back. One that is neither bound nor released
+// is kept whatever its reclaim rule says, for nobody knows how it lost its claim.
 type volumeRecord struct {
 	nodes.Volume
 	Labels map[string]string `json:"labels,omitempty"`
@@ -37,9 +38,6 @@ type volumeRecord struct {
 	Bound bool `json:"bound,omitempty"`
 	// Maker is the node that makes and deletes it.
 	Maker string `json:"maker,omitempty"`
-	// Released is since when no claim has it; zero for one that is kept whatever
-	// its reclaim rule says, for nobody knows how it lost its claim.
-	Released time.Time `json:"released,omitzero"`
 	// Ephemeral volumes end with their claim, without a time of grace.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 }
@@ -299,16 +297,18 @@ func (st *step) missVolumes(r *nodes.Report) {
 // adoptVolume takes over a volume that a node holds and the record did not
 // know. Its claim finds its data again; until somebody asks for it, it is kept.
 func (st *step) adoptVolume(held *nodes.Volume, on string) {
-	if _, known := st.volumes.Get(held.Name); known || held.Provisioner == "" {
+	if _, known := st.volumes.Get(held.Name); known {
 		return
 	}
 	v := &volume{volumeRecord: volumeRecord{Volume: *held, Maker: on}}
-	if held.Delete || held.Claim.IsZero() {
-		st.setVolume(v)
-		return
+	if !v.provisioned() {
+		v.FromGit, v.Maker = true, ""
 	}
 	st.setVolume(v)
 	st.act("adopt", volumeKey(v.Name), on, "the node holds its data and the record did not know")
+	if held.Delete || held.Claim.IsZero() || !held.Released.IsZero() {
+		return
+	}
 	c, known := st.claims.Get(held.Claim)
 	if !known {
 		c = st.newClaim(held.Claim)

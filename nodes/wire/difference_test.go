@@ -86,7 +86,7 @@ func drawVolume(t *rapid.T, name string) *nodes.Volume {
 	return &nodes.Volume{
 		Name: name, UID: "u" + name, Claim: desired.Key{Kind: "PersistentVolumeClaim", Namespace: "default", Name: "data"},
 		Provisioner: nodes.LocalProvisioner, Class: "local", Parameters: map[string]string{"k": "v"}, Node: "n1",
-		Made:   rapid.Bool().Draw(t, "made"),
+		Made: rapid.Bool().Draw(t, "made"), Released: rapid.SampledFrom([]time.Time{{}, time.Unix(8, 0).UTC()}).Draw(t, "released"),
 		Spec:   corev1.PersistentVolumeSpec{Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(rapid.SampledFrom([]string{"1Gi", "2Gi"}).Draw(t, "capacity"))}},
 		Delete: rapid.Bool().Draw(t, "delete"),
 	}

@@ -112,7 +112,7 @@ func encodeVolume(v *nodes.Volume) (*pb.Volume, error) {
 	}
 	return &pb.Volume{
 		Name: v.Name, Uid: v.UID, Claim: encodeKey(v.Claim), Provisioner: v.Provisioner, Class: v.Class,
-		Parameters: v.Parameters, Node: v.Node, Spec: spec, Made: v.Made, Delete: v.Delete,
+		Parameters: v.Parameters, Node: v.Node, Spec: spec, Made: v.Made, Released: encodeTime(v.Released), Delete: v.Delete,
 	}, nil
 }
 

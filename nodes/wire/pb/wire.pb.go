@@ -1371,6 +1371,7 @@ type Volume struct {
 	Spec          []byte                 `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
 	Delete        bool                   `protobuf:"varint,9,opt,name=delete,proto3" json:"delete,omitempty"`
 	Made          bool                   `protobuf:"varint,10,opt,name=made,proto3" json:"made,omitempty"`
+	Released      int64                  `protobuf:"varint,11,opt,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1473,6 +1474,13 @@ func (x *Volume) GetMade() bool {
 		return x.Made
 	}
 	return false
+}
+
+func (x *Volume) GetReleased() int64 {
+	if x != nil {
+		return x.Released
+	}
+	return 0
 }
 
 type VolumeStatus struct {
@@ -3209,7 +3217,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x04type\x18\x04 \x01(\tR\x04type\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xf0\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x8c\x03\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
@@ -3223,7 +3231,8 @@ const file_wire_proto_rawDesc = "" +
 	"\x04spec\x18\b \x01(\fR\x04spec\x12\x16\n" +
 	"\x06delete\x18\t \x01(\bR\x06delete\x12\x12\n" +
 	"\x04made\x18\n" +
-	" \x01(\bR\x04made\x1a=\n" +
+	" \x01(\bR\x04made\x12\x1a\n" +
+	"\breleased\x18\v \x01(\x03R\breleased\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfe\x01\n" +
