@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/benbjohnson/immutable"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 
@@ -155,32 +154,19 @@ func (st *step) endsByPolicy(c *claim) string {
 		}
 		return ""
 	}
-	set, ok := o.Value.(*appsv1.StatefulSet)
-	if !ok {
+	t := claimTemplatesOf(o)
+	if t == nil {
 		return ""
 	}
-	whenDeleted, whenScaled := retention(set)
-	if ends := whenDeleted == appsv1.DeletePersistentVolumeClaimRetentionPolicyType; ends != c.EndsWithOwner {
+	if t.DeleteWhenDeleted != c.EndsWithOwner {
 		changed := *c
-		changed.EndsWithOwner = ends
+		changed.EndsWithOwner = t.DeleteWhenDeleted
 		st.setClaim(&changed)
 	}
-	first := 0
-	if set.Spec.Ordinals != nil {
-		first = int(set.Spec.Ordinals.Start)
-	}
-	scaledAway := c.Ordinal < first || c.Ordinal >= first+int(replicas(set.Spec.Replicas))
-	if scaledAway && whenScaled == appsv1.DeletePersistentVolumeClaimRetentionPolicyType {
+	if wanted := c.Ordinal >= t.Start && c.Ordinal < t.Start+t.Replicas; !wanted && t.DeleteWhenScaled {
 		return fmt.Sprintf("%s has no pod %d any more, and its whenScaled is Delete", c.Owner, c.Ordinal)
 	}
 	return ""
-}
-
-func retention(set *appsv1.StatefulSet) (whenDeleted, whenScaled appsv1.PersistentVolumeClaimRetentionPolicyType) {
-	if p := set.Spec.PersistentVolumeClaimRetentionPolicy; p != nil {
-		return p.WhenDeleted, p.WhenScaled
-	}
-	return "", ""
 }
 
 // makeClaim makes the claim that a pod has of its own, if it is not there.
@@ -202,41 +188,46 @@ func (st *step) makeClaim(k desired.Key, uid nodes.UID) {
 		changed := *old
 		c = &changed
 	}
-	switch set := g.statefulSet(); {
-	case v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil:
-		t := v.Ephemeral.VolumeClaimTemplate
-		c.Owner, c.Pod = p.Key(), p.UID
-		c.Labels, c.Annotations, c.Spec = t.Labels, t.Annotations, t.Spec
-	case set != nil:
-		i := slices.IndexFunc(set.Spec.VolumeClaimTemplates, func(t corev1.PersistentVolumeClaim) bool { return t.Name == v.Name })
-		if i < 0 {
-			return
-		}
-		t := &set.Spec.VolumeClaimTemplates[i]
-		whenDeleted, _ := retention(set)
-		c.Owner, c.Ordinal = g.key, p.Ordinal
-		c.EndsWithOwner = whenDeleted == appsv1.DeletePersistentVolumeClaimRetentionPolicyType
-		c.Labels, c.Annotations, c.Spec = t.Labels, t.Annotations, t.Spec
-		if set.Spec.Selector != nil {
-			c.Labels = maps.Clone(t.Labels)
-			if c.Labels == nil {
-				c.Labels = map[string]string{}
-			}
-			maps.Copy(c.Labels, set.Spec.Selector.MatchLabels)
-		}
-	default:
-		return
+	var ok bool
+	if v.Ephemeral != nil {
+		ok = c.forEphemeral(p, v.Ephemeral.VolumeClaimTemplate)
+	} else {
+		ok = c.forOrdinal(g, p, v.Name)
 	}
-	c.Adopted = false
-	st.setClaim(c)
+	if ok {
+		c.Adopted = false
+		st.setClaim(c)
+	}
 }
 
-func (g *group) statefulSet() *appsv1.StatefulSet {
-	if g.object == nil {
-		return nil
+// forEphemeral fills in what an ephemeral volume asks for.
+func (c *claim) forEphemeral(p *pod, t *corev1.PersistentVolumeClaimTemplate) bool {
+	if t == nil {
+		return false
 	}
-	set, _ := g.object.Value.(*appsv1.StatefulSet)
-	return set
+	c.Owner, c.Pod = p.Key(), p.UID
+	c.Labels, c.Annotations, c.Spec = t.Labels, t.Annotations, t.Spec
+	return true
+}
+
+// forOrdinal fills in what the claim template of this name asks for; false when
+// there is none.
+func (c *claim) forOrdinal(g *group, p *pod, name string) bool {
+	if g.object == nil || p.Claims[name] == "" {
+		return false
+	}
+	templates := claimTemplatesOf(g.object)
+	if templates == nil {
+		return false
+	}
+	i := slices.IndexFunc(templates.Templates, func(t corev1.PersistentVolumeClaim) bool { return t.Name == name })
+	if i < 0 {
+		return false
+	}
+	t := &templates.Templates[i]
+	c.Owner, c.Ordinal, c.EndsWithOwner = g.key, p.Ordinal, templates.DeleteWhenDeleted
+	c.Labels, c.Annotations, c.Spec = t.Labels, t.Annotations, t.Spec
+	return true
 }
 
 // claimsOf lists the claims behind a pod's volumes.

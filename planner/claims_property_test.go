@@ -19,7 +19,7 @@ import (
 // claims, that none changes its claim, and that no data goes before its time.
 func TestDataIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		d := &dataWorld{chaos: &chaos{t: t, world: newWorld(t, "n1", "n2")}, bound: map[string]time.Time{}, owner: map[string]desired.Key{}}
+		d := &dataWorld{chaos: &chaos{t: t, world: newWorld(t, "n1", "n2")}, bound: map[string]time.Time{}, owner: map[string]desired.Key{}, classes: map[string]int{}}
 		for range rapid.IntRange(3, 25).Draw(t, "steps") {
 			d.step()
 			d.check()
@@ -34,9 +34,10 @@ func TestDataIsSafe(t *testing.T) {
 type dataWorld struct {
 	*chaos
 	// bound is when each volume last had a claim, owner the first claim it had.
-	bound map[string]time.Time
-	owner map[string]desired.Key
-	disks map[string]bool
+	bound   map[string]time.Time
+	owner   map[string]desired.Key
+	disks   map[string]bool
+	classes map[string]int
 }
 
 func (d *dataWorld) step() {
@@ -54,6 +55,13 @@ func (d *dataWorld) step() {
 	}
 }
 
+func (d *dataWorld) class(name string) int {
+	if _, drawn := d.classes[name]; !drawn {
+		d.classes[name] = rapid.IntRange(0, 3).Draw(d.t, "class of "+name)
+	}
+	return d.classes[name]
+}
+
 func (d *dataWorld) pushClaims() {
 	objects := []runtime.Object{configMap("x", nil), class("now", nodes.LocalProvisioner), hostVolume("pv", "3Gi", "/srv")}
 	for _, name := range []string{"p", "q", "r"} {
@@ -61,7 +69,7 @@ func (d *dataWorld) pushClaims() {
 			continue
 		}
 		c := claimFor(name, rapid.SampledFrom([]string{"1Gi", "2Gi"}).Draw(d.t, "size"))
-		switch rapid.IntRange(0, 3).Draw(d.t, "class") {
+		switch d.class(name) { // never changes: a claim's class is immutable
 		case 0:
 			ofClass("now")(c)
 		case 1:

@@ -442,3 +442,111 @@ func TestAPodStaysWithItsSilentNode(t *testing.T) {
 		t.Errorf("the pod is on %q: %s", p.Node, p.refusal)
 	}
 }
+
+func statefulSetWith(replicas int32, policy *appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy) *appsv1.StatefulSet {
+	d := deployment("db", replicas)
+	return &appsv1.StatefulSet{
+		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "StatefulSet"}, ObjectMeta: d.ObjectMeta,
+		Spec: appsv1.StatefulSetSpec{
+			Replicas: &replicas, Selector: d.Spec.Selector, Template: d.Spec.Template, ServiceName: "db",
+			PodManagementPolicy: appsv1.ParallelPodManagement, PersistentVolumeClaimRetentionPolicy: policy,
+			VolumeClaimTemplates: []pvc{{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: claimFor("", "1Gi").Spec}},
+		},
+	}
+}
+
+func TestClaimsOfAStatefulSet(t *testing.T) {
+	keep := configMap("x", nil)
+	w := newWorld(t, "a")
+	w.push(keep, statefulSetWith(3, nil))
+	w.settle()
+	first := w.volumeOf("data-db-0")
+	if w.s.claims.Len() != 3 || first == nil {
+		t.Fatalf("%d claims, the first has %+v", w.s.claims.Len(), first)
+	}
+	if h := w.health(storage.ClaimKey("default", "data-db-2")); h.Owner.Kind != "StatefulSet" || h.Storage.Phase != "Bound" {
+		t.Errorf("a claim of the set is shown as %+v", h)
+	}
+	// Scaled down and removed: the default keeps all of it, and says how to end it.
+	w.push(keep, statefulSetWith(1, nil))
+	w.settle()
+	if p := w.push(keep); p.Hold != nil {
+		t.Fatalf("nothing would be deleted, and yet it is held: %s", p.Hold.Why)
+	}
+	w.settle()
+	w.pass(1000 * time.Hour)
+	w.settle()
+	if len(w.machines["a"].disk) != 3 || w.s.claims.Len() != 3 {
+		t.Fatalf("%d claims and %d volumes are left of 3", w.s.claims.Len(), len(w.machines["a"].disk))
+	}
+	if h := w.health(storage.ClaimKey("default", "data-db-0")); !strings.Contains(h.Reason, "write the claim in Git and remove it again") {
+		t.Errorf("nothing says how to delete it: %+v", h)
+	}
+	w.push(keep, statefulSetWith(1, nil))
+	w.settle()
+	if v := w.volumeOf("data-db-0"); v.Name != first.Name {
+		t.Error("the pod came back with other data")
+	}
+}
+
+func TestRetentionPolicies(t *testing.T) {
+	const keep, ends = appsv1.RetainPersistentVolumeClaimRetentionPolicyType, appsv1.DeletePersistentVolumeClaimRetentionPolicyType
+	other := configMap("x", nil)
+	t.Run("whenScaled", func(t *testing.T) {
+		policy := &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{WhenScaled: ends, WhenDeleted: keep}
+		w := newWorld(t, "a")
+		w.push(other, statefulSetWith(2, policy))
+		w.settle()
+		second := w.volumeOf("data-db-1").Name
+		w.push(other, statefulSetWith(1, policy))
+		w.settle()
+		w.pass(23 * time.Hour)
+		w.push(other, statefulSetWith(2, policy))
+		w.settle()
+		if w.volumeOf("data-db-1").Name != second {
+			t.Error("scaled up again in time, the pod has other data")
+		}
+		w.push(other, statefulSetWith(1, policy))
+		w.settle()
+		w.pass(24 * time.Hour)
+		w.settle()
+		if w.s.claims.Len() != 1 || len(w.machines["a"].disk) != 1 {
+			t.Errorf("%d claims, %d volumes", w.s.claims.Len(), len(w.machines["a"].disk))
+		}
+	})
+	t.Run("whenDeleted", func(t *testing.T) {
+		policy := &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{WhenScaled: keep, WhenDeleted: ends}
+		w := newWorld(t, "a")
+		w.push(other, statefulSetWith(2, policy))
+		w.settle()
+		p := w.push(other)
+		if p.Hold == nil || !strings.Contains(p.Hold.Why, "data of 2 claims") {
+			t.Fatalf("not held: %+v", p.Hold)
+		}
+		w.pushWith("x\n\n"+p.Hold.Confirm, other)
+		w.settle()
+		w.pass(24 * time.Hour)
+		w.settle()
+		if w.s.claims.Len()+len(w.machines["a"].disk) != 0 {
+			t.Errorf("%d claims, %d volumes", w.s.claims.Len(), len(w.machines["a"].disk))
+		}
+	})
+	t.Run("namespace", func(t *testing.T) {
+		w := newWorld(t, "a")
+		outside := configMap("x", nil)
+		outside.Namespace = "elsewhere"
+		w.push(outside, namespace("default"), statefulSetWith(2, nil))
+		w.settle()
+		p := w.push(outside)
+		if p.Hold == nil {
+			t.Fatal("a namespace with data goes without a word")
+		}
+		w.pushWith("x\n\n"+p.Hold.Confirm, outside)
+		w.settle()
+		w.pass(24 * time.Hour)
+		w.settle()
+		if w.s.claims.Len()+len(w.machines["a"].disk) != 0 {
+			t.Errorf("%d claims, %d volumes", w.s.claims.Len(), len(w.machines["a"].disk))
+		}
+	})
+}

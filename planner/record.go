@@ -211,6 +211,9 @@ func (st *step) takeOver(r *restored) {
 	for i := range r.claims {
 		st.restoreClaim(&r.claims[i])
 	}
+	for i := range r.volumes {
+		st.mend(r.volumes[i].Name)
+	}
 }
 
 // recordable marks a group as one to look at once there is a snapshot.

@@ -295,7 +295,7 @@ func (st *step) missVolumes(r *nodes.Report) {
 }
 
 // adoptVolume takes over a volume that a node holds and the record did not
-// know. Its claim finds its data again; until somebody asks for it, it is kept.
+// know. Its claim finds its data again.
 func (st *step) adoptVolume(held *nodes.Volume, on string) {
 	if _, known := st.volumes.Get(held.Name); known {
 		return
@@ -309,19 +309,42 @@ func (st *step) adoptVolume(held *nodes.Volume, on string) {
 	if held.Delete || held.Claim.IsZero() || !held.Released.IsZero() {
 		return
 	}
-	c, known := st.claims.Get(held.Claim)
+	st.giveBack(v)
+}
+
+// giveBack binds a volume to the claim that it says it has. Until somebody asks
+// for a claim that nobody knows, it is kept.
+func (st *step) giveBack(v *volume) {
+	c, known := st.claims.Get(v.Claim)
 	if !known {
-		c = st.newClaim(held.Claim)
+		c = st.newClaim(v.Claim)
 		c.Adopted = true
-		class := held.Class
+		class := v.Class
 		c.Spec = corev1.PersistentVolumeClaimSpec{
-			AccessModes: held.Spec.AccessModes, VolumeMode: held.Spec.VolumeMode, StorageClassName: &class,
-			Resources: corev1.VolumeResourceRequirements{Requests: held.Spec.Capacity},
+			AccessModes: v.Spec.AccessModes, VolumeMode: v.Spec.VolumeMode, StorageClassName: &class,
+			Resources: corev1.VolumeResourceRequirements{Requests: v.Spec.Capacity},
 		}
 	}
 	if c.Volume == "" {
-		v, _ = st.volumes.Get(held.Name)
 		st.bindClaim(c, v)
+	}
+}
+
+// mend makes a claim and its volume agree: a ledger may be older in one part
+// than in another.
+func (st *step) mend(name string) {
+	v, ok := st.volumes.Get(name)
+	if !ok || !v.Bound {
+		return
+	}
+	c, known := st.claims.Get(v.Claim)
+	switch {
+	case !known || c.Volume == "":
+		st.giveBack(v)
+	case c.Volume != name:
+		changed := *v
+		changed.Bound = false
+		st.setVolume(&changed)
 	}
 }
 
