@@ -104,9 +104,12 @@ func (d *dataWorld) restartAll(withRecord, withLedger bool) {
 		d.check()
 	}
 	before := d.bindings()
-	if !withLedger && !withRecord {
-		for _, m := range d.machines {
-			m.ledger = nil
+	for _, m := range d.machines { // one that came back was given the whole ledger
+		m.ledger = nil
+		for _, decision := range d.record {
+			if withLedger && decision.Kind != nodes.PodDecision {
+				m.ledger = append(m.ledger, decision)
+			}
 		}
 	}
 	d.restart(withRecord)

@@ -157,7 +157,7 @@ func (st *step) adoptLedger(ledger []nodes.Decision) {
 	if st.recorded || len(ledger) == 0 {
 		return
 	}
-	st.recorded = true
+	st.recorded, st.lent = true, true
 	if st.snapshot != nil && !st.blind {
 		ledger = slices.DeleteFunc(slices.Clone(ledger), func(d nodes.Decision) bool {
 			return d.Kind == kindOfForce || d.Kind == kindOfInventory || d.Kind == kindOfNetwork

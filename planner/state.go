@@ -37,6 +37,8 @@ type State struct {
 	// recorded is set when a record was restored, informed besides when a node
 	// has reported completely: before that nothing is planned.
 	recorded, informed bool
+	// lent is set when the record is a node's ledger, which may be old.
+	lent bool
 	// started is the first instant that the planner saw.
 	started time.Time
 

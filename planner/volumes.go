@@ -217,6 +217,9 @@ func (st *step) reclaim() {
 		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() {
 			continue
 		}
+		if n, _ := st.nodes.Get(v.Maker); n == nil || !n.reported {
+			continue // what it says about the volume may be newer
+		}
 		end := v.Released.Add(keep)
 		if v.Ephemeral {
 			end = v.Released
@@ -297,7 +300,8 @@ func (st *step) missVolumes(r *nodes.Report) {
 // adoptVolume takes over a volume that a node holds and the record did not
 // know. Its claim finds its data again.
 func (st *step) adoptVolume(held *nodes.Volume, on string) {
-	if _, known := st.volumes.Get(held.Name); known {
+	if v, known := st.volumes.Get(held.Name); known {
+		st.correct(v, held)
 		return
 	}
 	v := &volume{volumeRecord: volumeRecord{Volume: *held, Maker: on}}
@@ -310,6 +314,18 @@ func (st *step) adoptVolume(held *nodes.Volume, on string) {
 		return
 	}
 	st.giveBack(v)
+}
+
+// correct believes the node that holds a volume, when it first reports, rather
+// than an old ledger that the volume was released.
+func (st *step) correct(v *volume, held *nodes.Volume) {
+	if !st.lent || v.status != nil || v.Bound || v.Released.IsZero() || v.Delete || held.Delete || !held.Released.IsZero() {
+		return
+	}
+	changed := *v
+	changed.Released = time.Time{}
+	st.setVolume(&changed)
+	st.giveBack(&changed)
 }
 
 // giveBack binds a volume to the claim that it says it has. Until somebody asks
@@ -325,7 +341,7 @@ func (st *step) giveBack(v *volume) {
 			Resources: corev1.VolumeResourceRequirements{Requests: v.Spec.Capacity},
 		}
 	}
-	if c.Volume == "" {
+	if c.Volume == "" || c.Volume == v.Name {
 		st.bindClaim(c, v)
 	}
 }
@@ -334,11 +350,14 @@ func (st *step) giveBack(v *volume) {
 // than in another.
 func (st *step) mend(name string) {
 	v, ok := st.volumes.Get(name)
-	if !ok || !v.Bound {
+	if !ok {
 		return
 	}
 	c, known := st.claims.Get(v.Claim)
 	switch {
+	case !v.Bound && known && c.Volume == name && !v.Delete:
+		st.bindClaim(c, v)
+	case !v.Bound:
 	case !known || c.Volume == "":
 		st.giveBack(v)
 	case c.Volume != name:
