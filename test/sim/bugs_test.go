@@ -62,6 +62,14 @@ var bugs = []Bug{
 		plan.Routes = misled(plan.Routes)
 		return state, plan
 	}},
+	{Name: "believes that what is told to stop is gone", Invariants: []int{5}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		for _, h := range s.Overview(now).Objects {
+			if h.Pod != nil && h.Pod.Stopping && h.Owner.Kind == kindStatefulSet {
+				c.Reports = append(slices.Clip(c.Reports), nodes.Report{Node: h.Pod.Node, Gone: []nodes.UID{h.Pod.UID}})
+			}
+		}
+		return planner.Next(s, c, now)
+	}},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
 		chance++

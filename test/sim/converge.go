@@ -35,6 +35,9 @@ func (w *world) checkNow() error {
 	if err := w.witness.violation(); err != nil {
 		return err
 	}
+	if err := w.runsOnce(); err != nil {
+		return err
+	}
 	if !w.connected() || time.Since(w.troubled) < settled || w.rng.IntN(3) > 0 {
 		return nil
 	}
@@ -84,7 +87,7 @@ func (w *world) converge() error {
 	for time.Now().Before(deadline) {
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if err := w.witness.violation(); err != nil {
+		if err := w.checkNow(); err != nil {
 			return err
 		}
 		if why = w.agrees(); why == nil {

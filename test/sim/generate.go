@@ -67,7 +67,7 @@ func (w *world) firstIntent() *intent {
 // addWorkload adds one, with a service before it more often than not.
 func (w *world) addWorkload(i *intent) {
 	namespace := pick(w.rng, w.namespaces()...)
-	kind := pick(w.rng, kindDeployment, kindDeployment, kindDeployment, kindDeployment, kindReplicaSet, kindPod)
+	kind := pick(w.rng, kindDeployment, kindDeployment, kindDeployment, kindReplicaSet, kindPod, kindStatefulSet, kindStatefulSet, kindDaemonSet)
 	name := fmt.Sprintf("app-%d", w.rng.IntN(2*w.shape.workloads+2))
 	key := desired.Key{Kind: kind, Namespace: namespace, Name: name}
 	if kind != kindPod {
@@ -92,7 +92,7 @@ func (w *world) drawWorkload(k desired.Key) workload {
 		replicas: w.rng.IntN(w.shape.replicas + 1), image: pick(w.rng, images[:3]...),
 		surge: pick(w.rng, "1", "25%", "100%", "0"), unavailable: pick(w.rng, "0", "1", "25%", "50%"),
 		recreate: w.rng.IntN(6) == 0, minReady: pick(w.rng, 0, 0, 0, 2, 10), probe: w.rng.IntN(2) == 0,
-		cpu: pick(w.rng, int64(0), 50, 100), grace: pick(w.rng, int64(1), 5, 30),
+		cpu: pick(w.rng, int64(0), 50, 100), grace: pick(w.rng, int64(1), 5, 30), parallel: w.rng.IntN(2) == 0,
 	}
 	if v.surge == "0" && v.unavailable == "0" {
 		v.unavailable = "1"
@@ -103,10 +103,21 @@ func (w *world) drawWorkload(k desired.Key) workload {
 			v.config.Name = "password"
 		}
 	}
-	if k.Kind == kindPod {
-		v.replicas = 1
-	}
+	v.replicas = w.size(k.Kind, v.replicas)
 	return v
+}
+
+// size is how many pods a workload has that would have n if it could choose.
+func (w *world) size(kind string, n int) int {
+	switch kind {
+	case kindPod:
+		return 1
+	case kindStatefulSet: // one after the other: many would take too long
+		return min(n, 5)
+	case kindDaemonSet:
+		return w.shape.nodes
+	}
+	return n
 }
 
 // revise pushes a changed intent.
@@ -154,10 +165,7 @@ func (w *world) mutate(i *intent) string {
 	what := pick(w.rng, "scale", "scale", "image", "image", "image", "bad image", "config", "config", "delete", "selector", "strategy", "service", "fillers", "namespace", "empty", "redraw")
 	switch what {
 	case "scale":
-		v.replicas = w.rng.IntN(w.shape.replicas + 1)
-		if k.Kind == kindPod {
-			v.replicas = 1
-		}
+		v.replicas = w.size(k.Kind, w.rng.IntN(w.shape.replicas+1))
 	case "image":
 		v.image = pick(w.rng, images[:3]...)
 	case "bad image":

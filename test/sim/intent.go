@@ -21,10 +21,14 @@ const (
 	kindDeployment = "Deployment"
 	kindReplicaSet = "ReplicaSet"
 	kindPod        = "Pod"
-	kindService    = "Service"
-	kindConfigMap  = "ConfigMap"
-	kindSecret     = "Secret"
-	kindNamespace  = "Namespace"
+
+	kindStatefulSet = "StatefulSet"
+	kindDaemonSet   = "DaemonSet"
+
+	kindService   = "Service"
+	kindConfigMap = "ConfigMap"
+	kindSecret    = "Secret"
+	kindNamespace = "Namespace"
 )
 
 // intent is what one commit says, as the simulator understands it: the oracle
@@ -48,6 +52,9 @@ type workload struct {
 	config desired.Key
 	cpu    int64 // milli
 	grace  int64
+	// parallel StatefulSets start and stop their pods at once; recreate makes a
+	// DaemonSet surge.
+	parallel bool
 	// generation is part of the labels and the selector.
 	generation int
 }
@@ -144,6 +151,12 @@ func (w *workload) bounds(kind string) (most, least int) {
 		return w.replicas + 1, w.replicas
 	case kind == kindPod:
 		return 1, 0
+	case kind == kindStatefulSet:
+		return w.replicas, w.replicas - 1
+	case kind == kindDaemonSet && w.recreate:
+		return 2 * w.replicas, w.replicas
+	case kind == kindDaemonSet:
+		return w.replicas, w.replicas - 1
 	case w.recreate:
 		return w.replicas, 0
 	}
@@ -218,6 +231,10 @@ func (i *intent) object(k desired.Key) runtime.Object {
 	switch k.Kind {
 	case kindReplicaSet:
 		return replicaSetObject(meta, &w)
+	case kindStatefulSet:
+		return statefulSetObject(meta, &w)
+	case kindDaemonSet:
+		return daemonSetObject(meta, &w)
 	case kindPod:
 		t := w.template(k.Name)
 		meta.Labels = t.Labels
@@ -260,6 +277,36 @@ func replicaSetObject(meta metav1.ObjectMeta, w *workload) *appsv1.ReplicaSet {
 	return &appsv1.ReplicaSet{ObjectMeta: meta, Spec: appsv1.ReplicaSetSpec{
 		Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: w.labels(meta.Name)},
 		Template: w.template(meta.Name), MinReadySeconds: int32(w.minReady),
+	}}
+}
+
+func statefulSetObject(meta metav1.ObjectMeta, w *workload) *appsv1.StatefulSet {
+	replicas, history, partition := int32(w.replicas), int32(3), int32(0)
+	s := &appsv1.StatefulSet{ObjectMeta: meta, Spec: appsv1.StatefulSetSpec{
+		Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: w.labels(meta.Name)}, Template: w.template(meta.Name),
+		ServiceName: meta.Name, MinReadySeconds: int32(w.minReady), RevisionHistoryLimit: &history,
+		PodManagementPolicy: appsv1.OrderedReadyPodManagement,
+		UpdateStrategy: appsv1.StatefulSetUpdateStrategy{
+			Type: appsv1.RollingUpdateStatefulSetStrategyType, RollingUpdate: &appsv1.RollingUpdateStatefulSetStrategy{Partition: &partition},
+		},
+	}}
+	if w.parallel {
+		s.Spec.PodManagementPolicy = appsv1.ParallelPodManagement
+	}
+	return s
+}
+
+func daemonSetObject(meta metav1.ObjectMeta, w *workload) *appsv1.DaemonSet {
+	history, surge, unavailable := int32(3), intstr.FromInt32(0), intstr.FromInt32(1)
+	if w.recreate {
+		surge, unavailable = unavailable, surge
+	}
+	return &appsv1.DaemonSet{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{
+		Selector: &metav1.LabelSelector{MatchLabels: w.labels(meta.Name)}, Template: w.template(meta.Name),
+		MinReadySeconds: int32(w.minReady), RevisionHistoryLimit: &history,
+		UpdateStrategy: appsv1.DaemonSetUpdateStrategy{
+			Type: appsv1.RollingUpdateDaemonSetStrategyType, RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxSurge: &surge, MaxUnavailable: &unavailable},
+		},
 	}}
 }
 

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,7 +28,7 @@ type step struct {
 // stepInvariants hold after every step of the planner.
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
-	nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods,
+	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.
@@ -77,6 +78,9 @@ func neverTooManyPods(s *step) (err error) {
 	}
 	s.made(func(_ nodes.UID, p podView) { checked[p.workload] = true })
 	for k := range checked {
+		if k.Kind == kindStatefulSet {
+			continue // one that shrinks fills its gaps first; see onePodAnOrdinal
+		}
 		w, found := s.intentOf(k)
 		if most, _ := w.bounds(k.Kind); found && live[k] > most {
 			err = violated(4, "%s has %d pods, at most %d are allowed", k, live[k], most)
@@ -104,7 +108,10 @@ func neverTooFewPods(s *step) (err error) {
 	s.leaving(func(p podView) {
 		w, found := s.intentOf(p.workload)
 		_, least := w.bounds(p.workload.Kind)
-		if found && s.available(&p) && left[p.workload] < least {
+		if p.workload.Kind == kindDaemonSet {
+			least += len(s.after.nodes) - w.replicas // some may not have joined yet
+		}
+		if found && !p.surplus(&w) && s.available(&p) && left[p.workload] < least {
 			err = violated(4, "pod %s of %s goes and leaves %d available, at least %d must stay", p.name, p.workload, left[p.workload], least)
 		}
 	})
@@ -114,6 +121,40 @@ func neverTooFewPods(s *step) (err error) {
 func (s *step) available(p *podView) bool {
 	w, _ := s.intentOf(p.workload)
 	return p.ready && !p.done && !p.readySince.Add(time.Duration(w.minReady)*time.Second).After(s.now)
+}
+
+// onePodAnOrdinal: invariant 5. The planner's part: no second pod while
+// something is left of the first, and each has the name of its ordinal.
+func onePodAnOrdinal(s *step) error {
+	names := map[string]nodes.UID{}
+	for uid, p := range s.after.pods {
+		if p.workload.Kind != kindStatefulSet {
+			continue
+		}
+		name := p.namespace + "/" + p.name
+		if other, twice := names[name]; twice {
+			return violated(5, "the pods %s and %s are both %s", other, uid, name)
+		}
+		names[name] = uid
+		if p.ordinal() < 0 {
+			return violated(5, "a pod of %s is called %s", p.workload, p.name)
+		}
+	}
+	return nil
+}
+
+// ordinal of a StatefulSet's pod; -1 when its name has none.
+func (p *podView) ordinal() int {
+	n, err := strconv.Atoi(strings.TrimPrefix(p.name, p.workload.Name+"-"))
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// surplus reports whether an ordinal is beyond what is wanted.
+func (p *podView) surplus(w *workload) bool {
+	return p.workload.Kind == kindStatefulSet && p.ordinal() >= w.replicas
 }
 
 // nothingGoesForLackOfKnowledge: invariant 7.
@@ -131,7 +172,7 @@ func nothingGoesForLackOfKnowledge(s *step) (err error) {
 			err = violated(7, "pod %s goes while nothing is in force", p.name)
 		case wanted && p.node != "" && !n.Ready:
 			err = violated(7, "pod %s goes although its node is silent", p.name)
-		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod:
+		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod && !p.surplus(&w):
 			err = violated(7, "pod %s of %s goes for no reason", p.name, p.workload)
 		}
 	})
@@ -231,6 +272,25 @@ func nodeHoldsItsPods(a *nodes.Assignment, v *view) error {
 func decidedBeforeItStarts(decided map[nodes.UID]*nodes.Pod, c runtime.Status) error {
 	if p := decided[nodes.UID(c.Labels[labelPod])]; p == nil {
 		return violated(1, "container %s starts, and no decision knows its pod", c.ID)
+	}
+	return nil
+}
+
+// runsOnce: invariant 5. Whatever the planner believes, no two machines run the
+// pod of one ordinal.
+func (w *world) runsOnce() error {
+	holder := map[string]string{}
+	for _, m := range w.nodes {
+		for _, c := range m.runtime.all() {
+			if c.State != runtime.Running || workloadOf(c).Kind != kindStatefulSet {
+				continue
+			}
+			name := c.Labels[labelNamespace] + "/" + c.Labels[labelName] + "/" + c.Labels[labelContainer]
+			if other, twice := holder[name]; twice {
+				return violated(5, "%s runs as pod %s and as pod %s on %s", name, other, c.Labels[labelPod], m.name)
+			}
+			holder[name] = c.Labels[labelPod]
+		}
 	}
 	return nil
 }

@@ -1,7 +1,7 @@
 // Package sim plays whole clusters in virtual time: the real planner, control
 // loop, record, registry, wire protocol and agents on fake machines, with
-// faults drawn from a seed, and checks the invariants of the design (1 to 4
-// and 6 to 10) at every step. It is what finds the orders of events that
+// faults drawn from a seed, and checks the invariants of the design (1 to 10)
+// at every step. It is what finds the orders of events that
 // nobody thinks of.
 //
 // What is real: sync/loop, planner, nodes/observed (bbolt on a memory file

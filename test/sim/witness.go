@@ -44,7 +44,8 @@ type witness struct {
 	stopped map[nodes.UID]bool
 	handed  map[string]nodes.Assignment
 	table   *proxy.Table
-	// excluded is since when a pod is in no table any more, by name.
+	// excluded is since when a pod is in no table any more, by name and address:
+	// a StatefulSet's pods bear the names of those before them.
 	excluded map[string]time.Time
 }
 
@@ -283,7 +284,7 @@ func (x *witness) routes(t *proxy.Table) {
 	x.table = t
 }
 
-// routed are the pods that a table leads to, by name.
+// routed are the pods that a table leads to, by name and address.
 func routed(t *proxy.Table) map[string]bool {
 	names := map[string]bool{}
 	if t == nil {
@@ -292,7 +293,7 @@ func routed(t *proxy.Table) map[string]bool {
 	for _, s := range t.Services {
 		for _, p := range s.Ports {
 			for _, e := range p.Endpoints {
-				names[s.Namespace+"/"+e.Pod] = true
+				names[s.Namespace+"/"+e.Pod+" "+e.Addr.String()] = true
 			}
 		}
 	}
@@ -344,7 +345,7 @@ func (x *witness) ends(m *machine, c runtime.Status) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
-	name := c.Labels[labelNamespace] + "/" + c.Labels[labelName]
+	name := c.Labels[labelNamespace] + "/" + c.Labels[labelName] + " " + m.network.addrOf(nodes.UID(c.Labels[labelPod])).String()
 	since, excluded := x.excluded[name]
 	for _, other := range x.world.nodes {
 		n, known := x.last.nodes[other.name]
