@@ -36,7 +36,7 @@ func benchMany(t *testing.T, all *figures) {
 		t.Fatal(err)
 	}
 	m.Up()
-	b := &manyBench{podBench: podBench{t: t, m: m, image: ref}}
+	b := &manyBench{podBench: podBench{t: t, m: m, image: ref}, kind: "Deployment"}
 	b.clone, b.watch = m.Clone(), newWatch(t, m)
 	b.write("model", 1)
 	push(t, b.clone, "the model")
@@ -46,27 +46,33 @@ func benchMany(t *testing.T, all *figures) {
 	all.add(t, lower("0-to-100-ready", value, "s", overBare*yardstick).beside(yardstick))
 	value, yardstick = b.measure(1, 30, 5)
 	all.add(t, lower("1-to-30-ready", value, "s", overBare*yardstick).beside(yardstick))
+	b.more = "\n  serviceName: many\n  podManagementPolicy: Parallel"
+	b.kind = "StatefulSet"
+	value, yardstick = b.measure(0, 30, 5)
+	all.add(t, lower("statefulset-0-to-30-ready", value, "s", overBare*yardstick).beside(yardstick))
 }
 
 type manyBench struct {
 	podBench
 	bare *bare
+	// kind of the workload, and what its spec has more than others.
+	kind, more string
 }
 
-// write puts a Deployment of waiting pods into the working copy.
+// write puts a workload of waiting pods into the working copy.
 func (b *manyBench) write(name string, replicas int) {
 	b.clone.Write(name+".yaml", fmt.Sprintf(`apiVersion: apps/v1
-kind: Deployment
+kind: %[4]s
 metadata: {name: %[1]s}
 spec:
-  replicas: %[2]d
+  replicas: %[2]d%[5]s
   selector: {matchLabels: {app: %[1]s}}
   template:
     metadata: {labels: {app: %[1]s}}
     spec:
       terminationGracePeriodSeconds: 1
       containers: [{name: waiter, image: %[3]s}]
-`, name, replicas, b.image))
+`, name, replicas, b.image, b.kind, b.more))
 }
 
 // measure scales from one number to another, in turns with the yardstick, and
