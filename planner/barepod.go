@@ -1,6 +1,8 @@
 package planner
 
 import (
+	"maps"
+
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -20,6 +22,7 @@ func (barePods) template(o *desired.Object) (podTemplate, bool) {
 }
 
 func (barePods) reconcile(st *step, g *group) {
+	st.resizeInPlace(g)
 	s := st.single(g)
 	steps := s.Next()
 	for i := range steps.Creates {
@@ -39,6 +42,9 @@ func (barePods) summary(o *desired.Object) string {
 
 func (barePods) change(was, is *desired.Object) (Op, string) {
 	old, new := was.Value.(*corev1.Pod), is.Value.(*corev1.Pod)
+	if maps.Equal(old.Labels, new.Labels) && maps.Equal(old.Annotations, new.Annotations) && resizable(&old.Spec, &new.Spec) {
+		return Update, "the pod's resources are changed in place"
+	}
 	return Replace, "the pod is replaced: " + templateChange(
 		&corev1.PodTemplateSpec{ObjectMeta: old.ObjectMeta, Spec: old.Spec}, &corev1.PodTemplateSpec{ObjectMeta: new.ObjectMeta, Spec: new.Spec},
 	)

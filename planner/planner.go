@@ -105,7 +105,7 @@ type FieldDifference struct {
 
 // Action is one thing that a step sets going.
 type Action struct {
-	// Verb is "start", "drain", "stop", "forget", "adopt".
+	// Verb is "start", "resize", "drain", "stop", "forget", "adopt".
 	Verb   string      `json:"verb"`
 	Object desired.Key `json:"object"`
 	Node   string      `json:"node,omitempty"`

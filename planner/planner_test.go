@@ -220,6 +220,45 @@ func TestBarePod(t *testing.T) {
 	}
 }
 
+// TestPodIsResizedInPlace: a bare pod goes on when a node can change it while
+// it runs, and is replaced otherwise.
+func TestPodIsResizedInPlace(t *testing.T) {
+	w := newWorld(t, "n1")
+	sized := func(cpu, image string) *corev1.Pod {
+		p := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: image}}}}
+		p.APIVersion, p.Kind, p.Namespace, p.Name = "v1", "Pod", "default", "job"
+		if cpu != "" {
+			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}
+		}
+		return p
+	}
+	w.push(sized("100m", "app:1"))
+	w.settle()
+	first := w.pods("job")[0]
+	w.push(sized("200m", "app:1"))
+	w.settle()
+	now := w.pods("job")[0]
+	request := now.Template.Spec.Containers[0].Resources.Requests[corev1.ResourceCPU]
+	if now.UID != first.UID || request.String() != "200m" || now.TemplateHash == first.TemplateHash {
+		t.Fatalf("the pod is %+v", now.Pod)
+	}
+	if p := w.next(Change{}); len(p.Waiting) > 0 || len(p.Actions) > 0 {
+		t.Errorf("something is left to do: %+v", p)
+	}
+	for _, change := range []*corev1.Pod{sized("", "app:1"), sized("200m", "app:2"), sized("1000", "app:2")} {
+		before := w.pods("job")[0].UID
+		w.push(change)
+		for _, p := range w.pods("job") {
+			if p.UID == before && p.Stop == nil && p.leaving == "" {
+				t.Errorf("the pod goes on, although it cannot become %+v", change.Spec.Containers[0])
+			}
+		}
+		if change.Spec.Containers[0].Resources.Requests.Cpu().Value() < 1000 {
+			w.settle()
+		}
+	}
+}
+
 func TestGatedPodWaitsUntilItsGatesAreGone(t *testing.T) {
 	w := newWorld(t, "n1")
 	web := deployment("web", 1)

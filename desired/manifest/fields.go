@@ -113,6 +113,7 @@ func podFields() []typeRule {
 		on[corev1.PodSpec](
 			"volumes initContainers containers restartPolicy terminationGracePeriodSeconds activeDeadlineSeconds dnsPolicy nodeSelector nodeName "+
 				"hostNetwork hostPID hostIPC shareProcessNamespace securityContext imagePullSecrets hostname subdomain affinity tolerations hostAliases dnsConfig "+
+				"resources "+
 				"enableServiceLinks topologySpreadConstraints setHostnameAsFQDN hostnameOverride schedulingGates serviceAccountName serviceAccount priorityClassName priority",
 			noEffect("automountServiceAccountToken", noAutomount).unless(`false`),
 			noEffect("preemptionPolicy", noPreemption).unless(`"Never"`),
@@ -125,7 +126,6 @@ func podFields() []typeRule {
 			unsupported("hostUsers", "containers share the user namespace of the node").unless(`true`),
 			unsupported("resourceClaims", "devices are not allocated dynamically"),
 			unsupported("schedulingGroup", "pods are placed one by one"),
-			later("resources"),
 		),
 		on[corev1.PodSchedulingGate]("name"),
 		on[corev1.HostAlias]("ip hostnames"),
@@ -156,11 +156,11 @@ func containerFields() []typeRule {
 	return []typeRule{
 		on[corev1.Container](
 			"name image command args workingDir ports envFrom env resources restartPolicy volumeMounts livenessProbe readinessProbe startupProbe "+
-				"restartPolicyRules lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin tty",
+				"restartPolicyRules resizePolicy lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin tty",
 			noEffect("stdinOnce", "nobody attaches to a container's input"),
-			noEffect("resizePolicy", "a change of resources makes new pods"),
 			unsupported("volumeDevices", "there are no block volumes"),
 		),
+		on[corev1.ContainerResizePolicy]("resourceName restartPolicy"),
 		on[corev1.ContainerRestartRule]("exitCodes",
 			unsupported("action", "restarting all containers of a pod at once is not supported; Restart is").unless(`"Restart"`)),
 		on[corev1.ContainerRestartRuleOnExitCodes]("operator values"),

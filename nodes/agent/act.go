@@ -38,6 +38,10 @@ func (m *Machine) act(ctx context.Context, a action) error {
 		m.postStart(ctx, a.container)
 	case opCollect:
 		return m.collectRun(ctx, a.container)
+	case opResize:
+		return m.resize(ctx)
+	case opRenew:
+		m.restartToResize(a.container)
 	case opKillOne:
 		m.beginKill(a.container)
 	case opPre:
@@ -182,10 +186,8 @@ func (m *Machine) attach(ctx context.Context) error {
 	if s.HostNetwork && len(m.node.addrs) > 0 {
 		m.memory.IP = m.node.addrs[0]
 	}
-	if m.cgroups != nil {
-		if err := m.cgroups.Ensure(spec.CgroupParent(m.pod), spec.PodLimits(s)); err != nil {
-			return fmt.Errorf("make control group: %w", err)
-		}
+	if err := m.fence(); err != nil {
+		return err
 	}
 	m.attached = true
 	return nil

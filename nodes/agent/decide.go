@@ -56,6 +56,8 @@ const (
 	opDelete  op = "delete"
 	opFinish  op = "finish"
 	opKillOne op = "kill-one"
+	opResize  op = "resize"
+	opRenew   op = "restart-to-resize"
 )
 
 // action is one thing to do now.
@@ -194,6 +196,7 @@ func (d *decider) living() {
 	if !d.mounted || !d.attached || !d.pause() {
 		return
 	}
+	d.resizing()
 	if d.memory.Initialized || d.init() {
 		d.mains()
 	}
@@ -353,7 +356,11 @@ func (d *decider) keep(c *corev1.Container) bool {
 // again reports whether a container that ended is to run once more.
 func (d *decider) again(c *corev1.Container) bool {
 	code := unknownCode
-	if r := d.memory.Runs[c.Name]; r.Ended != nil {
+	r := d.memory.Runs[c.Name]
+	if r.Again {
+		return true
+	}
+	if r.Ended != nil {
 		code = r.Ended.ExitCode
 	}
 	return spec.Restarts(d.spec, c, code)

@@ -305,6 +305,8 @@ func eventFor(o op, reason string) string {
 		return "FailedMount"
 	case o == opAttach:
 		return "FailedCreatePodSandBox"
+	case o == opResize:
+		return "ResizeError"
 	case o == opSignal || o == opForce:
 		return "FailedKillPod"
 	case reason != "ContainerCreating":

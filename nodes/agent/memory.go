@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
 // Memory is what a pod's machine must still know after the agent was killed.
@@ -71,6 +72,10 @@ type Run struct {
 	// its probes, which run at once, have said something. Otherwise every
 	// service would be cut off for that moment.
 	Presumed bool `json:"presumed,omitempty"`
+	// Applied are the resources that the run has; nil where that is not known.
+	Applied *runtime.Resources `json:"applied,omitempty"`
+	// Again: the run was ended to be started anew, whatever its policy says.
+	Again bool `json:"again,omitempty"`
 	// Ended is how the newest run ended, Last how the one before did.
 	Ended *nodes.Termination `json:"ended,omitempty"`
 	Last  *nodes.Termination `json:"last,omitempty"`
@@ -131,7 +136,7 @@ func (r *Run) begin(c *corev1.Container, id string, attempt int, now time.Time) 
 		r.restarted(r.Ended.FinishedAt, now)
 		r.Last, r.Ended = r.Ended, nil
 	}
-	r.ID, r.Next, r.Kill = id, attempt+1, nil
+	r.ID, r.Next, r.Kill, r.Again = id, attempt+1, nil, false
 	r.StartedAt, r.Started, r.Ready, r.Presumed = time.Time{}, false, false, false
 	r.Hooked = c == nil || c.Lifecycle == nil || c.Lifecycle.PostStart == nil
 }

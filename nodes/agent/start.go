@@ -114,6 +114,7 @@ func (m *Machine) prepareLog(name string, attempt int) error {
 func (m *Machine) made(name string, r *Run, c runtime.Container, attempt int) {
 	r.begin(spec.Find(&m.pod.Template.Spec, name), c.ID, attempt, m.now())
 	image := m.imageFor(name)
+	r.Applied = &c.Resources
 	r.Image, r.ImageID, r.StopSignal = image.ID, cmp.Or(image.Digest, image.ID), image.Config.StopSignal
 	m.seen[c.ID] = runtime.Status{ID: c.ID, Labels: c.Labels, State: runtime.Created, Created: m.now()}
 }
@@ -175,7 +176,7 @@ func (m *Machine) container(name string, r *Run, attempt int) (runtime.Container
 	}
 	out.User, out.Group, out.Groups = who.User, who.Group, who.Groups
 	out.Terminal, out.Stdin = c.TTY, c.Stdin
-	out.Resources = spec.Limits(c)
+	out.Resources = spec.Limits(s, c)
 	out.OOMScoreAdj = spec.OOMScore(s, c, m.node.memory)
 	out.Security = spec.Security(s, c, m.node.seccomp)
 	if out.Devices, err = m.volumeDevices(c); err != nil {

@@ -156,6 +156,12 @@ func (n *Node) Without(r *Request) *Node {
 	return &c
 }
 
+// Holds reports whether the node can give what a pod requests.
+func (n *Node) Holds(r *Request) bool {
+	_, lacks := n.can.lacks(n.used, r.needs)
+	return !lacks
+}
+
 // Neighbour is a pod that is already bound.
 type Neighbour struct {
 	Node    string

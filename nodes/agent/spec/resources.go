@@ -1,6 +1,9 @@
 package spec
 
 import (
+	"maps"
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
 
@@ -15,9 +18,34 @@ const (
 	minQuota    = 1_000   // microseconds
 )
 
-// Limits are a container's resources in the kernel's units.
-func Limits(c *corev1.Container) runtime.Resources {
-	return limits(c.Resources.Requests, c.Resources.Limits)
+// Limits are a container's resources in the kernel's units. A limit that it
+// does not set is the pod's.
+func Limits(s *corev1.PodSpec, c *corev1.Container) runtime.Resources {
+	if s.Resources == nil {
+		return limits(c.Resources.Requests, c.Resources.Limits)
+	}
+	most := maps.Clone(c.Resources.Limits)
+	if most == nil {
+		most = corev1.ResourceList{}
+	}
+	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+		if whole, found := s.Resources.Limits[name]; found && !positive(most, name) {
+			most[name] = whole
+		}
+	}
+	return limits(c.Resources.Requests, most)
+}
+
+// RestartsToResize reports whether a container's resizePolicy wants it to be
+// started anew for a change of its resources.
+func RestartsToResize(c *corev1.Container, was, is runtime.Resources) bool {
+	memory := was.Memory != is.Memory
+	was.Memory = is.Memory
+	cpu := was != is
+	return slices.ContainsFunc(c.ResizePolicy, func(p corev1.ContainerResizePolicy) bool {
+		concerned := p.ResourceName == corev1.ResourceCPU && cpu || p.ResourceName == corev1.ResourceMemory && memory
+		return concerned && p.RestartPolicy == corev1.RestartContainer
+	})
 }
 
 func limits(requests, limits corev1.ResourceList) runtime.Resources {
@@ -81,65 +109,75 @@ func positive(list corev1.ResourceList, name corev1.ResourceName) bool {
 	return found && q.Sign() > 0
 }
 
-// QoS is a pod's quality-of-service class.
-func QoS(s *corev1.PodSpec) corev1.PodQOSClass {
-	any, guaranteed := false, true
-	consider := func(r *corev1.ResourceRequirements) {
-		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-			limit, request := r.Limits[name], r.Requests[name]
-			any = any || limit.Sign() > 0 || request.Sign() > 0
-			// A request that is left out is defaulted to the limit.
-			equal := request.IsZero() || request.Cmp(limit) == 0
-			guaranteed = guaranteed && limit.Sign() > 0 && equal
-		}
-	}
-	if s.Resources != nil {
-		consider(s.Resources)
-	} else {
-		for i := range s.InitContainers {
-			consider(&s.InitContainers[i].Resources)
-		}
-		for i := range s.Containers {
-			consider(&s.Containers[i].Resources)
-		}
-	}
-	switch {
-	case !any:
-		return corev1.PodQOSBestEffort
-	case guaranteed:
-		return corev1.PodQOSGuaranteed
-	}
-	return corev1.PodQOSBurstable
-}
-
 // CgroupParent is the control group that a pod's containers live in. It is
 // relative to the hierarchy's root, the same in version 1 and 2. Pods that
 // request something share the processor among each other by what they request;
 // the others have one group for all, which gets what those leave.
 func CgroupParent(p *nodes.Pod) string {
 	leaf := "/pod" + string(p.UID)
-	if QoS(&p.Template.Spec) == corev1.PodQOSBestEffort {
+	if nodes.QoS(&p.Template.Spec) == corev1.PodQOSBestEffort {
 		return "/tallyman/besteffort" + leaf
 	}
 	return "/tallyman" + leaf
 }
 
 // OOMScore is how readily the kernel ends a container when memory is short.
-// capacity is the machine's memory in bytes.
+// capacity is the machine's memory in bytes. What the pod as a whole requests
+// beyond its containers is shared out among them; a sidecar is as well off as
+// the containers that it serves.
 func OOMScore(s *corev1.PodSpec, c *corev1.Container, capacity int64) int {
 	if s.PriorityClassName == "system-node-critical" {
 		return -997
 	}
-	switch QoS(s) {
+	switch nodes.QoS(s) {
 	case corev1.PodQOSGuaranteed:
 		return -997
 	case corev1.PodQOSBestEffort:
 		return 1000
 	}
-	request := c.Resources.Requests[corev1.ResourceMemory]
 	if capacity <= 0 {
 		return 999
 	}
-	score := 1000 - 1000*request.Value()/capacity
+	request := memoryRequest(c)
+	if i := slices.IndexFunc(s.InitContainers, func(o corev1.Container) bool { return o.Name == c.Name }); i >= 0 && Sidecar(c) {
+		request = max(request, leastRequest(s))
+	}
+	score := 1000 - 1000*(request+remaining(s))/capacity
 	return int(min(max(score, 3), 999))
+}
+
+func memoryRequest(c *corev1.Container) int64 {
+	request := c.Resources.Requests[corev1.ResourceMemory]
+	return request.Value()
+}
+
+// leastRequest is the smallest memory request of the containers that are no
+// init containers.
+func leastRequest(s *corev1.PodSpec) int64 {
+	least := memoryRequest(&s.Containers[0])
+	for i := range s.Containers {
+		least = min(least, memoryRequest(&s.Containers[i]))
+	}
+	return least
+}
+
+// remaining is each container's part of the memory that the pod as a whole
+// requests and none of its containers does.
+func remaining(s *corev1.PodSpec) int64 {
+	if s.Resources == nil {
+		return 0
+	}
+	whole, found := s.Resources.Requests[corev1.ResourceMemory]
+	if !found {
+		return 0
+	}
+	single := resourcehelper.AggregateContainerRequests(&corev1.Pod{Spec: *s}, resourcehelper.PodResourcesOptions{})
+	used := single[corev1.ResourceMemory]
+	count := int64(len(s.Containers))
+	for i := range s.InitContainers {
+		if Sidecar(&s.InitContainers[i]) {
+			count++
+		}
+	}
+	return max(0, whole.Value()-used.Value()) / count
 }

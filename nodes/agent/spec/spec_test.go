@@ -188,10 +188,10 @@ func TestResourcesFollowKubernetes(t *testing.T) {
 	} {
 		s := corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Resources: resources(c.request, c.limit)}}}
 		container := &s.Containers[0]
-		if diff := cmp.Diff(c.limits, Limits(container)); diff != "" {
+		if diff := cmp.Diff(c.limits, Limits(&s, container)); diff != "" {
 			t.Errorf("%s: %s", c.name, diff)
 		}
-		if got := QoS(&s); got != c.qos {
+		if got := nodes.QoS(&s); got != c.qos {
 			t.Errorf("%s: class %s, want %s", c.name, got, c.qos)
 		}
 		around := "/tallyman/podx"

@@ -69,6 +69,17 @@ func (r *Runtime) Exit(id string, code int32, oom bool) error {
 	return nil
 }
 
+// Container is what a container was made from, with what was updated since.
+func (r *Runtime) Container(id string) (c runtime.Container, found bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have, found := r.containers[id]
+	if found {
+		c = have.Container
+	}
+	return c, found
+}
+
 // Lose removes a container behind the agent's back, as `ctr` could.
 func (r *Runtime) Lose(id string) {
 	r.mu.Lock()
