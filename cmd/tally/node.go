@@ -25,6 +25,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent"
 	"github.com/tallyman-dev/tallyman/nodes/agent/cgroup"
+	"github.com/tallyman-dev/tallyman/nodes/device"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	"github.com/tallyman-dev/tallyman/nodes/network"
 	"github.com/tallyman-dev/tallyman/nodes/runtime/collect"
@@ -37,11 +38,13 @@ import (
 // nodeOptions are what an agent is told by flags.
 type nodeOptions struct {
 	instance
-	name     string
-	ip       string
-	reserved string
-	capacity string
-	certsDir string
+	name       string
+	ip         string
+	reserved   string
+	capacity   string
+	certsDir   string
+	devices    []string
+	pluginsDir string
 }
 
 // node is an agent with everything it uses, wired together.
@@ -54,6 +57,7 @@ type node struct {
 	keeper  *keeper.Client
 	proxy   *iptables.Backend
 	agent   *agent.Agent
+	devices *device.Manager
 	images  *collect.Collector
 	// persistent keeps the data of volumes.
 	persistent *volume.Persistent
@@ -157,6 +161,9 @@ func (n *node) wireAgent(key clusterKey) error {
 	if err != nil {
 		return err
 	}
+	if err := n.openDevices(); err != nil {
+		return err
+	}
 	executable, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find our own binary: %w", err)
@@ -164,9 +171,22 @@ func (n *node) wireAgent(key clusterKey) error {
 	n.agent, err = agent.New(agent.Options{
 		Name: n.o.name, Addrs: n.addrs, Reserved: reserved, Capacity: capacity,
 		DataDir: n.dataDir(), RunDir: n.o.runDir, Key: agentKey,
-		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Persistent: n.persistent, Cgroups: groups,
+		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Persistent: n.persistent, Cgroups: groups, Devices: n.devices,
 		Pause: []string{executable, "pause"}, Version: version, Forwarders: resolvers,
 		DB: n.db, Log: n.log.With("part", "agent"), Now: time.Now,
+	})
+	return err
+}
+
+// openDevices makes what hands out the machine's devices.
+func (n *node) openDevices() error {
+	static, err := device.Parse(n.o.devices)
+	if err != nil {
+		return usageError{fmt.Errorf("--device: %w", err)}
+	}
+	n.devices, err = device.New(device.Options{
+		Static: static, Dir: n.o.pluginsDir, Record: filepath.Join(n.dataDir(), "devices.json"),
+		Changed: func() { n.agent.DevicesChanged() }, Log: n.log.With("part", "devices"),
 	})
 	return err
 }
@@ -217,6 +237,7 @@ func (n *node) run(ctx context.Context, socket string) error {
 	group.Go(func() error { return ended(ctx, n.network.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, n.proxy.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, n.agent.Run(ctx, client)) })
+	group.Go(func() error { return ended(ctx, n.devices.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, client.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, n.images.Run(ctx)) })
 	group.Go(func() error {

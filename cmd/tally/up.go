@@ -34,11 +34,13 @@ type upOptions struct {
 	httpCert string
 	httpKey  string
 
-	nodeName string
-	nodeIP   string
-	reserved string
-	capacity string
-	certsDir string
+	nodeName   string
+	nodeIP     string
+	reserved   string
+	capacity   string
+	certsDir   string
+	devices    []string
+	pluginsDir string
 }
 
 func newUp(s streams) *cobra.Command {
@@ -80,6 +82,8 @@ func newUp(s streams) *cobra.Command {
 	f.StringVar(&o.reserved, "reserved", "", "resources kept from pods, e.g. cpu=500m,memory=1Gi")
 	f.StringVar(&o.capacity, "capacity", "", "resources that the node claims to have, e.g. cpu=64,memory=256Gi")
 	f.StringVar(&o.certsDir, "registry-config", "/etc/containerd/certs.d", "folder with a hosts.toml for each registry")
+	f.StringArrayVar(&o.devices, "device", nil, "devices that pods may request, e.g. vendor.com/name=/dev/x,/dev/y; may be repeated")
+	f.StringVar(&o.pluginsDir, "device-plugins", "/var/lib/kubelet/device-plugins", "folder where device plugins register; empty: none may")
 	return cmd
 }
 
@@ -158,7 +162,7 @@ func runNode(ctx context.Context, o nodeOptions, key clusterKey, socket string, 
 func (o *upOptions) nodeOptions() nodeOptions {
 	return nodeOptions{
 		instance: o.instance, name: o.nodeName, ip: o.nodeIP,
-		reserved: o.reserved, capacity: o.capacity, certsDir: o.certsDir,
+		reserved: o.reserved, capacity: o.capacity, certsDir: o.certsDir, devices: o.devices, pluginsDir: o.pluginsDir,
 	}
 }
 

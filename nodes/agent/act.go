@@ -359,6 +359,9 @@ func (m *Machine) end(ctx context.Context, phase nodes.Phase) error {
 	if err := m.network.Remove(ctx, m.pod.UID); err != nil {
 		return fmt.Errorf("detach ended pod from the network: %w", err)
 	}
+	if err := release(&m.ports, m.pod.UID); err != nil {
+		return err
+	}
 	m.attached = false
 	m.memory.Ended = phase
 	m.log.Info("pod ended", "phase", phase)
@@ -417,5 +420,5 @@ func leave(ctx context.Context, p *ports, on *surroundings, uid nodes.UID) error
 	if err := os.RemoveAll(filepath.Join(on.logs, string(uid))); err != nil {
 		return fmt.Errorf("remove logs of pod %s: %w", uid, err)
 	}
-	return nil
+	return release(p, uid)
 }

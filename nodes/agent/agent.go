@@ -61,6 +61,8 @@ type Options struct {
 	Prober Prober
 	// Cgroups makes the groups around pods; nil leaves it to the runtime, without limits for the pod as a whole.
 	Cgroups Cgroups
+	// Devices hands out devices; may be nil.
+	Devices Devices
 	// Pause is the command of a static program on this node that waits and
 	// reaps, the path first; needed for shareProcessNamespace only.
 	Pause   []string
@@ -119,6 +121,8 @@ type Agent struct {
 	forwarders atomic.Pointer[[]netip.AddrPort]
 	reroute    chan struct{}
 	looked     chan struct{} // closed after the first look
+	// changed is poked when the node is not as it was told.
+	changed chan struct{}
 	// lookAgain is poked when the runtime is back.
 	lookAgain chan struct{}
 
@@ -158,7 +162,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		o: o, log: o.Log, store: s, info: info,
-		reroute: make(chan struct{}, 1), looked: make(chan struct{}), lookAgain: make(chan struct{}, 1),
+		reroute: make(chan struct{}, 1), changed: make(chan struct{}, 1), looked: make(chan struct{}), lookAgain: make(chan struct{}, 1),
 		memories: map[nodes.UID]*Memory{}, ledger: map[string]nodes.Decision{},
 		pods: map[nodes.UID]*worker{}, leftover: map[nodes.UID][]runtime.Status{},
 		sweeping: map[nodes.UID]bool{}, hostPorts: map[nodes.UID][]proxy.HostPort{},
@@ -179,7 +183,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a.ports = ports{
 		runtime: o.Runtime, network: o.Network, keeper: o.Keeper, volumes: o.Volumes, prober: o.Prober,
-		cgroups: o.Cgroups, slots: make(chan struct{}, parallel), now: func() time.Time { return o.Now().UTC() },
+		cgroups: o.Cgroups, devices: o.Devices, slots: make(chan struct{}, parallel), now: func() time.Time { return o.Now().UTC() },
 		readLog: readTail, token: a.askToken,
 	}
 	return a, a.makeProber()
@@ -271,6 +275,7 @@ func (a *Agent) Run(ctx context.Context, up Upstream) error {
 	parts.Go(func() { a.routes(ctx) })
 	if a.firstLook(ctx) {
 		parts.Go(func() { a.drift(ctx) })
+		parts.Go(func() { a.tellChanges(ctx) })
 		parts.Go(func() { a.resync(ctx) })
 		a.follow(ctx, events)
 	}

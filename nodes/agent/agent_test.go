@@ -45,6 +45,7 @@ type world struct {
 	disk    *volumefake.Persistent
 	// forwarders are the machine's resolvers.
 	forwarders atomic.Pointer[[]netip.AddrPort]
+	devices    Devices
 
 	mu      sync.Mutex
 	nets    map[nodes.UID]network.Attachment
@@ -238,7 +239,7 @@ func (w *world) start() (*Agent, func()) {
 	}
 	a, err := New(Options{
 		Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, DataDir: w.dir, RunDir: w.dir,
-		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w}, Persistent: w.disk,
+		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w}, Devices: w.devices, Persistent: w.disk,
 		Forwarders: func() []netip.AddrPort { return *w.forwarders.Load() }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	})
 	if err != nil {

@@ -27,11 +27,7 @@ func (a *Agent) Hello(ctx context.Context) (nodes.Report, error) {
 	case <-ctx.Done():
 		return nodes.Report{}, fmt.Errorf("the node has not looked at its containers yet: %w", ctx.Err())
 	}
-	info := a.info
-	if i, err := a.o.Runtime.Info(ctx); err == nil {
-		info.Runtime = i.Name + " " + i.Version
-	}
-	info.PodCIDR = a.o.Network.PodCIDR()
+	info := a.describe(ctx)
 	r := nodes.Report{Node: a.o.Name, Complete: true, Info: &info, Routes: a.routed.Load()}
 	held, err := a.o.Persistent.Held(ctx)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/device"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	"github.com/tallyman-dev/tallyman/nodes/network"
 	"github.com/tallyman-dev/tallyman/nodes/probe"
@@ -81,6 +82,14 @@ type Cgroups interface {
 	Remove(parent string) error
 }
 
+// Devices hands out the machine's devices; *device.Manager is one.
+type Devices interface {
+	// Equip gives a container that is about to start what it requests.
+	Equip(ctx context.Context, c device.Claim) (device.Grant, error)
+	Release(uid nodes.UID) error
+	Counts() map[string]device.Count
+}
+
 // Upstream takes reports to the server. Send never blocks: it merges with what
 // was not sent yet.
 type Upstream interface {
@@ -97,6 +106,7 @@ type ports struct {
 	volumes Volumes
 	prober  Prober
 	cgroups Cgroups
+	devices Devices // nil where there are none
 	// slots bounds how many pods make heavy calls at the same time.
 	slots chan struct{}
 	now   func() time.Time

@@ -38,6 +38,9 @@ func (m *Machine) startRun(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if err := m.equip(ctx, name, &c); err != nil {
+		return err
+	}
 	if err := m.prepareLog(name, attempt); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package spec
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
@@ -67,6 +68,23 @@ func limits(requests, limits corev1.ResourceList) runtime.Resources {
 
 func shares(milli int64) uint64 {
 	return uint64(min(max(milli*1024/1000, minShares), maxShares))
+}
+
+// Extended are the extended resources that a container requests, by name:
+// those of a vendor, which no kernel counts.
+func Extended(c *corev1.Container) map[string]int64 {
+	var wants map[string]int64
+	for name, q := range c.Resources.Limits { // requests are the same, by validation
+		domain, _, vendor := strings.Cut(string(name), "/")
+		if !vendor || domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io") || q.IsZero() {
+			continue
+		}
+		if wants == nil {
+			wants = map[string]int64{}
+		}
+		wants[string(name)] = q.Value()
+	}
+	return wants
 }
 
 // PodLimits are the resources of the control group around a pod's containers:

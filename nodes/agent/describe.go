@@ -1,0 +1,49 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"reflect"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// describe is the node as it is now.
+func (a *Agent) describe(ctx context.Context) nodes.Node {
+	info := a.info
+	if i, err := a.o.Runtime.Info(ctx); err == nil {
+		info.Runtime = i.Name + " " + i.Version
+	}
+	info.PodCIDR = a.o.Network.PodCIDR()
+	if a.o.Devices != nil {
+		capacity, allocatable := counted(a.o.Devices.Counts())
+		info.Capacity, info.Allocatable = maps.Clone(info.Capacity), maps.Clone(info.Allocatable)
+		maps.Copy(info.Capacity, capacity)
+		maps.Copy(info.Allocatable, allocatable)
+	}
+	return info
+}
+
+// tell has the server told soon what the node is like now.
+func (a *Agent) tell() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// tellChanges reports the node whenever it is another, until ctx ends.
+func (a *Agent) tellChanges(ctx context.Context) {
+	var told nodes.Node
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.changed:
+		}
+		if info := a.describe(ctx); !reflect.DeepEqual(info, told) {
+			told = info
+			a.up.Send(nodes.Report{Node: a.o.Name, Info: &info})
+		}
+	}
+}
