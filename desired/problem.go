@@ -2,6 +2,7 @@ package desired
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -74,4 +75,34 @@ func SortProblems(problems []Problem) []Problem {
 		)
 	})
 	return slices.Compact(problems)
+}
+
+// Fold is problems for people to read: of the notes of a file that say the same
+// about several places the first is kept, with the number of the others. Errors
+// and warnings are left alone, and so is the order.
+func Fold(problems []Problem) []Problem {
+	type saying struct{ file, code, message, hint string }
+	first := map[saying]int{}
+	more := map[int]int{}
+	var out []Problem
+	for _, p := range problems {
+		k := saying{p.File, p.Code, p.Message, p.Hint}
+		i, said := first[k]
+		if p.Severity == Note && said {
+			more[i]++
+			continue
+		}
+		if p.Severity == Note {
+			first[k] = len(out)
+		}
+		out = append(out, p)
+	}
+	for i, n := range more {
+		places := "one more place"
+		if n > 1 {
+			places = fmt.Sprintf("%d more places", n)
+		}
+		out[i].Message += "; so in " + places + " of this file"
+	}
+	return out
 }

@@ -73,7 +73,7 @@ func printResult(s streams, output string, r manifest.Result) error {
 	if output == "json" {
 		return printJSON(s, r)
 	}
-	for _, p := range r.Problems {
+	for _, p := range desired.Fold(r.Problems) {
 		fmt.Fprintf(s.out, "%s: %s\n", p.Severity, p)
 	}
 	if desired.Rejected(r.Problems) {

@@ -31,7 +31,7 @@ func Status(o *nodes.Overview, now time.Time) string {
 	section(&b, "waiting", o.Plan.Waiting, func(item nodes.WaitingItem) string {
 		return Clean(item.Object.String() + ": " + item.Reason)
 	})
-	section(&b, "warnings and notes", o.Problems, func(p desired.Problem) string {
+	section(&b, "warnings and notes", desired.Fold(o.Problems), func(p desired.Problem) string {
 		return string(p.Severity) + ": " + Clean(p.String())
 	})
 	return b.String()

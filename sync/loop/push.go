@@ -189,8 +189,10 @@ func splitNotes(problems []desired.Problem, inForce *desired.Snapshot) (said []d
 	return said, known
 }
 
-// problems writes errors first, the rest of them counted.
+// problems writes errors first, the rest of them counted, and what is said of
+// many places of a file once.
 func (l *lines) problems(problems []desired.Problem) {
+	problems = desired.Fold(problems)
 	printed := 0
 	for _, severity := range []desired.Severity{desired.Error, desired.Warning, desired.Note} {
 		for _, p := range problems {
