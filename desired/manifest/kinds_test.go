@@ -1,10 +1,6 @@
 package manifest
 
 import (
-	"crypto/ed25519"
-	"crypto/x509"
-	"encoding/base64"
-	"encoding/pem"
 	"strings"
 	"testing"
 
@@ -74,21 +70,7 @@ parameters: {a: b}`, "driverName"},
 		{"v1 LimitRange", `spec: {limits: [{type: Container, max: {cpu: 1}}]}`, `spec: {limits: [{type: Container, max: {cpu: 1}, min: {cpu: 2}}]}`, "spec.limits[0].min[cpu]"},
 		{"node.k8s.io/v1 RuntimeClass", `handler: runsc`, `handler: Run_SC`, "handler"},
 		{"coordination.k8s.io/v1 Lease", `spec: {leaseDurationSeconds: 1}`, `spec: {leaseDurationSeconds: 0}`, "spec.leaseDurationSeconds"},
-		{
-			"certificates.k8s.io/v1 CertificateSigningRequest", `spec: {request: ` + signingRequest() + `, signerName: a.example.com/s, usages: [client auth]}`,
-			`spec: {request: "", signerName: s, usages: [client auth]}`, "spec.signerName",
-		},
 	}
-}
-
-// signingRequest is a request for a certificate, as its field wants it.
-func signingRequest() string {
-	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	der, err := x509.CreateCertificateRequest(nil, &x509.CertificateRequest{}, key)
-	if err != nil {
-		panic(err)
-	}
-	return base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
 // Kubernetes' rules hold for every kind, those that do not work here included.

@@ -7,7 +7,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
-	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -42,7 +41,7 @@ const (
 func kindRules() []kindRule {
 	return slices.Concat(
 		workloadKinds(), configurationKinds(), storageKinds(), networkKinds(), scalingKinds(), limitKinds(),
-		accessKinds(), admissionKinds(), nodeKinds(), definitionKinds(), tallymanKinds(), unreadKinds(),
+		accessKinds(), admissionKinds(), formerAdmissionKinds(), nodeKinds(), definitionKinds(), tallymanKinds(), unreadKinds(),
 	)
 }
 
@@ -120,8 +119,26 @@ func accessKinds() []kindRule {
 		{kind: "RoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noRights, make: fresh[rbacv1.RoleBinding], validate: validateRoleBinding},
 		{kind: "ClusterRole", group: rbacGroup, version: "v1", status: NoEffect, reason: noRights, clusterScoped: true, make: fresh[rbacv1.ClusterRole], validate: validateClusterRole},
 		{kind: "ClusterRoleBinding", group: rbacGroup, version: "v1", status: NoEffect, reason: noRights, clusterScoped: true, make: fresh[rbacv1.ClusterRoleBinding], validate: validateClusterRoleBinding},
-		{kind: "CertificateSigningRequest", group: "certificates.k8s.io", version: "v1", status: NoEffect, reason: "nothing signs certificates here", clusterScoped: true, make: fresh[certificatesv1.CertificateSigningRequest], validate: validateCertificateSigningRequest},
+		{kind: "CertificateSigningRequest", group: "certificates.k8s.io", version: "v1", status: NoEffect, reason: "nothing signs certificates here", clusterScoped: true},
+		{kind: "CertificateSigningRequest", group: "certificates.k8s.io", version: "v1beta1", status: NoEffect, reason: "nothing signs certificates here", clusterScoped: true},
 	}
+}
+
+// formerAdmissionKinds are older versions of kinds without effect. Their content
+// is not looked at: linking Kubernetes' code for them costs memory.
+func formerAdmissionKinds() []kindRule {
+	var out []kindRule
+	add := func(group string, kinds []string, versions ...string) {
+		for _, version := range versions {
+			for _, kind := range kinds {
+				out = append(out, kindRule{group: group, version: version, kind: kind, status: NoEffect, reason: noAPIWrites, clusterScoped: true})
+			}
+		}
+	}
+	add(admissionGroup, []string{"ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"}, "v1beta1")
+	add(admissionGroup, []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"}, "v1beta1", "v1alpha1")
+	add(flowGroup, []string{"FlowSchema", "PriorityLevelConfiguration"}, "v1beta3", "v1beta2", "v1beta1")
+	return out
 }
 
 func admissionKinds() []kindRule {

@@ -3,8 +3,6 @@ package manifest
 import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	_ "k8s.io/kubernetes/pkg/apis/certificates/install" // registers types, defaults and conversions
-	certificatesvalidation "k8s.io/kubernetes/pkg/apis/certificates/validation"
 	_ "k8s.io/kubernetes/pkg/apis/coordination/install" // registers types, defaults and conversions
 	coordinationvalidation "k8s.io/kubernetes/pkg/apis/coordination/validation"
 	_ "k8s.io/kubernetes/pkg/apis/node/install" // registers types, defaults and conversions
@@ -17,8 +15,4 @@ func validateRuntimeClass(v runtime.Object) (field.ErrorList, error) {
 
 func validateLease(v runtime.Object) (field.ErrorList, error) {
 	return through(v, coordinationvalidation.ValidateLease)
-}
-
-func validateCertificateSigningRequest(v runtime.Object) (field.ErrorList, error) {
-	return through(v, certificatesvalidation.ValidateCertificateSigningRequestCreate)
 }

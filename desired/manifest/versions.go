@@ -3,19 +3,14 @@ package manifest
 import (
 	"fmt"
 
-	admissionv1beta1 "k8s.io/api/admissionregistration/v1beta1"
 	appsv1beta1 "k8s.io/api/apps/v1beta1"
 	appsv1beta2 "k8s.io/api/apps/v1beta2"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1beta1 "k8s.io/api/batch/v1beta1"
-	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	coordinationv1beta1 "k8s.io/api/coordination/v1beta1"
 	discoveryv1beta1 "k8s.io/api/discovery/v1beta1"
 	extensionsv1beta1 "k8s.io/api/extensions/v1beta1"
-	flowv1beta1 "k8s.io/api/flowcontrol/v1beta1"
-	flowv1beta2 "k8s.io/api/flowcontrol/v1beta2"
-	flowv1beta3 "k8s.io/api/flowcontrol/v1beta3"
 	networkingv1beta1 "k8s.io/api/networking/v1beta1"
 	nodev1alpha1 "k8s.io/api/node/v1alpha1"
 	nodev1beta1 "k8s.io/api/node/v1beta1"
@@ -31,9 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
-	_ "k8s.io/kubernetes/pkg/apis/admissionregistration/install" // registers types, defaults and conversions
-	_ "k8s.io/kubernetes/pkg/apis/extensions/install"            // registers types, defaults and conversions
-	_ "k8s.io/kubernetes/pkg/apis/flowcontrol/install"           // registers types, defaults and conversions
+	_ "k8s.io/kubernetes/pkg/apis/extensions/install" // registers types, defaults and conversions
 
 	"github.com/tallyman-dev/tallyman/desired"
 )
@@ -105,24 +98,11 @@ func versions() []version {
 		{group: storageGroup, version: "v1alpha1", kind: "VolumeAttributesClass", to: "storage.k8s.io/v1", make: fresh[storagev1alpha1.VolumeAttributesClass]},
 		{group: schedulingGroup, version: "v1beta1", kind: "PriorityClass", to: "scheduling.k8s.io/v1", make: fresh[schedulingv1beta1.PriorityClass]},
 		{group: schedulingGroup, version: "v1alpha1", kind: "PriorityClass", to: "scheduling.k8s.io/v1", make: fresh[schedulingv1.PriorityClass], convert: same},
-		{group: admissionGroup, version: "v1beta1", kind: "ValidatingWebhookConfiguration", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.ValidatingWebhookConfiguration]},
-		{group: admissionGroup, version: "v1beta1", kind: "MutatingWebhookConfiguration", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.MutatingWebhookConfiguration]},
-		{group: admissionGroup, version: "v1beta1", kind: "ValidatingAdmissionPolicy", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.ValidatingAdmissionPolicy]},
-		{group: admissionGroup, version: "v1beta1", kind: "ValidatingAdmissionPolicyBinding", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.ValidatingAdmissionPolicyBinding]},
-		{group: admissionGroup, version: "v1beta1", kind: "MutatingAdmissionPolicy", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.MutatingAdmissionPolicy]},
-		{group: admissionGroup, version: "v1beta1", kind: "MutatingAdmissionPolicyBinding", to: "admissionregistration.k8s.io/v1", make: fresh[admissionv1beta1.MutatingAdmissionPolicyBinding]},
 		{group: definitionsGroup, version: "v1beta1", kind: definitionKind, to: "apiextensions.k8s.io/v1", make: fresh[apiextensionsv1beta1.CustomResourceDefinition], convert: convertDefinition},
 		{group: "discovery.k8s.io", version: "v1beta1", kind: "EndpointSlice", to: "discovery.k8s.io/v1", make: fresh[discoveryv1beta1.EndpointSlice]},
 		{group: nodeGroup, version: "v1beta1", kind: "RuntimeClass", to: "node.k8s.io/v1", make: fresh[nodev1beta1.RuntimeClass]},
 		{group: nodeGroup, version: "v1alpha1", kind: "RuntimeClass", to: "node.k8s.io/v1", make: fresh[nodev1alpha1.RuntimeClass]},
 		{group: "coordination.k8s.io", version: "v1beta1", kind: "Lease", to: "coordination.k8s.io/v1", make: fresh[coordinationv1beta1.Lease]},
-		{group: "certificates.k8s.io", version: "v1beta1", kind: "CertificateSigningRequest", to: "certificates.k8s.io/v1", make: fresh[certificatesv1beta1.CertificateSigningRequest]},
-		{group: flowGroup, version: "v1beta1", kind: "FlowSchema", to: "flowcontrol.apiserver.k8s.io/v1", make: fresh[flowv1beta1.FlowSchema]},
-		{group: flowGroup, version: "v1beta2", kind: "FlowSchema", to: "flowcontrol.apiserver.k8s.io/v1", make: fresh[flowv1beta2.FlowSchema]},
-		{group: flowGroup, version: "v1beta3", kind: "FlowSchema", to: "flowcontrol.apiserver.k8s.io/v1", make: fresh[flowv1beta3.FlowSchema]},
-		{group: flowGroup, version: "v1beta1", kind: "PriorityLevelConfiguration", to: "flowcontrol.apiserver.k8s.io/v1", make: fresh[flowv1beta1.PriorityLevelConfiguration]},
-		{group: flowGroup, version: "v1beta2", kind: "PriorityLevelConfiguration", to: "flowcontrol.apiserver.k8s.io/v1", make: fresh[flowv1beta2.PriorityLevelConfiguration]},
-		{group: flowGroup, version: "v1beta3", kind: "PriorityLevelConfiguration", to: "flowcontrol.apiserver.k8s.io/v1", make: fresh[flowv1beta3.PriorityLevelConfiguration]},
 	}
 }
 
