@@ -35,6 +35,9 @@ type Config struct {
 	// Version changes with the content and says nothing about it.
 	Version string
 	Data    map[string][]byte
+	// Binary are the keys of Data, sorted, that a ConfigMap holds as binaryData:
+	// they become files, never environment variables.
+	Binary []string `json:",omitempty"`
 	// Type is the Secret's type, empty for a ConfigMap.
 	Type string
 }

@@ -248,6 +248,7 @@ func (s *State) configOf(o *desired.Object) *nodes.Config {
 		for k, b := range v.BinaryData {
 			c.Data[k] = bytes.Clone(b)
 		}
+		c.Binary = slices.Sorted(maps.Keys(v.BinaryData))
 	case *corev1.Secret:
 		for k, b := range v.Data {
 			c.Data[k] = bytes.Clone(b)

@@ -41,7 +41,9 @@ type referenceCheck struct {
 type want struct {
 	kind, name string
 	keys       []string
-	optional   *bool
+	// text means that keys of binaryData do not count.
+	text     bool
+	optional *bool
 	severity   desired.Severity
 	// field is asked only when something is missing.
 	field func() string
@@ -101,7 +103,7 @@ func (c referenceCheck) container(k *corev1.Container, path string) {
 			continue
 		}
 		if r := from.ConfigMapKeyRef; r != nil {
-			c.need(want{kind: "ConfigMap", name: r.Name, keys: []string{r.Key}, optional: r.Optional, field: at(".env[%d]", i, ".valueFrom.configMapKeyRef")})
+			c.need(want{kind: "ConfigMap", name: r.Name, keys: []string{r.Key}, text: true, optional: r.Optional, field: at(".env[%d]", i, ".valueFrom.configMapKeyRef")})
 		}
 		if r := from.SecretKeyRef; r != nil {
 			c.need(want{kind: "Secret", name: r.Name, keys: []string{r.Key}, optional: r.Optional, field: at(".env[%d]", i, ".valueFrom.secretKeyRef")})
@@ -133,20 +135,22 @@ func (c referenceCheck) need(n want) {
 	if e.object == nil {
 		return
 	}
+	keys := keysOf(e.object, n.text)
 	for _, k := range n.keys {
-		if k != "" && !holds(e.object, k) {
-			c.found.report(c.entry, n.severity, "missing-key", n.field(), fmt.Sprintf("%s %q has no key %q", n.kind, n.name, k), suggest(k, keysOf(e.object)))
+		switch {
+		case k == "" || keys[k]:
+		case n.text && keysOf(e.object, false)[k]:
+			c.found.report(c.entry, n.severity, "missing-key", n.field(), fmt.Sprintf("key %q of %s %q is binaryData, which cannot be a variable", k, n.kind, n.name),
+				"move it to data, or mount it as a file")
+		default:
+			c.found.report(c.entry, n.severity, "missing-key", n.field(), fmt.Sprintf("%s %q has no key %q", n.kind, n.name, k), suggest(k, keys))
 		}
 	}
 }
 
-func holds(o *desired.Object, key string) bool {
-	_, ok := keysOf(o)[key]
-	return ok
-}
-
-// keysOf are the keys of a ConfigMap or Secret.
-func keysOf(o *desired.Object) map[string]bool {
+// keysOf are the keys of a ConfigMap or Secret, without those of binaryData for
+// text.
+func keysOf(o *desired.Object, text bool) map[string]bool {
 	keys := map[string]bool{}
 	switch v := o.Value.(type) {
 	case *corev1.ConfigMap:
@@ -154,7 +158,7 @@ func keysOf(o *desired.Object) map[string]bool {
 			keys[k] = true
 		}
 		for k := range v.BinaryData {
-			keys[k] = true
+			keys[k] = !text
 		}
 	case *corev1.Secret:
 		for k := range v.Data {

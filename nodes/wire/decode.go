@@ -147,7 +147,7 @@ func decodePod(p *pb.Pod, templates map[uint64]*nodes.Template) (*nodes.Pod, err
 }
 
 func decodeConfig(c *pb.Config) *nodes.Config {
-	return &nodes.Config{Key: decodeKey(c.GetKey()), Version: c.GetVersion(), Data: c.GetData(), Type: c.GetType()}
+	return &nodes.Config{Key: decodeKey(c.GetKey()), Version: c.GetVersion(), Data: c.GetData(), Type: c.GetType(), Binary: c.GetBinary()}
 }
 
 // decodeVolume returns nil for nil.

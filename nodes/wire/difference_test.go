@@ -116,6 +116,7 @@ func TestAssignmentDifferencesAddUp(t *testing.T) {
 				configs[uid] = &nodes.Config{
 					Key:     desired.Key{Kind: "ConfigMap", Namespace: "default", Name: uid},
 					Version: fmt.Sprint(step), Data: map[string][]byte{"k": []byte(strings.Repeat("x", rapid.SampledFrom(sizes).Draw(t, "size")))},
+					Binary: []string{"k"},
 				}
 			}
 			want := &nodes.Assignment{Node: "n1", Network: desired.DefaultSettings().Network}

@@ -98,7 +98,7 @@ func encodePod(p *nodes.Pod, ref uint64) *pb.Pod {
 }
 
 func encodeConfig(c *nodes.Config) *pb.Config {
-	return &pb.Config{Key: encodeKey(c.Key), Version: c.Version, Data: c.Data, Type: c.Type}
+	return &pb.Config{Key: encodeKey(c.Key), Version: c.Version, Data: c.Data, Type: c.Type, Binary: c.Binary}
 }
 
 // encodeVolume returns nil for nil.

@@ -69,17 +69,21 @@ func (c *Context) source(from corev1.EnvFromSource) (map[string]string, error) {
 	}
 	data := make(map[string]string, len(config.Data))
 	for k, v := range config.Data {
-		if from.ConfigMapRef != nil && binary(v) {
-			continue // binaryData is for files, as in Kubernetes
+		if from.ConfigMapRef != nil && isBinary(config, k) {
+			continue
 		}
 		data[k] = string(v)
 	}
 	return data, nil
 }
 
-// binary tells content that can't be an environment variable's value, nor in
-// the data of a ConfigMap.
-func binary(content []byte) bool { return !utf8.Valid(content) || slices.Contains(content, 0) }
+// isBinary reports whether a key of a ConfigMap is for files alone: one of its
+// binaryData, or, in a record of a version that did not tell them apart, content
+// that no data can hold.
+func isBinary(c *nodes.Config, key string) bool {
+	content := c.Data[key]
+	return slices.Contains(c.Binary, key) || !utf8.Valid(content) || slices.Contains(content, 0)
+}
 
 func missing(key desired.Key) error {
 	return fmt.Errorf("%s %q not found", strings.ToLower(key.Kind), key.Name)
@@ -113,7 +117,7 @@ func (c *Context) entry(kind, name, key string, optional *bool) (string, bool, e
 	object := desired.Key{Kind: kind, Namespace: c.Pod.Namespace, Name: name}
 	config := c.Config(object)
 	if config != nil {
-		if data, found := config.Data[key]; found {
+		if data, found := config.Data[key]; found && (kind != "ConfigMap" || !isBinary(config, key)) {
 			return string(data), true, nil
 		}
 	}

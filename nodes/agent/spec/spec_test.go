@@ -125,6 +125,24 @@ func TestEnvironmentLeavesBinaryContentOut(t *testing.T) {
 	}
 }
 
+func TestEnvironmentLeavesBinaryDataOut(t *testing.T) {
+	name := corev1.LocalObjectReference{Name: "both"}
+	c := testContext(corev1.PodSpec{EnableServiceLinks: new(false)})
+	c.Config = func(desired.Key) *nodes.Config {
+		return &nodes.Config{Data: map[string][]byte{"file": []byte("plain text"), "text": []byte("a")}, Binary: []string{"file"}}
+	}
+	env, err := c.Environment(&corev1.Container{Name: "web", EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: name}}}})
+	if diff := cmp.Diff([]string{"text=a"}, env); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	_, err = c.Environment(&corev1.Container{Name: "web", Env: []corev1.EnvVar{{Name: "A", ValueFrom: &corev1.EnvVarSource{
+		ConfigMapKeyRef: &corev1.ConfigMapKeySelector{LocalObjectReference: name, Key: "file"},
+	}}}})
+	if err == nil || !strings.Contains(err.Error(), "couldn't find key file in ConfigMap") {
+		t.Errorf("a variable from binaryData: %v", err)
+	}
+}
+
 func TestServiceLinksNameTheNamespacesServices(t *testing.T) {
 	c := testContext(corev1.PodSpec{})
 	want := map[string]string{

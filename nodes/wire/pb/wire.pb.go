@@ -1295,6 +1295,7 @@ type Config struct {
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Data          map[string][]byte      `protobuf:"bytes,3,rep,name=data,proto3" json:"data,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Type          string                 `protobuf:"bytes,4,opt,name=type,proto3" json:"type,omitempty"`
+	Binary        []string               `protobuf:"bytes,5,rep,name=binary,proto3" json:"binary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1355,6 +1356,13 @@ func (x *Config) GetType() string {
 		return x.Type
 	}
 	return ""
+}
+
+func (x *Config) GetBinary() []string {
+	if x != nil {
+		return x.Binary
+	}
+	return nil
 }
 
 // Volume is nodes.Volume; spec is the protobuf encoding of Kubernetes' core/v1
@@ -3209,12 +3217,13 @@ const file_wire_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
 	"\x04Stop\x12\x14\n" +
 	"\x05grace\x18\x01 \x01(\x03R\x05grace\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd0\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xe8\x01\n" +
 	"\x06Config\x12'\n" +
 	"\x03key\x18\x01 \x01(\v2\x15.tallyman.wire.v1.KeyR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x126\n" +
 	"\x04data\x18\x03 \x03(\v2\".tallyman.wire.v1.Config.DataEntryR\x04data\x12\x12\n" +
-	"\x04type\x18\x04 \x01(\tR\x04type\x1a7\n" +
+	"\x04type\x18\x04 \x01(\tR\x04type\x12\x16\n" +
+	"\x06binary\x18\x05 \x03(\tR\x06binary\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x8c\x03\n" +
