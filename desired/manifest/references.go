@@ -9,8 +9,8 @@ import (
 	"github.com/tallyman-dev/tallyman/desired"
 )
 
-// checkReferences looks for what pods need: ConfigMaps, Secrets, their keys, and
-// ports by name.
+// checkReferences looks for what pods need: ConfigMaps, Secrets, their keys,
+// claims, and ports by name.
 func (w *world) checkReferences() {
 	for _, e := range w.objects {
 		t, ok := templateOf(e.object)
@@ -37,14 +37,14 @@ type referenceCheck struct {
 	entry *entry
 }
 
-// want is a ConfigMap or Secret that a pod needs, with some of its keys.
+// want is a ConfigMap, Secret or claim that a pod needs, with some of its keys.
 type want struct {
 	kind, name string
 	keys       []string
 	// text means that keys of binaryData do not count.
 	text     bool
 	optional *bool
-	severity   desired.Severity
+	severity desired.Severity
 	// field is asked only when something is missing.
 	field func() string
 }
@@ -62,6 +62,12 @@ func (c referenceCheck) volumes(t podTemplate) {
 			c.need(want{kind: "Secret", name: v.Secret.SecretName, keys: itemKeys(v.Secret.Items), optional: v.Secret.Optional, field: at("secret.secretName")})
 		case v.Projected != nil:
 			c.projected(v.Projected, at)
+		case v.PersistentVolumeClaim != nil:
+			if name := v.PersistentVolumeClaim.ClaimName; !c.makesClaim(c.entry.key.Namespace, name) {
+				c.need(want{kind: "PersistentVolumeClaim", name: name, field: at("persistentVolumeClaim.claimName")})
+			}
+		case v.CSI != nil && v.CSI.NodePublishSecretRef != nil:
+			c.need(want{kind: "Secret", name: v.CSI.NodePublishSecretRef.Name, field: at("csi.nodePublishSecretRef.name")})
 		}
 	}
 }
@@ -126,6 +132,9 @@ func (c referenceCheck) need(n want) {
 	code := "missing-" + strings.ToLower(n.kind)
 	if !ok {
 		hint := fmt.Sprintf("add the %s, or mark the reference optional", n.kind)
+		if n.kind == "PersistentVolumeClaim" {
+			hint = "add the claim"
+		}
 		if n.severity == desired.Warning {
 			hint = "images are pulled without it"
 		}
