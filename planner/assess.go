@@ -39,10 +39,6 @@ func (st *step) assessGroup(g *group) {
 			st.prune(g, g.kind().history(g))
 		}
 	}
-	if g.verdict.Late && !before.Late && g.current != nil && !g.current.complete && g.owner(g.current) != g.key {
-		owner := g.owner(g.current)
-		st.event(g.key, true, "ProgressDeadlineExceeded", owner.Kind+" \""+owner.Name+"\" has timed out progressing.")
-	}
 	g.wake = g.verdict.Wake
 	st.collectWaiting(g, waits)
 	if len(g.waiting) == 0 && g.wake.IsZero() {

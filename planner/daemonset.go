@@ -73,6 +73,7 @@ func (k daemonSets) history(g *group) int {
 
 func (k daemonSets) rules(st *step, g *group) workload.Daemon {
 	d := workload.DaemonSet(k.spec(g.object))
+	d.Deadline = deadline(g.object)
 	r := st.rollout(g, workload.Rollout{})
 	d.Now, d.Revised, d.Update, d.Old, d.WasComplete = r.Now, r.Revised, r.Current, r.Old, r.WasComplete
 	d.Failures = g.failures
@@ -99,6 +100,7 @@ func (k daemonSets) reconcile(st *step, g *group) {
 func (k daemonSets) assess(st *step, g *group) (workload.Verdict, string) {
 	d := k.rules(st, g)
 	v := d.Verdict()
+	st.announceLate(g, &v)
 	if _, _, wake := d.Next(); !wake.IsZero() && (v.Wake.IsZero() || wake.Before(v.Wake)) {
 		v.Wake = wake
 	}

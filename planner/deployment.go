@@ -40,6 +40,7 @@ func (d deployments) reconcile(st *step, g *group) {
 func (d deployments) assess(st *step, g *group) (v workload.Verdict, waits string) {
 	r := st.rollout(g, workload.Deployment(d.spec(g.object)))
 	v = r.Verdict()
+	st.announceLate(g, &v)
 	if r.Recreate && !v.Complete {
 		waits = r.Next().Waits
 	}

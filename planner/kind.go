@@ -6,8 +6,10 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -103,6 +105,24 @@ func (plain) identify(*group, *nodes.Pod)                      {}
 func (plain) paused(*desired.Object) bool                      { return false }
 func (plain) history(*group) int                               { return 0 }
 func (plain) frozen(s *State, g *group) string                 { return s.frozen(g) }
+
+// announceLate says once that a rollout makes no progress.
+func (st *step) announceLate(g *group, v *workload.Verdict) {
+	if v.Late && !g.verdict.Late && g.current != nil && !g.current.complete {
+		owner := g.owner(g.current)
+		st.event(g.key, true, "ProgressDeadlineExceeded", owner.Kind+" \""+owner.Name+"\" has timed out progressing.")
+	}
+}
+
+// deadline is how long an object without a field for it may make no progress.
+func deadline(o *desired.Object) time.Duration {
+	if meta, ok := o.Value.(metav1.Object); ok {
+		if d, err := desired.ProgressDeadline(meta.GetAnnotations()); err == nil && d > 0 {
+			return d
+		}
+	}
+	return workload.DefaultDeadline
+}
 
 func replicas(p *int32) int32 { return valueOr(p, 1) }
 

@@ -36,14 +36,22 @@ func (s replicaSets) template(o *desired.Object) (podTemplate, bool) {
 	return templateOf(&s.spec(o).Template, own), true
 }
 
-func (s replicaSets) reconcile(st *step, g *group) {
+func (s replicaSets) rules(st *step, g *group) workload.Rollout {
 	r := st.rollout(g, workload.ReplicaSet(s.spec(g.object)))
+	r.Deadline = deadline(g.object)
+	return r
+}
+
+func (s replicaSets) reconcile(st *step, g *group) {
+	r := s.rules(st, g)
 	st.carryOut(g, r.Next())
 }
 
 func (s replicaSets) assess(st *step, g *group) (workload.Verdict, string) {
-	r := st.rollout(g, workload.ReplicaSet(s.spec(g.object)))
-	return r.Verdict(), ""
+	r := s.rules(st, g)
+	v := r.Verdict()
+	st.announceLate(g, &v)
+	return v, ""
 }
 
 func (s replicaSets) summary(o *desired.Object) string {

@@ -77,6 +77,7 @@ func (k statefulSets) history(g *group) int {
 
 func (k statefulSets) rules(st *step, g *group) workload.Stateful {
 	s := workload.StatefulSet(g.key.Name, k.spec(g.object))
+	s.Deadline = deadline(g.object)
 	r := st.rollout(g, workload.Rollout{})
 	s.Now, s.Revised, s.Update, s.Old, s.WasComplete = r.Now, r.Revised, r.Current, r.Old, r.WasComplete
 	s.Stable, s.Proven, s.Unheard = s.Update, g.proven, st.unheard(g)
@@ -175,6 +176,7 @@ func (k statefulSets) assess(st *step, g *group) (workload.Verdict, string) {
 	st.keepHolders(g)
 	s := k.rules(st, g)
 	v := s.Verdict()
+	st.announceLate(g, &v)
 	if v.Complete {
 		return v, ""
 	}

@@ -177,7 +177,10 @@ func TestStatefulSetForward(t *testing.T) {
 	w := newWorld(t, "n1")
 	w.push(statefulSet("db", 2))
 	w.settle()
-	w.push(statefulSet("db", 2, setImage("broken")))
+	soon := func(s *appsv1.StatefulSet) {
+		s.Annotations = map[string]string{desired.ProgressDeadlineAnnotation: "60"}
+	}
+	w.push(statefulSet("db", 2, setImage("broken"), soon))
 	m := w.machines["n1"]
 	for range 20 {
 		var r nodes.Report
@@ -198,10 +201,14 @@ func TestStatefulSetForward(t *testing.T) {
 	if len(lines) != 1 || !strings.Contains(lines[0].Line, "0 of 2 updated pods available, 1 old pod still there; pod db-1: CrashLoopBackOff") {
 		t.Errorf("progress: %+v", lines)
 	}
-	w.now = w.now.Add(11 * time.Minute)
+	w.now = w.now.Add(61 * time.Second)
 	w.next(Change{})
-	if _, failed := w.s.Settled(); !strings.Contains(failed, "ProgressDeadlineExceeded") {
+	if _, failed := w.s.Settled(); !strings.Contains(failed, "ProgressDeadlineExceeded: no progress for 1m") {
 		t.Errorf("the rollout has not failed: %q", failed)
+	}
+	late := slices.DeleteFunc(slices.Clone(w.events), func(e nodes.Event) bool { return e.Reason != "ProgressDeadlineExceeded" })
+	if len(late) != 1 || late[0].Message != `StatefulSet "db" has timed out progressing.` {
+		t.Errorf("events: %+v", late)
 	}
 	w.push(statefulSet("db", 2, setImage("app:2")))
 	w.settle()

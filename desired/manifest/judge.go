@@ -73,6 +73,7 @@ func (l *Loader) judge(found *findings, rev desired.Revision, o LoadOptions) *de
 	w.checkReferences()
 	w.checkBindings()
 	w.checkServices(config)
+	w.checkAnnotations()
 	w.checkSysctls()
 	if o.Previous != nil {
 		w.checkImmutable(config, o.Previous)

@@ -186,6 +186,39 @@ func TestDaemonSet(t *testing.T) {
 	})
 }
 
+// TestSetRolloutsStop pushes what can't get ready: the push says what has failed
+// and why, and the next one repairs it, though a pod in order never got ready.
+func TestSetRolloutsStop(t *testing.T) {
+	w := newWorld(t)
+	host := t.TempDir()
+	manifest := func(kind, version, more string) string {
+		text := set(kind, "db", map[string]string{"StatefulSet": "serviceName: db\nreplicas: 2"}[kind], host, version)
+		text = strings.Replace(text, "metadata: {name: db}", "metadata: {name: db, annotations: {tallyman.dev/progress-deadline-seconds: \"2\"}}", 1)
+		return strings.Replace(text, `"/host/log=end $(NAME)"]`, `"/host/log=end $(NAME)"`+more+"]", 1) + governing
+	}
+	for _, kind := range []string{"StatefulSet", "DaemonSet"} {
+		t.Run(kind, func(t *testing.T) {
+			w := w.in(t)
+			w.clone.Write("db.yaml", manifest(kind, "1", ""))
+			w.clone.Apply(kind + " good")
+			w.clone.Write("db.yaml", manifest(kind, "2", ", -ready=false"))
+			sha := w.clone.Commit(kind + " bad")
+			r := w.clone.Push()
+			contains(t, "the push", r.Err, "failed: "+kind+" default/db: ProgressDeadlineExceeded: no progress for 2s", "Readiness probe failed", "git revert "+sha[:7])
+			if s := w.Tally("status"); s.Code != 3 || !strings.Contains(s.Out, "ProgressDeadlineExceeded") {
+				t.Errorf("tally status: exit code %d: %s", s.Code, s.Out)
+			}
+			w.clone.Write("db.yaml", manifest(kind, "3", ""))
+			w.clone.Apply(kind + " better")
+			for name, p := range w.living("db-") {
+				if version := ask[map[string]string](w, p.Status.IP, "/env")["VERSION"]; version != "3" {
+					t.Errorf("%s has version %s", name, version)
+				}
+			}
+		})
+	}
+}
+
 // TestReplicationController is a ReplicaSet under its older name.
 func TestReplicationController(t *testing.T) {
 	w := newWorld(t)
