@@ -108,6 +108,9 @@ type ObjectHealth struct {
 	Pod *PodOverview `json:"pod,omitempty"`
 	// Storage is set for PersistentVolumeClaims and PersistentVolumes.
 	Storage *StorageOverview `json:"storage,omitempty"`
+	// Job is set for Jobs, CronJob for CronJobs, once they were looked at.
+	Job     *JobOverview     `json:"job,omitempty"`
+	CronJob *CronJobOverview `json:"cron_job,omitempty"`
 }
 
 // StorageOverview is what pages show of a claim or a volume.
@@ -128,6 +131,37 @@ type StorageOverview struct {
 	Unenforced string `json:"unenforced,omitempty"`
 	// Until is when the data of a released volume is deleted; zero for never.
 	Until time.Time `json:"until,omitzero"`
+}
+
+// JobOverview is the status of a Job's run, in Kubernetes' words.
+type JobOverview struct {
+	// Completions wanted; 0 when any one success will do.
+	Completions int `json:"completions"`
+	Active      int `json:"active"`
+	Succeeded   int `json:"succeeded"`
+	Failed      int `json:"failed"`
+	// CompletedIndexes and FailedIndexes of an Indexed Job: "0,2-5".
+	CompletedIndexes string `json:"completed_indexes,omitempty"`
+	FailedIndexes    string `json:"failed_indexes,omitempty"`
+	// Condition is "Complete" or "Failed" once the run has ended, with Reason.
+	Condition string    `json:"condition,omitempty"`
+	Reason    string    `json:"reason,omitempty"`
+	Started   time.Time `json:"started,omitzero"`
+	Finished  time.Time `json:"finished,omitzero"`
+}
+
+// CronJobOverview is the status of a CronJob.
+type CronJobOverview struct {
+	Schedule string `json:"schedule"`
+	// TimeZone is empty for UTC.
+	TimeZone  string `json:"time_zone,omitempty"`
+	Suspended bool   `json:"suspended,omitempty"`
+	// Active counts its Jobs that are at work.
+	Active int `json:"active"`
+	// Last and Next are scheduled times; Succeeded is when a run last completed.
+	Last      time.Time `json:"last,omitzero"`
+	Next      time.Time `json:"next,omitzero"`
+	Succeeded time.Time `json:"succeeded,omitzero"`
 }
 
 // PodOverview is what pages show of a pod.

@@ -41,7 +41,7 @@ func (st *step) assessGroup(g *group) {
 	}
 	g.wake = g.verdict.Wake
 	st.collectWaiting(g, waits)
-	if len(g.waiting) == 0 && g.wake.IsZero() {
+	if len(g.waiting) == 0 && g.wake.IsZero() && !g.verdict.Late {
 		st.active = st.active.Delete(g.key)
 	} else {
 		st.active = st.active.Set(g.key, struct{}{})
@@ -71,10 +71,10 @@ func (st *step) verdict(g *group) (v workload.Verdict, waits string) {
 
 // settled reports whether nothing more is expected of a group.
 func (g *group) settled() bool {
-	switch g.verdict.Health {
-	case nodes.Healthy:
+	switch {
+	case g.verdict.Over, g.verdict.Health == nodes.Healthy:
 		return true
-	case nodes.Suspended:
+	case g.verdict.Health == nodes.Suspended:
 		return g.verdict.Available == g.verdict.Current
 	default:
 		return false

@@ -51,6 +51,9 @@ func (st *step) deletion(c *comparison, k desired.Key) Difference {
 	if g, ok := st.groups.Get(k); ok && len(g.pods) > 0 {
 		d.Reason += ", " + count(len(g.pods), "pod") + " to stop"
 	}
+	if made := st.madeBy(k); len(made) > 0 {
+		d.Reason += ", " + count(len(made), "Job") + " of its go with it"
+	}
 	return d
 }
 

@@ -55,14 +55,24 @@ func (st *step) retire(g *group) {
 	for _, p := range slices.Clone(g.pods) {
 		st.leave(p.UID, g.key.Kind+" "+g.key.Name+" is no longer in Git")
 	}
-	if len(g.pods) > 0 {
+	for _, made := range st.madeBy(g.key) {
+		st.discard(made.key, g.key.String()+" is no longer in Git")
+	}
+	if _, has := st.made.Get(g.key); len(g.pods) > 0 || has {
 		return
 	}
+	st.unmake(g)
 	for _, s := range g.sets {
 		st.forgetSet(g, s)
 		st.unindex(g, s, nil)
 	}
 	st.decide(kindOfWorkload, keyText(g.key), nil)
+	switch {
+	case g.run != nil:
+		st.decide(kindOfJob, keyText(g.key), nil)
+	case g.cron != nil:
+		st.decide(kindOfCronJob, keyText(g.key), nil)
+	}
 	st.groups = st.groups.Delete(g.key)
 	st.active = st.active.Delete(g.key)
 	delete(st.owned, g.key)

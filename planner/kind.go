@@ -65,6 +65,8 @@ var kinds = map[schemaKind]kind{
 	{"apps", kindStatefulSet}:       statefulSets{},
 	{"apps", kindDaemonSet}:         daemonSets{},
 	{"", kindReplicationController}: replicaSets{},
+	{"batch", kindJob}:              jobs{},
+	{"batch", kindCronJob}:          cronJobs{},
 }
 
 type schemaKind struct{ group, kind string }
@@ -90,6 +92,8 @@ type podTemplate struct {
 	spec                *corev1.PodSpec
 	// own are the object's annotations.
 	own map[string]string
+	// steady is set when changed configuration is no reason for new pods.
+	steady bool
 }
 
 func templateOf(t *corev1.PodTemplateSpec, own map[string]string) podTemplate {

@@ -96,7 +96,7 @@ func (s *State) Settled() (converged bool, failed string) {
 	for k := range keys(s.active) {
 		g, ok := s.groups.Get(k)
 		switch {
-		case !ok:
+		case !ok, !s.answersFor(g):
 		case g.verdict.Late:
 			if failed == "" && !g.lateSince.Before(s.force.Since) {
 				failed = clean(k.String() + ": " + g.verdict.Reason)
@@ -111,6 +111,16 @@ func (s *State) Settled() (converged bool, failed string) {
 	}
 	waits = waits || len(s.storageWaits) > 0
 	return failed == "" && !waits && (s.informed || s.groups.Len() == 0), failed
+}
+
+// answersFor reports whether the revision in force can end by what becomes of a
+// group. A Job has one end, and it is that of the revision that brought the run
+// about; what a schedule started is no revision's.
+func (s *State) answersFor(g *group) bool {
+	if g.maker != (desired.Key{}) {
+		return false
+	}
+	return g.run == nil || g.object == nil || !g.revised.Before(s.force.Since)
 }
 
 // progresses reports whether the revision in force altered a group that is not
@@ -177,6 +187,7 @@ func (g *group) health(o *desired.Object) []nodes.ObjectHealth {
 	if g.current != nil {
 		top.Template = g.current.hash
 	}
+	top.Job, top.CronJob = g.jobOverview(), g.cronOverview()
 	var out []nodes.ObjectHealth
 	top.Owner = g.maker
 	if len(g.pods) > 0 && g.pods[0].bare() {

@@ -27,6 +27,9 @@ type Config struct {
 	// earlier version, before it is compared; it must be a pure function. Nil
 	// compares records as they are.
 	Default func(*corev1.PodSpec)
+	// Location finds a time zone by its name; it must give the same one as long
+	// as the process runs. Nil knows UTC only.
+	Location func(name string) (*time.Location, error)
 }
 
 // Change is everything that became known since the last step. Any part may be

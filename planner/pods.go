@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,7 +69,7 @@ func (st *step) create(g *group, s *set, c *workload.Create) {
 		if c.Name != "" {
 			break
 		}
-		name = g.owner(s).Name + "-" + spell(id[16:], 5)
+		name = namePrefix(g.owner(s).Name, c.Ordinal) + spell(id[16:], 5)
 		if !st.nameTaken(g, name) {
 			break
 		}
@@ -93,6 +94,16 @@ func (st *step) create(g *group, s *set, c *workload.Create) {
 	if !p.bare() {
 		st.event(p.Owner, false, "SuccessfulCreate", "Created pod: "+name)
 	}
+}
+
+// namePrefix is what made-up names begin with, cut as Kubernetes cuts it.
+func namePrefix(owner string, ordinal int) string {
+	const most = 58
+	end := "-"
+	if ordinal != workload.NoOrdinal {
+		end = "-" + strconv.Itoa(ordinal) + "-"
+	}
+	return owner[:min(len(owner), most-len(end))] + end
 }
 
 func (st *step) nameTaken(g *group, name string) bool {

@@ -20,6 +20,8 @@ const (
 	kindOfSet       = "replicaset"
 	kindOfWorkload  = "workload"
 	kindOfLease     = "service"
+	kindOfJob       = "job"
+	kindOfCronJob   = "cronjob"
 	kindOfForce     = "inforce"
 	kindOfInventory = "inventory"
 	kindOfNetwork   = "network"
@@ -118,6 +120,8 @@ type restored struct {
 	leases    []leaseRecord
 	claims    []claimRecord
 	volumes   []volumeRecord
+	jobs      []jobRecord
+	cronJobs  []cronRecord
 }
 
 func parseRecord(decisions []nodes.Decision) *restored {
@@ -142,6 +146,10 @@ func parseRecord(decisions []nodes.Decision) *restored {
 			}
 		case kindOfPod:
 			r.pods = appendParsed(r.pods, d)
+		case kindOfJob:
+			r.jobs = appendParsed(r.jobs, d)
+		case kindOfCronJob:
+			r.cronJobs = appendParsed(r.cronJobs, d)
 		case kindOfLease:
 			r.leases = appendParsed(r.leases, d)
 		case kindOfClaim:
@@ -198,6 +206,12 @@ func (st *step) takeOver(r *restored) {
 	slices.SortFunc(r.sets, func(a, b setRecord) int { return a.Revision - b.Revision })
 	for _, v := range r.sets {
 		st.restoreSet(v, r.templates[setKey(v.Workload, v.Hash)])
+	}
+	for i := range r.jobs {
+		st.restoreJob(&r.jobs[i])
+	}
+	for i := range r.cronJobs {
+		st.restoreCron(&r.cronJobs[i])
 	}
 	for i := range r.pods {
 		st.restorePod(&r.pods[i])

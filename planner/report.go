@@ -190,7 +190,7 @@ func (st *step) adopt(r *nodes.Report) {
 	// what was said last holds, or its services would be cut off for that moment.
 	for uid, p := range entries(n.pods) {
 		switch {
-		case !held[uid] && p.Stop != nil:
+		case !held[uid] && (p.Stop != nil || st.counted(uid)):
 			st.forget(uid, "gone from the node")
 		case !reported[uid] && p.Stop != nil:
 			st.unobserve(uid)

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"encoding/json"
 	"net/netip"
 	"slices"
 	"strings"
@@ -46,6 +47,8 @@ type State struct {
 	services *immutable.SortedMap[desired.Key, *service]
 	nodes    *immutable.SortedMap[string, *node]
 	configs  *immutable.Map[desired.Key, *nodes.Config]
+	// made has the names of the Jobs that each CronJob made and that are there.
+	made *immutable.Map[desired.Key, []string]
 	// pods finds a pod's group.
 	pods *immutable.Map[nodes.UID, podRef]
 
@@ -100,6 +103,7 @@ func New(c Config) *State {
 		claims:        immutable.NewSortedMap[desired.Key, *claim](comparer[desired.Key](desired.Key.Compare)),
 		volumes:       immutable.NewSortedMap[string, *volume](comparer[string](strings.Compare)),
 		users:         immutable.NewSortedMap[desired.Key, *immutable.SortedMap[nodes.UID, struct{}]](comparer[desired.Key](desired.Key.Compare)),
+		made:          immutable.NewMap[desired.Key, []string](hasher[desired.Key](hashKey)),
 		pods:          immutable.NewMap[nodes.UID, podRef](hasher[nodes.UID](func(u nodes.UID) uint32 { return hashText(string(u)) })),
 		active:        immutable.NewSortedMap[desired.Key, struct{}](comparer[desired.Key](desired.Key.Compare)),
 		pending:       immutable.NewSortedMap[nodes.UID, struct{}](uids),
@@ -130,6 +134,11 @@ type group struct {
 	// maker is the workload that object was made for when it is not in Git
 	// itself (a CronJob's Job): it is then that group's to set and to remove.
 	maker desired.Key
+	// run is that of a Job, cron that of a CronJob; nil for others and before
+	// the first look. recorded is the decision about it.
+	run      *run
+	cron     *cron
+	recorded json.RawMessage
 	// stale is set when object or the content it reads may differ from current.
 	stale bool
 	// counter is the newest incarnation.
@@ -302,6 +311,9 @@ const (
 	kindStatefulSet           = "StatefulSet"
 	kindDaemonSet             = "DaemonSet"
 	kindReplicationController = "ReplicationController"
+
+	kindJob     = "Job"
+	kindCronJob = "CronJob"
 
 	kindService   = "Service"
 	kindConfigMap = "ConfigMap"

@@ -238,6 +238,7 @@ func (st *step) applyWorkload(k desired.Key, o *desired.Object) {
 		return
 	}
 	g := st.groupFor(k)
+	st.unmake(g)
 	g.object, g.stale = o, true
 	st.dirtyGroups[k] = true
 	if g.counter == 0 && len(g.sets) == 0 {

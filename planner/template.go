@@ -46,7 +46,7 @@ func (s *State) wantedOf(o *desired.Object) (wanted, bool) {
 		return wanted{}, false
 	}
 	w := wanted{podTemplate: t, content: s.content(o.Key.Namespace, t.spec)}
-	w.steady = t.own[restartAnnotation] == "false" || t.annotations[restartAnnotation] == "false"
+	w.steady = t.steady || t.own[restartAnnotation] == "false" || t.annotations[restartAnnotation] == "false"
 	return w, true
 }
 

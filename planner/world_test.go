@@ -21,7 +21,7 @@ import (
 
 var (
 	epoch      = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	testConfig = Config{SecretKey: []byte("0123456789abcdef")}
+	testConfig = Config{SecretKey: []byte("0123456789abcdef"), Location: time.LoadLocation}
 )
 
 // world is a small cluster around a planner: a record, nodes that do what

@@ -74,6 +74,7 @@ func newPages(files fs.FS, version string) (*pages, error) {
 func functions() template.FuncMap {
 	return template.FuncMap{
 		"when":      when,
+		"clock":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 		"path":      objectPath,
 		"logs":      logsPath,
 		"podState":  podState,

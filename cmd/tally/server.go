@@ -108,7 +108,7 @@ func (s *server) wireSync(key clusterKey) error {
 	}
 	options := loop.Options{
 		Source: s.source, Load: loader(s.o.path), Record: s.record, Executor: s.registry, Inputs: s.registry.Inputs(),
-		Planner:    planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec},
+		Planner:    planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones()},
 		SourceName: strings.Join([]string{s.o.shownRepo(), s.o.branch, s.o.path}, " "),
 		SyncInfo:   nodes.Sync{Repo: s.o.shownRepo(), Branch: s.o.branch, Path: s.o.path},
 		Single:     true, // tally up: the one node is in this process

@@ -156,6 +156,7 @@ func (r *rules) typed(src *source, data []byte, apiVersion string, rule kindRule
 	if !usable {
 		return nil, problems
 	}
+	nameByContent(object, data)
 	written := object
 	if converted {
 		var more []desired.Problem
@@ -208,7 +209,7 @@ func validationHint(e *field.Error, object runtime.Object) string {
 	m := object.(metav1.Object)
 	switch {
 	case e.Field == "metadata.name" && m.GetName() == "" && m.GetGenerateName() != "":
-		return "generateName makes a new object at every reading; write a name"
+		return "generateName makes a new object at every reading; write a name (only a Job can do without, for it is named after its content)"
 	case strings.HasSuffix(e.Field, "metadata.labels") && strings.Contains(e.Detail, "selector"):
 		return "the pods' labels must hold everything that spec.selector asks for"
 	case e.Field == "spec.selector" && e.Type == field.ErrorTypeRequired:

@@ -80,7 +80,7 @@ func metaFields() []typeRule {
 	return []typeRule{
 		on[metav1.ObjectMeta](
 			"name namespace labels annotations",
-			noEffect("generateName", "objects have the name that is written"),
+			noEffect("generateName", "objects have the name that is written; a Job that has none is named after its content"),
 			noEffect("selfLink uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds managedFields", "an API server writes it, people do not"),
 			noEffect("ownerReferences", "an object lives as long as its manifest is in the repository"),
 			noEffect("finalizers", "no controller waits for deletions"),

@@ -58,8 +58,8 @@ func workloadKinds() []kindRule {
 		{kind: "StatefulSet", group: "apps", version: "v1", status: Works, make: fresh[appsv1.StatefulSet], validate: validateStatefulSet},
 		{kind: "DaemonSet", group: "apps", version: "v1", status: Works, make: fresh[appsv1.DaemonSet], validate: validateDaemonSet},
 		{kind: "ReplicationController", version: "v1", status: Works, make: fresh[corev1.ReplicationController], validate: validateReplicationController},
-		{kind: "Job", group: "batch", version: "v1", status: Unsupported, reason: notYet, make: fresh[batchv1.Job], validate: validateJob},
-		{kind: "CronJob", group: "batch", version: "v1", status: Unsupported, reason: notYet, make: fresh[batchv1.CronJob], validate: validateCronJob},
+		{kind: "Job", group: "batch", version: "v1", status: Works, make: fresh[batchv1.Job], validate: validateJob},
+		{kind: "CronJob", group: "batch", version: "v1", status: Works, make: fresh[batchv1.CronJob], validate: validateCronJob},
 		{kind: "PodTemplate", version: "v1", status: NoEffect, reason: "no controller reads it, as in Kubernetes", make: fresh[corev1.PodTemplate], validate: validatePodTemplate},
 		{kind: "ControllerRevision", group: "apps", version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[appsv1.ControllerRevision], validate: validateControllerRevision},
 	}

@@ -255,15 +255,36 @@ func TestElasticIndexed(t *testing.T) {
 	if w.working() != 2 || !w.job.Pods[2].Leaving {
 		t.Fatalf("%d at work", w.working())
 	}
-	j := &batchv1.Job{Spec: spec(3, 3, indexedMode)}
-	was := IdentityOf(j)
-	j.Spec.Parallelism, j.Spec.Completions = new(int32(2)), new(int32(2))
-	if diff := cmp.Diff(was, IdentityOf(j)); diff != "" {
-		t.Error(diff)
+}
+
+func TestIdentity(t *testing.T) {
+	tests := map[string]struct {
+		change    func(*batchv1.Job)
+		continues bool
+	}{
+		"nothing":           {func(*batchv1.Job) {}, true},
+		"parallelism":       {func(j *batchv1.Job) { j.Spec.Parallelism = new(int32(1)) }, true},
+		"both together":     {func(j *batchv1.Job) { j.Spec.Parallelism, j.Spec.Completions = new(int32(2)), new(int32(2)) }, true},
+		"completions alone": {func(j *batchv1.Job) { j.Spec.Completions = new(int32(2)) }, false},
+		"mode":              {func(j *batchv1.Job) { j.Spec.CompletionMode = nil }, false},
+		"suspend":           {func(j *batchv1.Job) { j.Spec.Suspend = new(true) }, true},
+		"limits": {func(j *batchv1.Job) {
+			j.Spec.BackoffLimit, j.Spec.ActiveDeadlineSeconds, j.Spec.TTLSecondsAfterFinished = new(int32(1)), new(int64(1)), new(int32(1))
+		}, true},
+		"limit per index":   {func(j *batchv1.Job) { j.Spec.BackoffLimitPerIndex = new(int32(1)) }, false},
+		"success policy":    {func(j *batchv1.Job) { j.Spec.SuccessPolicy = &batchv1.SuccessPolicy{} }, false},
+		"failure policy":    {func(j *batchv1.Job) { j.Spec.PodFailurePolicy = &batchv1.PodFailurePolicy{} }, false},
+		"label":             {func(j *batchv1.Job) { j.Labels = map[string]string{"a": "b"} }, true},
+		"asked for":         {func(j *batchv1.Job) { j.Annotations = map[string]string{Rerun: "2"} }, false},
+		"another completer": {func(j *batchv1.Job) { j.Spec.PodReplacementPolicy = new(batchv1.Failed) }, true},
 	}
-	j.Spec.Parallelism = new(int32(1))
-	if cmp.Equal(was, IdentityOf(j)) {
-		t.Error("other completions alone are no other Job")
+	for name, test := range tests {
+		was := &batchv1.Job{Spec: spec(3, 3, indexedMode)}
+		is := was.DeepCopy()
+		test.change(is)
+		if got := IdentityOf(is).Continues(IdentityOf(was)); got != test.continues {
+			t.Errorf("%s: continues %v", name, got)
+		}
 	}
 }
 

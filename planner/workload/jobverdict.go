@@ -35,14 +35,12 @@ func (j *Job) Verdict() Verdict {
 	v := Verdict{Wanted: p.Active, Current: p.Active + p.Terminating, Updated: p.Active, Ready: p.Ready, Available: p.Ready, Wake: s.wake}
 	switch f := s.run.Finish; {
 	case f != nil && f.At.IsZero():
-		v.Health, v.Reason = nodes.Progressing, fmt.Sprintf("%s: %s still to stop", f.Reason, plural(p.Terminating, "pod"))
-		if !f.Complete {
-			v.Late = true
-		}
+		v.Health, v.Late = nodes.Progressing, !f.Complete
+		v.Reason = join(f.Reason+": "+f.Message, plural(p.Terminating, "pod")+" still to stop")
 	case f != nil && f.Complete:
-		v.Health, v.Reason, v.Complete = nodes.Healthy, s.completedText(f), true
+		v.Health, v.Reason, v.Complete, v.Over = nodes.Healthy, s.completedText(f), true, true
 	case f != nil:
-		v.Health, v.Late = nodes.Degraded, true
+		v.Health, v.Late, v.Over = nodes.Degraded, true, true
 		v.Reason = join(f.Reason+": "+f.Message, s.trouble())
 	case s.suspended():
 		v.Health, v.Reason = nodes.Suspended, "suspended: "+p.text()

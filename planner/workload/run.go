@@ -6,6 +6,7 @@ import (
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 )
 
 // Run is one execution of a Job, as far as it must be known for ever: its
@@ -111,10 +112,12 @@ const Rerun = "tallyman.dev/run"
 
 // Identity is what makes a Job another one when it changes, besides its pod
 // template: what Kubernetes does not let anyone change in a Job. All else
-// (parallelism, suspend, deadlines, limits) takes effect in the run that there is.
+// (suspend, deadlines, limits) takes effect in the run that there is.
 type Identity struct {
+	Completions *int32 `json:"completions,omitempty"`
+	// Parallelism may change; see Continues.
+	Parallelism          int32                     `json:"parallelism"`
 	CompletionMode       batchv1.CompletionMode    `json:"completion_mode,omitempty"`
-	Completions          *int32                    `json:"completions,omitempty"`
 	PodFailurePolicy     *batchv1.PodFailurePolicy `json:"pod_failure_policy,omitempty"`
 	SuccessPolicy        *batchv1.SuccessPolicy    `json:"success_policy,omitempty"`
 	BackoffLimitPerIndex *int32                    `json:"backoff_limit_per_index,omitempty"`
@@ -122,12 +125,12 @@ type Identity struct {
 	Rerun string `json:"rerun,omitempty"`
 }
 
-// IdentityOf reads a Job. The completions of an Indexed Job that follow its
-// parallelism are left out, for Kubernetes lets those two change together.
+// IdentityOf reads a Job.
 func IdentityOf(j *batchv1.Job) Identity {
 	i := Identity{
-		CompletionMode:       batchv1.NonIndexedCompletion,
 		Completions:          j.Spec.Completions,
+		Parallelism:          valueOr(j.Spec.Parallelism, 1),
+		CompletionMode:       batchv1.NonIndexedCompletion,
 		PodFailurePolicy:     j.Spec.PodFailurePolicy,
 		SuccessPolicy:        j.Spec.SuccessPolicy,
 		BackoffLimitPerIndex: j.Spec.BackoffLimitPerIndex,
@@ -135,11 +138,19 @@ func IdentityOf(j *batchv1.Job) Identity {
 	}
 	if indexed(&j.Spec) {
 		i.CompletionMode = batchv1.IndexedCompletion
-		if *j.Spec.Completions == valueOr(j.Spec.Parallelism, 1) {
-			i.Completions = nil
-		}
 	}
 	return i
+}
+
+// Continues reports whether a Job that has become this one is still the same
+// run. The completions of an Indexed Job may change together with its parallelism.
+func (i Identity) Continues(before Identity) bool {
+	elastic := i.CompletionMode == batchv1.IndexedCompletion && i.Completions != nil && *i.Completions == i.Parallelism
+	if elastic {
+		before.Completions = i.Completions
+	}
+	before.Parallelism = i.Parallelism
+	return equality.Semantic.DeepEqual(i, before)
 }
 
 func indexed(spec *batchv1.JobSpec) bool {

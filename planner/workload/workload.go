@@ -119,6 +119,9 @@ type Verdict struct {
 	Late bool
 	// Complete is set when every pod is of the current template and available.
 	Complete bool
+	// Over is set when nothing more is expected: what has ended, well or not, and
+	// what goes on by itself without anyone waiting for it.
+	Over bool
 	// Deadline is when it will count as late; Wake is the next instant at which
 	// the verdict or the steps may change by themselves. Zero means never.
 	Deadline, Wake time.Time

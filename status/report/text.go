@@ -134,13 +134,20 @@ func workloadTable(w io.Writer, workloads []*Workload, now time.Time) {
 	}
 }
 
-// Ready gives "2/3": the ready pods of those wanted.
+// Ready gives "2/3": the ready pods of those wanted; for a Job the successes,
+// for a CronJob how many of its Jobs are at work.
 func Ready(w *Workload) string {
-	if w.Key.Kind == "Pod" {
-		if w.Pod != nil && w.Pod.Status.Ready {
-			return "1/1"
-		}
+	switch {
+	case w.Key.Kind == "Pod" && w.Pod != nil && w.Pod.Status.Ready:
+		return "1/1"
+	case w.Key.Kind == "Pod":
 		return "0/1"
+	case w.Job != nil && w.Job.Completions == 0:
+		return fmt.Sprintf("%d/1 of %d", w.Job.Succeeded, w.Job.Succeeded+w.Job.Active)
+	case w.Job != nil:
+		return fmt.Sprintf("%d/%d", w.Job.Succeeded, w.Job.Completions)
+	case w.CronJob != nil:
+		return fmt.Sprintf("%d active", w.CronJob.Active)
 	}
 	return fmt.Sprintf("%d/%d", w.Ready, w.Wanted)
 }
