@@ -44,7 +44,11 @@ func newContainers(m *machine, p *pace) *containers {
 		Now: time.Now, Images: published, FailPull: c.failPull, Exec: c.probe,
 		Behave: func(made runtime.Container) fake.Behaviour {
 			// One in five ignores SIGTERM; which one, its name decides.
-			return fake.Behaviour{IgnoresTerm: len(made.ID) > 0 && hash(made.ID)%5 == 0}
+			b := fake.Behaviour{IgnoresTerm: len(made.ID) > 0 && hash(made.ID)%5 == 0}
+			if ofJob(made.Labels) {
+				b.Exits, b.After, b.Code = true, time.Duration(hash(made.ID)%8000)*time.Millisecond, failure(made.ID)
+			}
+			return b
 		},
 	})
 	return c
@@ -52,6 +56,18 @@ func newContainers(m *machine, p *pace) *containers {
 
 func imageOf(ref string) runtime.Image {
 	return runtime.Image{ID: "sha256:" + ref, Digest: "sha256:d-" + ref, Config: runtime.ImageConfig{Cmd: []string{"/app"}}}
+}
+
+func ofJob(labels map[string]string) bool {
+	return strings.HasPrefix(labels[labelWorkload], "batch/"+kindJob+"/")
+}
+
+// failure is the exit code of a Job's container: one in four fails.
+func failure(id string) int32 {
+	if hash(id+"fails")%4 == 0 {
+		return 1
+	}
+	return 0
 }
 
 func hash(s string) uint32 {

@@ -171,6 +171,9 @@ func (w *world) podsAgree(i *intent) (map[desired.Key][]netip.Addr, error) {
 	addrs := map[desired.Key][]netip.Addr{}
 	for _, m := range w.nodes {
 		pods := map[nodes.UID]bool{}
+		for _, s := range m.statuses() {
+			pods[s.UID] = s.Done() // those stay for their result
+		}
 		for _, c := range m.runtime.all() {
 			k := workloadOf(c)
 			v, wanted := i.workloads[k]
@@ -195,6 +198,9 @@ func (w *world) podsAgree(i *intent) (map[desired.Key][]netip.Addr, error) {
 		}
 	}
 	for k, v := range i.workloads {
+		if k.Kind == kindJob {
+			v.replicas = 0 // all that is wanted has been done
+		}
 		if have[k] != v.replicas {
 			return nil, violated(2, "%s runs %d times instead of %d", k, have[k], v.replicas)
 		}

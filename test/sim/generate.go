@@ -67,10 +67,14 @@ func (w *world) firstIntent() *intent {
 // addWorkload adds one, with a service before it more often than not.
 func (w *world) addWorkload(i *intent) {
 	namespace := pick(w.rng, w.namespaces()...)
-	kind := pick(w.rng, kindDeployment, kindDeployment, kindDeployment, kindReplicaSet, kindPod, kindStatefulSet, kindStatefulSet, kindDaemonSet)
+	kind := pick(w.rng, kindDeployment, kindDeployment, kindDeployment, kindReplicaSet, kindPod, kindStatefulSet, kindStatefulSet, kindDaemonSet, kindJob)
 	name := fmt.Sprintf("app-%d", w.rng.IntN(2*w.shape.workloads+2))
 	key := desired.Key{Kind: kind, Namespace: namespace, Name: name}
-	if kind != kindPod {
+	switch kind {
+	case kindPod:
+	case kindJob:
+		key.Group = "batch"
+	default:
 		key.Group = "apps"
 	}
 	for k := range i.workloads {
@@ -104,6 +108,9 @@ func (w *world) drawWorkload(k desired.Key) workload {
 		}
 	}
 	v.replicas = w.size(k.Kind, v.replicas)
+	if k.Kind == kindJob {
+		v.completions = 1 + w.rng.IntN(4)
+	}
 	return v
 }
 
@@ -116,6 +123,8 @@ func (w *world) size(kind string, n int) int {
 		return min(n, 5)
 	case kindDaemonSet:
 		return w.shape.nodes
+	case kindJob:
+		return 1 + n%3
 	}
 	return n
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,6 +25,7 @@ const (
 
 	kindStatefulSet = "StatefulSet"
 	kindDaemonSet   = "DaemonSet"
+	kindJob         = "Job"
 
 	kindService   = "Service"
 	kindConfigMap = "ConfigMap"
@@ -42,12 +44,13 @@ type intent struct {
 }
 
 type workload struct {
-	replicas           int
-	image              string
-	surge, unavailable string
-	recreate           bool
-	minReady           int
-	probe              bool
+	// replicas of a Job are its parallelism.
+	replicas, completions int
+	image                 string
+	surge, unavailable    string
+	recreate              bool
+	minReady              int
+	probe                 bool
 	// config is read as environment; zero for none.
 	config desired.Key
 	cpu    int64 // milli
@@ -157,6 +160,8 @@ func (w *workload) bounds(kind string) (most, least int) {
 		return 2 * w.replicas, w.replicas
 	case kind == kindDaemonSet:
 		return w.replicas, w.replicas - 1
+	case kind == kindJob:
+		return w.replicas, 0
 	case w.recreate:
 		return w.replicas, 0
 	}
@@ -235,6 +240,8 @@ func (i *intent) object(k desired.Key) runtime.Object {
 		return statefulSetObject(meta, &w)
 	case kindDaemonSet:
 		return daemonSetObject(meta, &w)
+	case kindJob:
+		return jobObject(meta, &w)
 	case kindPod:
 		t := w.template(k.Name)
 		meta.Labels = t.Labels
@@ -308,6 +315,17 @@ func daemonSetObject(meta metav1.ObjectMeta, w *workload) *appsv1.DaemonSet {
 			Type: appsv1.RollingUpdateDaemonSetStrategyType, RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxSurge: &surge, MaxUnavailable: &unavailable},
 		},
 	}}
+}
+
+func jobObject(meta metav1.ObjectMeta, w *workload) *batchv1.Job {
+	parallelism, completions, limit := int32(w.replicas), int32(w.completions), int32(1000)
+	t := w.template(meta.Name)
+	t.Spec.RestartPolicy = corev1.RestartPolicyNever
+	j := &batchv1.Job{ObjectMeta: meta, Spec: batchv1.JobSpec{Parallelism: &parallelism, Completions: &completions, BackoffLimit: &limit, Template: t}}
+	if w.recreate {
+		j.Spec.CompletionMode = new(batchv1.IndexedCompletion)
+	}
+	return j
 }
 
 func (w *workload) labels(name string) map[string]string {

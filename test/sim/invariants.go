@@ -20,6 +20,8 @@ type step struct {
 	// commit is the one in force afterwards, intent what it says; nil before the first.
 	commit *commit
 	intent *intent
+	// previous is what the revision in force before said; nil before the first.
+	previous *intent
 	// suspect is the commit in force when the guard should have held it.
 	suspect *commit
 	decided map[nodes.UID]*nodes.Pod
@@ -28,7 +30,7 @@ type step struct {
 // stepInvariants hold after every step of the planner.
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
-	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods,
+	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.
@@ -172,7 +174,7 @@ func nothingGoesForLackOfKnowledge(s *step) (err error) {
 			err = violated(7, "pod %s goes while nothing is in force", p.name)
 		case wanted && p.node != "" && !n.Ready:
 			err = violated(7, "pod %s goes although its node is silent", p.name)
-		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod && !p.surplus(&w):
+		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod && p.workload.Kind != kindJob && !p.surplus(&w):
 			err = violated(7, "pod %s of %s goes for no reason", p.name, p.workload)
 		}
 	})
@@ -182,9 +184,46 @@ func nothingGoesForLackOfKnowledge(s *step) (err error) {
 // nothingVanishes: invariant 7.
 func nothingVanishes(s *step) error {
 	for uid, p := range s.before.pods {
-		if _, there := s.after.pods[uid]; !there && p.node != "" && !p.stopping && p.workload.Kind != kindPod {
+		ended := p.done && p.workload.Kind == kindJob // counted, and its node lost it
+		if _, there := s.after.pods[uid]; !there && p.node != "" && !p.stopping && p.workload.Kind != kindPod && !ended {
 			return violated(7, "pod %s was forgotten without having been stopped", p.name)
 		}
+	}
+	return nil
+}
+
+// jobsCountOnce: a Job counts no more successes than it wants, exactly as many
+// when it is complete, and never fewer than before in the same run.
+func jobsCountOnce(s *step) error {
+	for k, j := range s.after.jobs {
+		before, known := s.before.jobs[k]
+		w, wanted := s.intentOf(k)
+		switch {
+		case j.Succeeded > j.Completions || j.Condition != "" && j.Succeeded != j.Completions:
+			return violated(1, "%s counts %d of %d successes, condition %q", k, j.Succeeded, j.Completions, j.Condition)
+		case known && before.Condition != "" && j.Condition == "" && wanted && w == s.was(k):
+			return violated(1, "%s was complete and runs again", k)
+		}
+	}
+	return nil
+}
+
+// was is what the revision before said of a workload.
+func (s *step) was(k desired.Key) workload {
+	if s.previous == nil {
+		return workload{}
+	}
+	return s.previous.workloads[k]
+}
+
+// neverAfterItsEnd: a Job that has ended starts nothing.
+func neverAfterItsEnd(v *view, decided map[nodes.UID]*nodes.Pod, c runtime.Status) error {
+	p := decided[nodes.UID(c.Labels[labelPod])]
+	if p == nil || p.Stop != nil {
+		return nil
+	}
+	if j, found := v.jobs[p.Workload]; found && j.Condition != "" {
+		return violated(1, "container %s of %s starts after the end of the Job", c.ID, p.Workload)
 	}
 	return nil
 }

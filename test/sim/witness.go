@@ -156,6 +156,9 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 		x.fresh = false
 	}
 	st.commit = x.world.repo.commit(st.after.force)
+	if x.force != nil {
+		st.previous = x.force.intent
+	}
 	x.putInForce(st)
 	x.noteHold(st)
 	if st.commit != nil {
@@ -337,6 +340,7 @@ func (x *witness) starts(m *machine, c runtime.Status, beside []runtime.Status) 
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.fail(decidedBeforeItStarts(x.decided, c))
+	x.fail(neverAfterItsEnd(x.last, x.decided, c))
 	x.fail(notDoubled(c, beside))
 }
 
@@ -378,6 +382,7 @@ type view struct {
 	nodes     map[string]nodes.NodeState
 	// templates are the newest ones of the workloads.
 	templates map[desired.Key]string
+	jobs      map[desired.Key]*nodes.JobOverview
 }
 
 // podView is one pod in a view.
@@ -393,6 +398,7 @@ type podView struct {
 func newView(o *nodes.Overview) *view {
 	v := &view{
 		converged: o.Plan.Converged, pods: map[nodes.UID]podView{}, nodes: map[string]nodes.NodeState{}, templates: map[desired.Key]string{},
+		jobs: map[desired.Key]*nodes.JobOverview{},
 	}
 	if o.InForce != nil {
 		v.force = o.InForce.SHA
@@ -410,6 +416,9 @@ func newView(o *nodes.Overview) *view {
 			owners[h.Key] = h.Owner
 		default:
 			v.templates[h.Key] = h.Template
+			if h.Job != nil {
+				v.jobs[h.Key] = h.Job
+			}
 		}
 	}
 	return v
