@@ -42,12 +42,16 @@ func (barePods) summary(o *desired.Object) string {
 
 func (barePods) change(was, is *desired.Object) (Op, string) {
 	old, new := was.Value.(*corev1.Pod), is.Value.(*corev1.Pod)
+	template := templateChange(
+		&corev1.PodTemplateSpec{ObjectMeta: old.ObjectMeta, Spec: old.Spec}, &corev1.PodTemplateSpec{ObjectMeta: new.ObjectMeta, Spec: new.Spec},
+	)
+	if template == "" {
+		return Update, "the pod stays as it was made"
+	}
 	if maps.Equal(old.Labels, new.Labels) && maps.Equal(old.Annotations, new.Annotations) && resizable(&old.Spec, &new.Spec) {
 		return Update, "the pod's resources are changed in place"
 	}
-	return Replace, "the pod is replaced: " + templateChange(
-		&corev1.PodTemplateSpec{ObjectMeta: old.ObjectMeta, Spec: old.Spec}, &corev1.PodTemplateSpec{ObjectMeta: new.ObjectMeta, Spec: new.Spec},
-	)
+	return Replace, "the pod is replaced: " + template
 }
 
 func (st *step) single(g *group) workload.Single {

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"pgregory.net/rapid"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner/workload"
 )
@@ -274,6 +275,29 @@ func TestJobExpires(t *testing.T) {
 	w.push(job("brief", 1, 1, brief, jobImage("job:2")))
 	if len(w.working("brief")) != 1 {
 		t.Error("the changed one does not run")
+	}
+}
+
+// TestWhatIsFilledInRunsNoJobAgain changes what admission filled in of a Job
+// that is over, and then what is written.
+func TestWhatIsFilledInRunsNoJobAgain(t *testing.T) {
+	w := newWorld(t, "n1")
+	of := func(class string, with ...func(*batchv1.Job)) *batchv1.Job {
+		j := job("j", 1, 1, with...)
+		j.Spec.Template.Spec.PriorityClassName = class
+		j.Spec.Template.Annotations = map[string]string{desired.FilledAnnotation: "priorityClassName"}
+		return j
+	}
+	w.push(of("low"))
+	w.end(w.working("j")[0], 0)
+	for _, class := range []string{"high", ""} {
+		p := w.push(of(class))
+		if len(w.working("j")) != 0 || len(p.Difference) != 1 || p.Difference[0].Op != Update {
+			t.Errorf("with class %q filled in %d pods run; difference %+v", class, len(w.working("j")), p.Difference)
+		}
+	}
+	if w.push(of("high", jobImage("app:2"))); len(w.working("j")) != 1 {
+		t.Error("a Job that is written anew does not run")
 	}
 }
 

@@ -3,12 +3,12 @@ package planner
 import (
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -161,7 +161,9 @@ func workloadChange(wasReplicas, isReplicas int32, was, is *corev1.PodTemplateSp
 
 // templateChange names what differs between two templates; empty when nothing does.
 func templateChange(was, is *corev1.PodTemplateSpec) string {
-	if reflect.DeepEqual(was.Spec, is.Spec) && maps.Equal(was.Labels, is.Labels) && maps.Equal(was.Annotations, is.Annotations) {
+	before, annotations := desired.AsWritten(&was.Spec, was.Annotations)
+	after, today := desired.AsWritten(&is.Spec, is.Annotations)
+	if equality.Semantic.DeepEqual(before, after) && maps.Equal(was.Labels, is.Labels) && maps.Equal(annotations, today) {
 		return ""
 	}
 	var parts []string

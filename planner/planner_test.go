@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 )
 
@@ -294,6 +295,37 @@ func TestUnplaceableWaitsAndIsTriedAgain(t *testing.T) {
 	n.Labels = map[string]string{"disk": "ssd"}
 	w.next(Change{Reports: []nodes.Report{{Node: "n1", Info: &n}}})
 	w.settle()
+}
+
+// TestWhatIsFilledInReplacesNoPod changes what admission filled in of a bare
+// pod, and then what is written.
+func TestWhatIsFilledInReplacesNoPod(t *testing.T) {
+	w := newWorld(t, "n1")
+	of := func(image, cpu string) *corev1.Pod {
+		p := barePod("job", image)
+		if cpu != "" {
+			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}
+			p.Annotations = map[string]string{
+				desired.FilledAnnotation: "containers/" + p.Spec.Containers[0].Name + "/requests/cpu", desired.LimitAnnotation: "LimitRanger plugin set: cpu " + cpu,
+			}
+		}
+		return p
+	}
+	w.push(of("app:1", ""))
+	w.settle()
+	first := w.uids("job")
+	for _, cpu := range []string{"1", "2", ""} {
+		p := w.push(of("app:1", cpu))
+		w.settle()
+		if len(p.Difference) != 1 || p.Difference[0].Op != Update || !slices.Equal(w.uids("job"), first) {
+			t.Errorf("with %q filled in: pods %q, before %q, difference %+v", cpu, w.uids("job"), first, p.Difference)
+		}
+	}
+	p := w.push(of("app:2", "1"))
+	w.settle()
+	if p.Difference[0].Op != Replace || slices.Equal(w.uids("job"), first) {
+		t.Errorf("a pod that is written anew stays: %+v", p.Difference)
+	}
 }
 
 // TestHigherPriorityIsPlacedFirst makes room for one pod of three: the one of

@@ -63,19 +63,21 @@ func (s *State) matches(g *group, have *set, w *wanted) bool {
 			delete(labels, k)
 		}
 	}
-	if !maps.Equal(labels, w.labels) || !maps.Equal(have.template.Annotations, w.annotations) {
+	spec, annotations := desired.AsWritten(&have.template.Spec, have.template.Annotations)
+	wantedSpec, wantedAnnotations := desired.AsWritten(w.spec, w.annotations)
+	if !maps.Equal(labels, w.labels) || !maps.Equal(annotations, wantedAnnotations) {
 		return false
 	}
-	if equality.Semantic.DeepEqual(&have.template.Spec, w.spec) {
+	if equality.Semantic.DeepEqual(spec, wantedSpec) {
 		return true
 	}
 	if s.config.Default == nil {
 		return false
 	}
 	// The template may have been stored before a default existed.
-	today := have.template.Spec.DeepCopy()
+	today := spec.DeepCopy()
 	s.config.Default(today)
-	return equality.Semantic.DeepEqual(today, w.spec)
+	return equality.Semantic.DeepEqual(today, wantedSpec)
 }
 
 // newSet names and keeps a template that no set of the group has yet.

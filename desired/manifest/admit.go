@@ -94,7 +94,12 @@ func (w *world) complete(r *rules, rules *admission.Rules) (limited []desired.Ke
 // admissible gives the pods of an object in the form that admission takes.
 func admissible(o *desired.Object) (admission.Template, bool) {
 	t, ok := templateOf(o)
-	return admission.Template{Object: o.Key, Meta: t.meta, Spec: t.spec, Path: t.path}, ok
+	once := false
+	switch o.Value.(type) {
+	case *corev1.Pod, *batchv1.Job:
+		once = true
+	}
+	return admission.Template{Object: o.Key, Meta: t.meta, Spec: t.spec, Path: t.path, Once: once}, ok
 }
 
 // use is what an object asks of quotas. t is its template, empty for none.

@@ -40,7 +40,8 @@ func (c *completion) useAccount() {
 			"add the ServiceAccount, or leave serviceAccountName out to use default")
 		return
 	}
-	if account := c.rules.account(c.Object.Namespace, c.Spec); account != nil && len(c.Spec.ImagePullSecrets) == 0 {
+	if account := c.rules.account(c.Object.Namespace, c.Spec); account != nil && len(account.ImagePullSecrets) > 0 && len(c.Spec.ImagePullSecrets) == 0 {
+		c.filled = append(c.filled, "imagePullSecrets")
 		c.Spec.ImagePullSecrets = slices.Clone(account.ImagePullSecrets)
 	}
 }

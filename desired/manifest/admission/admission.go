@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -29,6 +30,9 @@ type Template struct {
 	Spec   *corev1.PodSpec
 	// Path leads from the object to Spec, e.g. "spec.template.spec".
 	Path string
+	// Once is set for pods that are made once: bare ones, and those of Jobs. What
+	// is filled in is noted in them, so that a change of the rules makes none again.
+	Once bool
 }
 
 // Finding is one thing to say about an object.
@@ -84,7 +88,8 @@ func NewRules(objects []*desired.Object, known map[desired.Key]bool, settings de
 func (r *Rules) Changes(t Template) bool {
 	namespace, spec := t.Object.Namespace, t.Spec
 	account := r.account(namespace, spec)
-	return len(r.limits[namespace]) > 0 || r.priorities.concern(spec) || spec.RuntimeClassName != nil || spec.Overhead != nil ||
+	_, claimed := t.Meta.Annotations[desired.FilledAnnotation]
+	return claimed || len(r.limits[namespace]) > 0 || r.priorities.concern(spec) || spec.RuntimeClassName != nil || spec.Overhead != nil ||
 		account != nil && len(account.ImagePullSecrets) > 0 && len(spec.ImagePullSecrets) == 0 || r.missingAccount(namespace, spec)
 }
 
@@ -93,10 +98,14 @@ func (r *Rules) Changes(t Template) bool {
 // It changes the template, which must not be shared.
 func (r *Rules) Complete(t Template) (findings []Finding, limited bool) {
 	c := completion{rules: r, Template: t}
+	delete(t.Meta.Annotations, desired.FilledAnnotation)
 	limited = c.defaultResources()
 	c.useAccount()
 	c.setPriority()
 	c.useRuntime()
+	if t.Once && len(c.filled) > 0 {
+		c.annotate(desired.FilledAnnotation, strings.Join(c.filled, " "))
+	}
 	return c.findings, limited
 }
 
@@ -113,6 +122,15 @@ type completion struct {
 	rules *Rules
 	Template
 	findings []Finding
+	// filled is what was empty and is no longer, as desired.FilledAnnotation has it.
+	filled []string
+}
+
+func (c *completion) annotate(name, value string) {
+	if c.Meta.Annotations == nil {
+		c.Meta.Annotations = map[string]string{}
+	}
+	c.Meta.Annotations[name] = value
 }
 
 func (c *completion) report(severity desired.Severity, code, field, message, hint string) {

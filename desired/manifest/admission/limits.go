@@ -11,9 +11,6 @@ import (
 	"github.com/tallyman-dev/tallyman/desired"
 )
 
-// limitAnnotation is where Kubernetes' LimitRanger says what it filled in.
-const limitAnnotation = "kubernetes.io/limit-ranger"
-
 // defaultResources gives containers the requests and limits of the namespace's
 // LimitRanges, as Kubernetes' LimitRanger gives them to new pods. The first
 // LimitRange by name that has a default for a resource decides it. The same
@@ -21,7 +18,10 @@ const limitAnnotation = "kubernetes.io/limit-ranger"
 func (c *completion) defaultResources() bool {
 	rules := c.rules.limits[c.Object.Namespace]
 	if len(rules) > 0 {
-		requestLimits(c.Spec)
+		// Kubernetes lets pods, but not templates, request what they are limited to.
+		for _, k := range containers(c.Spec) {
+			c.fillResources(k, "requests", merge(&k.Resources.Requests, k.Resources.Limits))
+		}
 	}
 	var set []string
 	for _, o := range rules {
@@ -34,10 +34,10 @@ func (c *completion) defaultResources() bool {
 			if k.init {
 				kind = "init container"
 			}
-			if names := merge(&k.Resources.Requests, requests); names != "" {
+			if names := c.fillResources(k, "requests", merge(&k.Resources.Requests, requests)); names != "" {
 				set = append(set, fmt.Sprintf("%s request for %s %s", names, kind, k.Name))
 			}
-			if names := merge(&k.Resources.Limits, limits); names != "" {
+			if names := c.fillResources(k, "limits", merge(&k.Resources.Limits, limits)); names != "" {
 				set = append(set, fmt.Sprintf("%s limit for %s %s", names, kind, k.Name))
 			}
 		}
@@ -45,10 +45,7 @@ func (c *completion) defaultResources() bool {
 	if len(set) == 0 {
 		return false
 	}
-	if c.Meta.Annotations == nil {
-		c.Meta.Annotations = map[string]string{}
-	}
-	c.Meta.Annotations[limitAnnotation] = "LimitRanger plugin set: " + strings.Join(set, "; ")
+	c.annotate(desired.LimitAnnotation, "LimitRanger plugin set: "+strings.Join(set, "; "))
 	return true
 }
 
@@ -67,7 +64,7 @@ func (r *Rules) LimitNotes(limited []desired.Key) []Finding {
 				findings = append(findings, Finding{
 					Object: o.Key, Severity: desired.Note, Code: "limit-range", Field: "spec.limits",
 					Message: fmt.Sprintf("gives containers of %s their requests or limits", some(users[namespace])),
-					Hint:    "the templates hold them, so changing a default rolls these pods",
+					Hint:    "the templates hold them, so changing a default rolls the pods, except bare ones and those of Jobs",
 				})
 			}
 		}
@@ -82,14 +79,6 @@ func some(names []string) string {
 		return strings.Join(names, ", ")
 	}
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
-}
-
-// requestLimits lets containers request what they are limited to where they
-// request nothing, as Kubernetes defaults pods, but not templates.
-func requestLimits(spec *corev1.PodSpec) {
-	for _, k := range containers(spec) {
-		merge(&k.Resources.Requests, k.Resources.Limits)
-	}
 }
 
 // containerDefaults are those of all items for containers; a later item wins.
@@ -109,8 +98,21 @@ func containerDefaults(l *corev1.LimitRange) (requests, limits corev1.ResourceLi
 	return requests, limits
 }
 
-// merge adds what a list does not name and gives the names added, by commas.
-func merge(into *corev1.ResourceList, defaults corev1.ResourceList) string {
+// fillResources notes which requests or limits of a container were added, and
+// gives them by commas.
+func (c *completion) fillResources(k containerAt, list string, added []string) string {
+	kind := "containers"
+	if k.init {
+		kind = "initContainers"
+	}
+	for _, name := range added {
+		c.filled = append(c.filled, kind+"/"+k.Name+"/"+list+"/"+name)
+	}
+	return strings.Join(added, ", ")
+}
+
+// merge adds what a list does not name and gives the names added.
+func merge(into *corev1.ResourceList, defaults corev1.ResourceList) []string {
 	var added []string
 	for _, name := range sortedNames(defaults) {
 		if _, ok := (*into)[name]; ok {
@@ -122,7 +124,7 @@ func merge(into *corev1.ResourceList, defaults corev1.ResourceList) string {
 		(*into)[name] = defaults[name].DeepCopy()
 		added = append(added, string(name))
 	}
-	return strings.Join(added, ", ")
+	return added
 }
 
 // checkLimits holds a pod and its containers to the namespace's LimitRanges.

@@ -1,11 +1,13 @@
 package admission
 
 import (
+	"maps"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -90,7 +92,7 @@ func TestLimitRangeDefaults(t *testing.T) {
 	}
 	const said = "LimitRanger plugin set: cpu, memory request for container bare; cpu limit for container bare; cpu request for container limited; cpu limit for container limited; " +
 		"memory request for init container init; cpu limit for init container init; memory limit for container bare; memory limit for init container init"
-	if got := template.Meta.Annotations[limitAnnotation]; got != said {
+	if got := template.Meta.Annotations[desired.LimitAnnotation]; got != said {
 		t.Errorf("annotation %q, want %q", got, said)
 	}
 	again := template.Spec.DeepCopy()
@@ -100,6 +102,43 @@ func TestLimitRangeDefaults(t *testing.T) {
 	notes := r.LimitNotes([]desired.Key{template.Object})
 	if got := messages(notes); len(got) != 2 || notes[0].Object.Name != "a" || notes[1].Object.Name != "b" || got[0] != "spec.limits: gives containers of Deployment web their requests or limits" {
 		t.Errorf("notes: %v", got)
+	}
+}
+
+// Of pods that are made once it is noted what was filled in, so that they can
+// be compared as they are written, whatever rules hold today.
+func TestWhatIsFilledInIsKnown(t *testing.T) {
+	account := object("ServiceAccount", "default", &corev1.ServiceAccount{ImagePullSecrets: []corev1.LocalObjectReference{{Name: "registry"}}})
+	strict := rulesOf(t, account, priorityClass("normal", 10, true, corev1.PreemptNever), limitRange("a", corev1.LimitRangeItem{
+		Type: corev1.LimitTypeContainer, Default: list("cpu", "500m", "example.com/gpu", "1"), DefaultRequest: list("memory", "1Gi"),
+	}))
+	template := func() Template {
+		job := deployment("web", container("a", nil, list("memory", "2Gi")), container("b", list("cpu", "1m"), list("cpu", "2m")))
+		job.Spec.InitContainers = []corev1.Container{container("a", nil, nil)}
+		job.Meta.Annotations = map[string]string{"own": "kept"}
+		job.Once = true
+		return job
+	}
+	written, completed := template(), template()
+	if findings, _ := strict.Complete(completed); len(findings) > 0 {
+		t.Fatal(findings)
+	}
+	if cmp.Equal(written.Spec, completed.Spec) {
+		t.Fatal("nothing was filled in")
+	}
+	spec, annotations := desired.AsWritten(completed.Spec, completed.Meta.Annotations)
+	if !equality.Semantic.DeepEqual(spec, written.Spec) || !maps.Equal(annotations, written.Meta.Annotations) {
+		t.Errorf("as written (-want +got):\n%s", cmp.Diff(written.Spec, spec))
+	}
+	// Whoever writes the note himself does not hide what he writes.
+	forged := template()
+	forged.Meta.Annotations[desired.FilledAnnotation] = "containers/b/limits/cpu"
+	loose := rulesOf(t)
+	if !loose.Changes(forged) {
+		t.Error("a forged note is not looked at")
+	}
+	if loose.Complete(forged); forged.Meta.Annotations[desired.FilledAnnotation] != "" {
+		t.Error("a forged note stays")
 	}
 }
 

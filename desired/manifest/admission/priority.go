@@ -90,6 +90,14 @@ func (c *completion) setPriority() {
 		return
 	}
 	if class != nil {
+		for _, f := range []struct {
+			name  string
+			empty bool
+		}{{"priorityClassName", c.Spec.PriorityClassName == ""}, {"priority", c.Spec.Priority == nil}, {"preemptionPolicy", c.Spec.PreemptionPolicy == nil}} {
+			if f.empty {
+				c.filled = append(c.filled, f.name)
+			}
+		}
 		c.Spec.PriorityClassName, c.Spec.Priority, c.Spec.PreemptionPolicy = class.Name, &value, &policy
 	}
 }

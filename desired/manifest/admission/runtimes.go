@@ -38,6 +38,9 @@ func (c *completion) setOverhead(class *nodev1.RuntimeClass) {
 	case len(c.Spec.Overhead) > 0 && !equality.Semantic.DeepEqual(c.Spec.Overhead, class.Overhead.PodFixed):
 		c.refuse("invalid", "overhead", "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead", hint)
 	default:
+		if len(c.Spec.Overhead) == 0 {
+			c.filled = append(c.filled, "overhead")
+		}
 		c.Spec.Overhead = class.Overhead.PodFixed.DeepCopy()
 	}
 }

@@ -74,7 +74,9 @@ func nodePorts(s *corev1.ServiceSpec) int64 {
 // podUsage is what one pod of a specification uses.
 func podUsage(spec *corev1.PodSpec) corev1.ResourceList {
 	pod := &corev1.Pod{Spec: *spec.DeepCopy()}
-	requestLimits(&pod.Spec)
+	for _, k := range containers(&pod.Spec) {
+		merge(&k.Resources.Requests, k.Resources.Limits)
+	}
 	usage := compute(resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{}), resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{}))
 	usage["count/pods"] = count(1)
 	usage[corev1.ResourcePods] = count(1)
