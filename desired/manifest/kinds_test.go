@@ -66,6 +66,13 @@ parameters: {a: b}`, "driverName"},
 			"storage.k8s.io/v1 VolumeAttachment", `spec: {attacher: a.example.com, nodeName: one, source: {persistentVolumeName: p}}`,
 			`spec: {attacher: a.example.com, source: {persistentVolumeName: p}}`, "spec.nodeName",
 		},
+		{"v1 ConfigMap", "data: {a: b}", "data: {a: b}\nbinaryData: {a: YQ==}", "data[a]"},
+		{"v1 Secret", "type: kubernetes.io/dockerconfigjson\nstringData: {.dockerconfigjson: '{}'}", "type: kubernetes.io/dockerconfigjson\nstringData: {.dockerconfigjson: '{'}", "data[.dockerconfigjson]"},
+		{"v1 Secret", "type: kubernetes.io/dockercfg\nstringData: {.dockercfg: '{}'}", "type: kubernetes.io/dockercfg", "data[.dockercfg]"},
+		{"v1 Secret", "type: kubernetes.io/tls\nstringData: {tls.crt: a, tls.key: b}", "type: kubernetes.io/tls\nstringData: {tls.crt: a}", "data[tls.key]"},
+		{"v1 Secret", "type: kubernetes.io/basic-auth\nstringData: {username: a}", "type: kubernetes.io/basic-auth\nstringData: {user: a}", "data["},
+		{"v1 Secret", "type: kubernetes.io/ssh-auth\nstringData: {ssh-privatekey: a}", "type: kubernetes.io/ssh-auth", "data[ssh-privatekey]"},
+		{"v1 Secret", "immutable: true\ndata: {a: YQ==}", "data: {a: '%'}", "data[a]"},
 		{"v1 ResourceQuota", `spec: {hard: {pods: 3}}`, `spec: {hard: {pods: -3}}`, "spec.hard[pods]"},
 		{"v1 LimitRange", `spec: {limits: [{type: Container, max: {cpu: 1}}]}`, `spec: {limits: [{type: Container, max: {cpu: 1}, min: {cpu: 2}}]}`, "spec.limits[0].min[cpu]"},
 		{"node.k8s.io/v1 RuntimeClass", `handler: runsc`, `handler: Run_SC`, "handler"},
@@ -77,7 +84,7 @@ parameters: {a: b}`, "driverName"},
 func TestKindsAreValidated(t *testing.T) {
 	r := newRules()
 	for _, c := range kindCases() {
-		t.Run(strings.ReplaceAll(c.kind, "/", "."), func(t *testing.T) {
+		t.Run(strings.ReplaceAll(c.kind, "/", ".")+" "+c.field, func(t *testing.T) {
 			apiVersion, kind, _ := strings.Cut(c.kind, " ")
 			head := "apiVersion: " + apiVersion + "\nkind: " + kind + "\nmetadata: {name: x}\n"
 			if errs := mistakes(r.parseFile("a.yaml", []byte(head+c.valid))); len(errs) > 0 {
