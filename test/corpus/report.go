@@ -148,7 +148,7 @@ func (r report) writeRejected(b *strings.Builder) {
 func (r report) writeRest(b *strings.Builder) {
 	c := r.count(func(o outcome) bool { return o.group() == custom })
 	d := r.count(func(o outcome) bool { return o.group() == other })
-	fmt.Fprintf(b, "\nBesides, %d custom resources, of which %d were accepted without their definition beside them, "+
+	fmt.Fprintf(b, "\nBesides, %d custom resources, of which %d lack nothing but their definition, which is another document, "+
 		"and %d patches and files of tools, which are read for the sake of trying alone.\n", c.total, c.total-c.rejected, d.total)
 }
 
