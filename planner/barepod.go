@@ -24,16 +24,23 @@ func (barePods) template(o *desired.Object) (podTemplate, bool) {
 func (barePods) reconcile(st *step, g *group) {
 	st.resizeInPlace(g)
 	s := st.single(g)
-	steps := s.Next()
-	for i := range steps.Creates {
-		steps.Creates[i].Name = g.key.Name
-	}
-	st.carryOut(g, steps)
+	st.carryOut(g, st.named(g, s.Next()))
 }
 
 func (barePods) assess(st *step, g *group) (workload.Verdict, string) {
 	s := st.single(g)
-	return s.Verdict(), s.Next().Waits
+	return s.Verdict(), st.named(g, s.Next()).Waits
+}
+
+// named gives the pod to create its name, unless a StatefulSet's pod has it.
+func (st *step) named(g *group, steps workload.Steps) workload.Steps {
+	for i := range steps.Creates {
+		steps.Creates[i].Name = g.key.Name
+	}
+	if len(steps.Creates) > 0 && st.ordinalPod(g.key) {
+		steps.Creates, steps.Waits = nil, "a StatefulSet has a pod of this name; rename one of them"
+	}
+	return steps
 }
 
 func (barePods) summary(o *desired.Object) string {

@@ -210,6 +210,9 @@ func (st *step) forget(uid nodes.UID, reason string) {
 	if p.Node != "" {
 		st.unbind(p)
 	}
+	if g.key.Kind == kindStatefulSet {
+		st.freeName(p.Key())
+	}
 }
 
 func (st *step) unbind(p *pod) {

@@ -113,14 +113,26 @@ func (st *step) unlessTaken(g *group, steps workload.Steps) workload.Steps {
 	return steps
 }
 
-// freeName looks again at the StatefulSet that may wait for a pod's name.
+// freeName looks again at the Pod in Git and at the StatefulSet that may wait
+// for a pod's name.
 func (st *step) freeName(pod desired.Key) {
-	if i := strings.LastIndexByte(pod.Name, '-'); i > 0 {
-		k := desired.Key{Group: "apps", Kind: kindStatefulSet, Namespace: pod.Namespace, Name: pod.Name[:i]}
+	for _, k := range []desired.Key{pod, setOfName(pod)} {
 		if _, there := st.groups.Get(k); there {
 			st.dirtyGroups[k] = true
 		}
 	}
+}
+
+// ordinalPod reports whether a StatefulSet has a pod of some name.
+func (st *step) ordinalPod(k desired.Key) bool {
+	g, ok := st.groups.Get(setOfName(k))
+	return ok && slices.ContainsFunc(g.pods, func(p *pod) bool { return p.Name == k.Name })
+}
+
+// setOfName is the StatefulSet that would call one of its pods so.
+func setOfName(pod desired.Key) desired.Key {
+	i := max(0, strings.LastIndexByte(pod.Name, '-'))
+	return desired.Key{Group: "apps", Kind: kindStatefulSet, Namespace: pod.Namespace, Name: pod.Name[:i]}
 }
 
 func podKey(namespace, name string) desired.Key {
@@ -130,10 +142,13 @@ func podKey(namespace, name string) desired.Key {
 // unheard are the ordinals without a pod that the ledger has on a node which has
 // not reported since our start.
 func (s *State) unheard(g *group) map[int]string {
+	known := make(map[int]bool, len(g.pods))
+	for _, p := range g.pods {
+		known[p.Ordinal] = true
+	}
 	var out map[int]string
 	for ordinal, name := range g.holders {
-		known := slices.ContainsFunc(g.pods, func(p *pod) bool { return p.Ordinal == ordinal })
-		if n, _ := s.nodes.Get(name); known || n != nil && n.reported {
+		if n, _ := s.nodes.Get(name); known[ordinal] || n != nil && n.reported {
 			continue
 		}
 		if out == nil {
@@ -196,19 +211,34 @@ func (k statefulSets) summary(o *desired.Object) string {
 // been deleted without its pods and made again: they are adopted and roll.
 func (k statefulSets) change(was, is *desired.Object) (Op, string) {
 	old, new := k.spec(was), k.spec(is)
-	parts := []string{workloadChange(replicas(old.Replicas), replicas(new.Replicas), &old.Template, &new.Template)}
+	var parts []string
+	if a, b := replicas(old.Replicas), replicas(new.Replicas); a != b {
+		parts = append(parts, fmt.Sprintf("%d → %s", a, count(int(b), "replica")))
+	}
+	if change := templateChange(&old.Template, &new.Template); change != "" {
+		parts = append(parts, change+", "+rolls(new))
+	}
 	if names := immutableChanges(old, new); len(names) > 0 {
 		parts = append(parts, strings.Join(names, ", ")+" changed: the pods are kept and adopted, then roll as far as they differ")
 	}
-	if templateChange(&old.Template, &new.Template) != "" {
-		switch partition := workload.StatefulSet(is.Key.Name, new).Partition; {
-		case new.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType:
-			parts = append(parts, "update strategy OnDelete: pods keep their template until they end")
-		case partition > 0:
-			parts = append(parts, fmt.Sprintf("partition %d: the first %s keep their template", partition, count(partition, "pod")))
-		}
+	if len(parts) == 0 {
+		return Update, "no pod is touched"
 	}
 	return Update, strings.Join(parts, "; ")
+}
+
+// rolls says which pods take up a changed template.
+func rolls(spec *appsv1.StatefulSetSpec) string {
+	s := workload.StatefulSet("", spec)
+	kept := min(s.Partition, s.Replicas)
+	switch {
+	case s.OnDelete:
+		return "update strategy OnDelete: pods keep their template until they end"
+	case kept > 0:
+		return fmt.Sprintf("%s to roll, the first %d stay (partition)", count(s.Replicas-kept, "pod"), kept)
+	default:
+		return count(s.Replicas, "pod") + " to roll"
+	}
 }
 
 func immutableChanges(old, new *appsv1.StatefulSetSpec) []string {

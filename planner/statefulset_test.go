@@ -11,6 +11,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -252,6 +253,15 @@ func TestStatefulSetNameTaken(t *testing.T) {
 	if diff := cmp.Diff([]string{"db-0 app:1"}, w.images("db")); diff != "" {
 		t.Fatal(diff)
 	}
+	w.push(statefulSet("db", 1), barePod("db-0", "app:1"))
+	if lines := w.s.Progress(); len(lines) != 1 || !strings.Contains(lines[0].Line, "Pod default/db-0: a StatefulSet has a pod of this name") {
+		t.Errorf("progress: %+v", lines)
+	}
+	w.push(statefulSet("db", 0), barePod("db-0", "app:1"))
+	w.settle()
+	if len(w.pods("db")) != 0 || len(w.pods("db-0")) != 1 {
+		t.Errorf("the name is free, and the Pod does not take it")
+	}
 }
 
 func TestClaimTemplates(t *testing.T) {
@@ -310,5 +320,52 @@ func TestStatefulSetUnheardNode(t *testing.T) {
 	w.settle()
 	if pods := w.images("db"); len(pods) != 2 {
 		t.Fatalf("pods: %v", pods)
+	}
+}
+
+// TestSetTexts is what a push says about StatefulSets and DaemonSets.
+func TestSetTexts(t *testing.T) {
+	onDelete := func(s *appsv1.StatefulSet) { s.Spec.UpdateStrategy.Type = appsv1.OnDeleteStatefulSetStrategyType }
+	daemonOnDelete := func(s *appsv1.DaemonSet) {
+		s.Spec.UpdateStrategy = appsv1.DaemonSetUpdateStrategy{Type: appsv1.OnDeleteDaemonSetStrategyType}
+	}
+	claim := func(s *appsv1.StatefulSet) {
+		s.Spec.VolumeClaimTemplates = []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}}}
+	}
+	tests := []struct {
+		was, is runtime.Object
+		want    string
+	}{
+		{nil, statefulSet("db", 3), "+ StatefulSet default/db: 3 pods, image app:1"},
+		{nil, statefulSet("db", 1, claim), "+ StatefulSet default/db: 1 pod, image app:1, 1 claim each"},
+		{statefulSet("db", 3), statefulSet("db", 2), "~ StatefulSet default/db: 3 → 2 replicas"},
+		{statefulSet("db", 3), statefulSet("db", 3, setImage("app:2")), "~ StatefulSet default/db: image app:1 → app:2, 3 pods to roll"},
+		{
+			statefulSet("db", 3), statefulSet("db", 3, setImage("app:2"), partitioned(2)),
+			"~ StatefulSet default/db: image app:1 → app:2, 1 pod to roll, the first 2 stay (partition)",
+		},
+		{
+			statefulSet("db", 3), statefulSet("db", 3, setImage("app:2"), onDelete),
+			"~ StatefulSet default/db: image app:1 → app:2, update strategy OnDelete: pods keep their template until they end",
+		},
+		{statefulSet("db", 3), statefulSet("db", 3, inParallel), "~ StatefulSet default/db: podManagementPolicy changed: the pods are kept and adopted, then roll as far as they differ"},
+		{nil, daemonSet("logs"), "+ DaemonSet default/logs: a pod on each node that matches, image app:1"},
+		{daemonSet("logs"), daemonSet("logs", surging), "~ DaemonSet default/logs: no pod is touched"},
+		{daemonSet("logs"), daemonSet("logs", daemonImage("app:2")), "~ DaemonSet default/logs: image app:1 → app:2, the pod of each node to roll"},
+		{
+			daemonSet("logs"), daemonSet("logs", daemonImage("app:2"), daemonOnDelete),
+			"~ DaemonSet default/logs: image app:1 → app:2, update strategy OnDelete: pods keep their template until they end",
+		},
+	}
+	for _, test := range tests {
+		w := newWorld(t, "n1")
+		if test.was != nil {
+			w.push(namespace("default"), test.was)
+		}
+		for _, d := range w.push(namespace("default"), test.is).Difference {
+			if got := d.String(); d.Object.Kind != kindNamespace && got != test.want {
+				t.Errorf("got  %s\nwant %s", got, test.want)
+			}
+		}
 	}
 }

@@ -293,6 +293,23 @@ func TestHostsNamesThePodAndItsAliases(t *testing.T) {
 	}
 }
 
+// TestWhatIsThePodsOwn goes before what its template says.
+func TestWhatIsThePodsOwn(t *testing.T) {
+	c := testContext(corev1.PodSpec{Hostname: "front", Subdomain: "web"})
+	c.Pod.Hostname, c.Pod.Subdomain, c.Pod.Labels = "db-0", "db", map[string]string{"index": "0", "tier": "back"}
+	if host, domain := Hostname(c.Pod), Domain(c.Pod, "cluster.local"); host != "db-0" || domain != "db.shop.svc.cluster.local" {
+		t.Errorf("hostname %q in %q", host, domain)
+	}
+	for path, want := range map[string]string{
+		"metadata.labels['index']": "0", "metadata.labels['tier']": "back", "metadata.labels['app']": "web",
+		"metadata.labels": "app=\"web\"\nindex=\"0\"\ntier=\"back\"",
+	} {
+		if got, err := c.Field(&corev1.ObjectFieldSelector{FieldPath: path}); err != nil || strings.TrimSpace(got) != want {
+			t.Errorf("%s is %q: %v", path, got, err)
+		}
+	}
+}
+
 func TestPullAuthsPutTheMostSpecificFirst(t *testing.T) {
 	c := testContext(corev1.PodSpec{ImagePullSecrets: []corev1.LocalObjectReference{{Name: "registry"}, {Name: "gone"}}})
 	want := []runtime.Auth{{Registry: "docker.io", Username: "ann", Password: "pw"}, {Registry: "reg.example:5000/team", Username: "bob", Password: "x"}}

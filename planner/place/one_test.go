@@ -1,0 +1,100 @@
+package place
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// TestFits asks one node that a pod is for.
+func TestFits(t *testing.T) {
+	tests := map[string]struct {
+		pod        func(*nodes.Template)
+		node, want string
+	}{
+		"room":    {nil, "a", ""},
+		"no room": {needs("cpu", "3"), "a", "node a lacks cpu (want 3, most free 2)"},
+		"taint":   {nil, "b", "node b has taint gpu=true:NoSchedule"},
+		"cordon":  {nil, "c", "node c is unschedulable"},
+		"cordon tolerated": {func(t *nodes.Template) {
+			t.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists}}
+		}, "c", ""},
+		"unknown": {nil, "d", "node d has not joined the cluster"},
+	}
+	c := cluster(machine("a", nil), machine("b", taint("gpu", "true")), machine("c", func(s *nodes.NodeState) { s.Unschedulable = true }))
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := Fits(request(test.pod), c, test.node); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestEligible(t *testing.T) {
+	evicting := func(s *nodes.NodeState) {
+		s.Taints = []corev1.Taint{{Key: "gpu", Effect: corev1.TaintEffectNoExecute}}
+	}
+	tests := map[string]struct {
+		pod         func(*nodes.Template)
+		node        func(*nodes.NodeState)
+		runs, stays bool
+	}{
+		"plain":              {nil, nil, true, true},
+		"full":               {needs("cpu", "100"), nil, true, true},
+		"selector":           {func(t *nodes.Template) { t.Spec.NodeSelector = map[string]string{"disk": "ssd"} }, nil, false, false},
+		"name":               {func(t *nodes.Template) { t.Spec.NodeName = "other" }, nil, false, false},
+		"taint for new pods": {nil, taint("gpu", "true"), false, true},
+		"taint for all":      {nil, evicting, false, false},
+		"unschedulable":      {nil, func(s *nodes.NodeState) { s.Unschedulable = true }, false, true},
+		"preferred elsewhere": {nil, func(s *nodes.NodeState) {
+			s.Taints = []corev1.Taint{{Key: "x", Effect: corev1.TaintEffectPreferNoSchedule}}
+		}, true, true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if runs, stays := Eligible(request(test.pod), machine("a", test.node)); runs != test.runs || stays != test.stays {
+				t.Errorf("runs %v, stays %v", runs, stays)
+			}
+		})
+	}
+}
+
+// TestOwnLabels keeps a pod away from the one that has the same label of its
+// own, and from no other.
+func TestOwnLabels(t *testing.T) {
+	apart := func(t *nodes.Template) {
+		t.Spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
+			LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}, MatchLabelKeys: []string{"index"}, TopologyKey: corev1.LabelHostname,
+		}}}}
+	}
+	pod := func(index string) *Request {
+		return request(apart).WithLabels(map[string]string{"app": "web", "index": index})
+	}
+	c := cluster(machine("a", nil))
+	c.Neighbours = func() []Neighbour { return []Neighbour{{Node: "a", Request: pod("0")}} }
+	if got := Fits(pod("1"), c, "a"); got != "" {
+		t.Errorf("a pod with another index: %s", got)
+	}
+	if got := Fits(pod("0"), c, "a"); got == "" {
+		t.Error("a pod with the same index fits")
+	}
+}
+
+func TestAlike(t *testing.T) {
+	plain := machine("a", nil)
+	if !Alike(plain, plain.With(request(needs("cpu", "1")))) {
+		t.Error("what runs on a node makes it another one")
+	}
+	for name, changed := range map[string]*Node{
+		"taint": machine("a", taint("x", "")), "cordon": machine("a", func(s *nodes.NodeState) { s.Unschedulable = true }),
+		"label": machine("a", func(s *nodes.NodeState) { s.Labels["zone"] = "other" }), "silence": plain.Change(plain.state, "is silent"),
+	} {
+		if Alike(plain, changed) {
+			t.Errorf("%s: no difference", name)
+		}
+	}
+}
