@@ -74,6 +74,8 @@ func (s *State) claimHealth(h *nodes.ObjectHealth, c *claim) {
 	}
 	view.Class, view.Node, view.Capacity, view.Unenforced = v.Class, v.Node, v.capacity(), v.unenforced()
 	switch why := v.unsettled(); {
+	case c.Spec.VolumeName != "" && c.Spec.VolumeName != c.Volume:
+		h.Health, h.Reason = nodes.Degraded, "it had PersistentVolume "+c.Volume+" before volumeName "+c.Spec.VolumeName+" was written, and keeps it"
 	case v.short != "":
 		h.Health, h.Reason = nodes.Degraded, v.short
 	case why != "":

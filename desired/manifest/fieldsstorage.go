@@ -24,7 +24,8 @@ func storageFields() []typeRule {
 		on[corev1.VolumeResourceRequirements]("limits requests"),
 		on[corev1.PersistentVolume]("metadata spec", statusField()),
 		on[corev1.PersistentVolumeSpec](
-			"capacity hostPath local nfs accessModes claimRef persistentVolumeReclaimPolicy storageClassName mountOptions nodeAffinity",
+			"capacity hostPath local nfs accessModes claimRef storageClassName mountOptions nodeAffinity",
+			noEffect("persistentVolumeReclaimPolicy", "the data of a volume that the repository describes is never deleted").unless(`"Retain"`),
 			later("csi"),
 			unsupported("volumeMode", "there are no block volumes").unless(`"Filesystem"`),
 			noEffect("volumeAttributesClassName", "volumes keep the attributes that they were made with"),

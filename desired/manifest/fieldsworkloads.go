@@ -9,9 +9,8 @@ import (
 func setFields() []typeRule {
 	return []typeRule{
 		on[appsv1.StatefulSet]("metadata spec", statusField()),
-		on[appsv1.StatefulSetSpec]("replicas selector template serviceName podManagementPolicy updateStrategy revisionHistoryLimit "+
-			"minReadySeconds persistentVolumeClaimRetentionPolicy ordinals",
-			unsupported("volumeClaimTemplates", "PersistentVolumeClaims come with a later release")),
+		on[appsv1.StatefulSetSpec]("replicas selector template serviceName podManagementPolicy updateStrategy revisionHistoryLimit " +
+			"minReadySeconds volumeClaimTemplates persistentVolumeClaimRetentionPolicy ordinals"),
 		on[appsv1.StatefulSetUpdateStrategy]("type rollingUpdate"),
 		on[appsv1.RollingUpdateStatefulSetStrategy]("partition maxUnavailable"),
 		on[appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy]("whenDeleted whenScaled"),

@@ -75,6 +75,7 @@ func (l *Loader) judge(found *findings, rev desired.Revision, o LoadOptions) *de
 	w.checkServices(config)
 	w.checkAnnotations()
 	w.checkSysctls()
+	w.checkStorage()
 	if o.Previous != nil {
 		w.checkImmutable(config, o.Previous)
 	}

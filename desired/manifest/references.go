@@ -63,7 +63,7 @@ func (c referenceCheck) volumes(t podTemplate) {
 		case v.Projected != nil:
 			c.projected(v.Projected, at)
 		case v.PersistentVolumeClaim != nil:
-			if name := v.PersistentVolumeClaim.ClaimName; !c.makesClaim(c.entry.key.Namespace, name) {
+			if name := v.PersistentVolumeClaim.ClaimName; !replacesVolume(c.entry.object, v.Name) && !c.makesClaim(c.entry.key.Namespace, name) {
 				c.need(want{kind: "PersistentVolumeClaim", name: name, field: at("persistentVolumeClaim.claimName")})
 			}
 		case v.CSI != nil && v.CSI.NodePublishSecretRef != nil:

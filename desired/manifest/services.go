@@ -105,13 +105,15 @@ func (w *world) checkImmutable(config desired.Settings, previous *desired.Snapsh
 	if before := previous.Settings().Network; before != config.Network {
 		w.reportNetwork(before)
 	}
+	storage := w.storageUse()
 	for _, e := range w.objects {
-		s, ok := e.object.Value.(*corev1.Service)
-		if !ok {
-			continue
-		}
 		old := previous.Get(e.key)
 		if old == nil || old.Fingerprint == e.object.Fingerprint {
+			continue
+		}
+		storage.immutableStorage(e, old)
+		s, ok := e.object.Value.(*corev1.Service)
+		if !ok {
 			continue
 		}
 		before, ok := old.Value.(*corev1.Service)
