@@ -73,7 +73,7 @@ func exitMatches(want *batchv1.PodFailurePolicyOnExitCodesRequirement, s *nodes.
 
 // disruptions are the reasons with which an agent ends pods for the node's
 // sake, not for anything that they did.
-var disruptions = []string{"Evicted", "Preempting", "Terminated", "NodeShutdown"}
+var disruptions = []string{"Evicted"}
 
 // conditions are the pod's as Kubernetes would show them.
 func conditions(p *JobPod) []corev1.PodCondition {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -69,6 +70,19 @@ var bugs = []Bug{
 			}
 		}
 		return planner.Next(s, c, now)
+	}},
+	{Name: "repeats Jobs with every revision", Invariants: []int{9}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		var objects []*desired.Object
+		for o := range s.All() {
+			clone := *o
+			if j, ok := o.Value.(*batchv1.Job); ok {
+				j = j.DeepCopy()
+				j.Annotations = map[string]string{"tallyman.dev/run": s.Revision().SHA}
+				clone.Value, clone.Fingerprint = j, mustJSON(j)
+			}
+			objects = append(objects, &clone)
+		}
+		return desired.NewSnapshot(s.Revision(), s.Settings(), objects, nil)
 	}},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)

@@ -192,7 +192,7 @@ func nothingVanishes(s *step) error {
 	return nil
 }
 
-// jobsCountOnce: a Job counts no more successes than it wants, exactly as many
+// jobsCountOnce: invariant 9. A Job counts no more successes than it wants, exactly as many
 // when it is complete, and never fewer than before in the same run.
 func jobsCountOnce(s *step) error {
 	for k, j := range s.after.jobs {
@@ -200,9 +200,9 @@ func jobsCountOnce(s *step) error {
 		w, wanted := s.intentOf(k)
 		switch {
 		case j.Succeeded > j.Completions || j.Condition != "" && j.Succeeded != j.Completions:
-			return violated(1, "%s counts %d of %d successes, condition %q", k, j.Succeeded, j.Completions, j.Condition)
+			return violated(9, "%s counts %d of %d successes, condition %q", k, j.Succeeded, j.Completions, j.Condition)
 		case known && before.Condition != "" && j.Condition == "" && wanted && w == s.was(k):
-			return violated(1, "%s was complete and runs again", k)
+			return violated(9, "%s was complete and runs again", k)
 		}
 	}
 	return nil
@@ -216,14 +216,14 @@ func (s *step) was(k desired.Key) workload {
 	return s.previous.workloads[k]
 }
 
-// neverAfterItsEnd: a Job that has ended starts nothing.
+// neverAfterItsEnd: invariant 9. A Job that has ended starts nothing.
 func neverAfterItsEnd(v *view, decided map[nodes.UID]*nodes.Pod, c runtime.Status) error {
 	p := decided[nodes.UID(c.Labels[labelPod])]
 	if p == nil || p.Stop != nil {
 		return nil
 	}
 	if j, found := v.jobs[p.Workload]; found && j.Condition != "" {
-		return violated(1, "container %s of %s starts after the end of the Job", c.ID, p.Workload)
+		return violated(9, "container %s of %s starts after the end of the Job", c.ID, p.Workload)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 // Command program is what containers of the chaos tests run: a web server that
 // closes gracefully, may be told to be unready, and writes numbered lines
-// without a pause that anybody could hide a lost one in.
+// without a pause that anybody could hide a lost one in. Given a file, it is a
+// Job's work instead, which tells the file of its beginning and its end.
 package main
 
 import (
@@ -23,6 +24,13 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	if len(os.Args) > 1 {
+		if err := work(os.Args[1]); err != nil {
+			slog.Error("the work ends", "error", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if every, err := strconv.Atoi(os.Getenv("LINES_EVERY_MS")); err == nil {
 		go write(time.Duration(every) * time.Millisecond)
 	}
@@ -30,6 +38,26 @@ func main() {
 		slog.Error("the program ends", "error", err)
 		os.Exit(1)
 	}
+}
+
+// work takes a moment, and is noted at both ends.
+func work(file string) error {
+	for _, what := range []string{"begins", "ends"} {
+		f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(f, "%s %s\n", what, os.Getenv("POD_NAME")); err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+		if what == "begins" {
+			time.Sleep(400 * time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // lines is the number of the last line that was written.
