@@ -125,6 +125,8 @@ type Agent struct {
 	changed chan struct{}
 	// lookAgain is poked when the runtime is back.
 	lookAgain chan struct{}
+	// measuring is poked when other pods are to be measured.
+	measuring chan struct{}
 
 	// guarded by mu
 	mu         sync.Mutex
@@ -162,7 +164,8 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		o: o, log: o.Log, store: s, info: info,
-		reroute: make(chan struct{}, 1), changed: make(chan struct{}, 1), looked: make(chan struct{}), lookAgain: make(chan struct{}, 1),
+		reroute: make(chan struct{}, 1), changed: make(chan struct{}, 1), looked: make(chan struct{}),
+		lookAgain: make(chan struct{}, 1), measuring: make(chan struct{}, 1),
 		memories: map[nodes.UID]*Memory{}, ledger: map[string]nodes.Decision{},
 		pods: map[nodes.UID]*worker{}, leftover: map[nodes.UID][]runtime.Status{},
 		sweeping: map[nodes.UID]bool{}, hostPorts: map[nodes.UID][]proxy.HostPort{},
@@ -277,6 +280,7 @@ func (a *Agent) Run(ctx context.Context, up Upstream) error {
 		parts.Go(func() { a.drift(ctx) })
 		parts.Go(func() { a.tellChanges(ctx) })
 		parts.Go(func() { a.resync(ctx) })
+		parts.Go(func() { a.usage(ctx) })
 		a.follow(ctx, events)
 	}
 	<-ctx.Done()

@@ -58,6 +58,7 @@ func (a *Agent) Assign(x *nodes.Assignment) {
 	a.store.forgetUnreadable()
 	a.store.saveAssignment(old, x)
 	a.reconcile()
+	a.wakeUsage(old, x)
 	if old != nil {
 		a.refresh(changedConfigs(old.Configs, x.Configs))
 	}
