@@ -90,10 +90,12 @@ var unschedulable = corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: cor
 // NewNode is a machine with nothing on it. refuses, when not empty, says in a
 // few words why it takes no pods ("is silent").
 func NewNode(state *nodes.NodeState, refuses string) *Node {
+	// The beta labels are as old as the manifests that still select by them.
 	set := map[string]string{
-		corev1.LabelHostname:   state.Name,
-		corev1.LabelOSStable:   state.OS,
-		corev1.LabelArchStable: state.Arch,
+		corev1.LabelHostname:    state.Name,
+		corev1.LabelOSStable:    state.OS,
+		corev1.LabelArchStable:  state.Arch,
+		"beta.kubernetes.io/os": state.OS, "beta.kubernetes.io/arch": state.Arch,
 	}
 	for k, v := range state.Labels {
 		set[k] = v
