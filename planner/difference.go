@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
@@ -24,6 +25,7 @@ const hidden = "(hidden)"
 // difference is what a revision changes against what is in force.
 func (st *step) difference(c *comparison) []Difference {
 	var out []Difference
+	scaled := autoscalersIn(c.next)
 	for _, k := range c.changed {
 		o := c.next.Get(k)
 		switch {
@@ -32,7 +34,7 @@ func (st *step) difference(c *comparison) []Difference {
 		case !c.had(k):
 			out = append(out, Difference{Op: Create, Object: k, From: o.From, Reason: summary(o)})
 		case c.old != nil:
-			out = append(out, st.update(c.old.Get(k), o))
+			out = append(out, st.update(c.old.Get(k), o, scaled[k]))
 		case c.inventory[k] != st.mark(o):
 			out = append(out, Difference{Op: Update, Object: k, From: o.From, Reason: "changed since the revision in force was recorded"})
 		}
@@ -54,6 +56,9 @@ func (st *step) deletion(c *comparison, k desired.Key) Difference {
 	if made := st.madeBy(k); len(made) > 0 {
 		d.Reason += ", " + count(len(made), "Job") + " of its go with it"
 	}
+	if sc, ok := st.scalers.Get(k); ok {
+		d.Reason += ", " + sc.target.String() + " has as many replicas as Git says again"
+	}
 	return d
 }
 
@@ -63,6 +68,8 @@ func summary(o *desired.Object) string {
 		return k.summary(o)
 	}
 	switch v := o.Value.(type) {
+	case *autoscalingv2.HorizontalPodAutoscaler:
+		return autoscalerSummary(v)
 	case *corev1.Service:
 		return "service of type " + string(v.Spec.Type)
 	case *corev1.ConfigMap:
@@ -84,10 +91,17 @@ func summary(o *desired.Object) string {
 
 // update describes a changed object: what pods will do about it, and which
 // fields differ.
-func (st *step) update(old, new *desired.Object) Difference {
+func (st *step) update(old, new, autoscaler *desired.Object) Difference {
+	note := ""
+	if autoscaler != nil {
+		old, new, note = st.scaledDifference(old, new, autoscaler)
+	}
 	d := Difference{Op: Update, Object: new.Key, From: new.From, Fields: fieldDifferences(old, new)}
 	if k, ok := kinds[schemaKind{new.Key.Group, new.Key.Kind}]; ok {
 		d.Op, d.Reason = k.change(old, new)
+		if note != "" {
+			d.Reason += "; " + note
+		}
 		return d
 	}
 	switch new.Value.(type) {

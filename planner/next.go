@@ -36,8 +36,10 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 		st.report(&c.Reports[i])
 	}
 	st.submit(c.Snapshot, c.Source)
+	st.sampled(c.Samples)
 	if st.snapshot != nil && st.informed {
 		st.wakeUp()
+		st.autoscale()
 		st.reconcile()
 		st.settleStorage()
 		st.schedule()
@@ -61,6 +63,8 @@ type step struct {
 	dirtyNodes    map[string]bool
 	// touched are the groups whose verdict must be told anew.
 	touched map[desired.Key]bool
+	// dueScalers are the autoscalers to ask again.
+	dueScalers map[desired.Key]bool
 	// owned are groups that this step copied already and may change in place.
 	owned map[desired.Key]*group
 	// fresh are the pods that this step made.
@@ -92,6 +96,7 @@ func begin(s *State, now time.Time) *step {
 		dirtyServices: map[desired.Key]bool{},
 		dirtyNodes:    map[string]bool{},
 		touched:       map[desired.Key]bool{},
+		dueScalers:    map[desired.Key]bool{},
 		owned:         map[desired.Key]*group{},
 		decisions:     map[decisionID]any{},
 	}
@@ -204,7 +209,7 @@ func (st *step) emitAssignments() {
 }
 
 func (s *State) assignment(n *node) nodes.Assignment {
-	a := nodes.Assignment{Node: n.Name, Network: s.network, Pods: make([]*nodes.Pod, 0, n.pods.Len())}
+	a := nodes.Assignment{Node: n.Name, Network: s.network, Pods: make([]*nodes.Pod, 0, n.pods.Len()), Measured: s.measures(n)}
 	for _, p := range entries(n.pods) {
 		a.Pods = append(a.Pods, p)
 	}

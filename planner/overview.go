@@ -157,6 +157,8 @@ func (s *State) objects() []nodes.ObjectHealth {
 			h := nodes.ObjectHealth{Key: o.Key, From: o.From, Health: nodes.Healthy}
 			if svc, ok := s.services.Get(o.Key); ok {
 				h.Health, h.Reason = svc.health()
+			} else if sc, ok := s.scalers.Get(o.Key); ok {
+				h.Health, h.Reason = s.scalerHealth(sc)
 			} else {
 				s.storageHealth(&h)
 			}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/scale"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
@@ -48,6 +49,8 @@ type Change struct {
 	Nodes []nodes.NodeState
 	// Reports of agents, in the order of their arrival.
 	Reports []nodes.Report
+	// Samples are the metrics' source's answers to State.Queries.
+	Samples []scale.Sample
 }
 
 // Plan is the difference as data. The zero Plan is the empty one.
@@ -108,7 +111,7 @@ type FieldDifference struct {
 
 // Action is one thing that a step sets going.
 type Action struct {
-	// Verb is "start", "resize", "drain", "stop", "forget", "adopt".
+	// Verb is "start", "resize", "scale", "drain", "stop", "forget", "adopt".
 	Verb   string      `json:"verb"`
 	Object desired.Key `json:"object"`
 	Node   string      `json:"node,omitempty"`

@@ -201,6 +201,7 @@ func (st *step) forget(uid nodes.UID, reason string) {
 	st.unindexPod(g, p)
 	st.leaveClaims(p)
 	st.pods = st.pods.Delete(uid)
+	st.forgetUsage(uid)
 	st.pending = st.pending.Delete(uid)
 	st.draining = st.draining.Delete(uid)
 	st.dirtyGroups[g.key] = true

@@ -27,6 +27,7 @@ const (
 	kindOfNetwork   = "network"
 	kindOfClaim     = "claim"
 	kindOfVolume    = "volume"
+	kindOfScale     = "scale"
 )
 
 // theOne is the key of kinds that have a single decision.
@@ -122,6 +123,7 @@ type restored struct {
 	volumes   []volumeRecord
 	jobs      []jobRecord
 	cronJobs  []cronRecord
+	sizes     []size
 }
 
 func parseRecord(decisions []nodes.Decision) *restored {
@@ -150,6 +152,8 @@ func parseRecord(decisions []nodes.Decision) *restored {
 			r.jobs = appendParsed(r.jobs, d)
 		case kindOfCronJob:
 			r.cronJobs = appendParsed(r.cronJobs, d)
+		case kindOfScale:
+			r.sizes = appendParsed(r.sizes, d)
 		case kindOfLease:
 			r.leases = appendParsed(r.leases, d)
 		case kindOfClaim:
@@ -216,6 +220,9 @@ func (st *step) takeOver(r *restored) {
 	for i := range r.pods {
 		st.restorePod(&r.pods[i])
 	}
+	for i := range r.sizes {
+		st.sizes = st.sizes.Set(r.sizes[i].Target, &r.sizes[i])
+	}
 	for _, l := range r.leases {
 		st.holdLease(&service{key: l.Key, lease: l.Lease})
 	}
@@ -244,7 +251,7 @@ func (st *step) groupFor(k desired.Key) *group {
 	}
 	g := &group{key: k, created: st.now, stale: true, uid: newUID(st.config.SecretKey, keyText(k), st.force.Revision.SHA, st.now)}
 	if st.snapshot != nil {
-		g.object = st.snapshot.Get(k)
+		g.object = st.sized(st.snapshot.Get(k))
 	}
 	return st.own(g)
 }

@@ -120,6 +120,7 @@ func (st *step) report(r *nodes.Report) {
 	for i := range r.Statuses {
 		st.observe(&r.Statuses[i], r.Node)
 	}
+	st.measured(r.Node, r.Usage)
 	for _, uid := range r.Gone {
 		if _, p := st.pod(uid); p != nil && p.Node == r.Node && p.Stop != nil {
 			st.forget(uid, "stopped")

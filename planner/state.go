@@ -76,6 +76,8 @@ type State struct {
 	// troubled counts the services that can't have what they ask for.
 	troubled int
 
+	autoscaling
+
 	// differences and actions are those of the newest revision and step, to show.
 	differences, actions []string
 }
@@ -96,6 +98,7 @@ func New(c Config) *State {
 	uids := comparer[nodes.UID](func(a, b nodes.UID) int { return strings.Compare(string(a), string(b)) })
 	return &State{
 		config:        c,
+		autoscaling:   newAutoscaling(),
 		groups:        immutable.NewSortedMap[desired.Key, *group](comparer[desired.Key](desired.Key.Compare)),
 		services:      immutable.NewSortedMap[desired.Key, *service](comparer[desired.Key](desired.Key.Compare)),
 		nodes:         immutable.NewSortedMap[string, *node](comparer[string](strings.Compare)),

@@ -117,6 +117,7 @@ func (st *step) apply(c *comparison, source string) {
 		st.keepInventory(c, k)
 		st.applyConfig(k, next.Get(k))
 	}
+	st.applyAutoscalers(c)
 	for _, k := range c.changed {
 		st.applyObject(k, next.Get(k), c.old)
 	}
@@ -239,7 +240,7 @@ func (st *step) applyWorkload(k desired.Key, o *desired.Object) {
 	}
 	g := st.groupFor(k)
 	st.unmake(g)
-	g.object, g.stale = o, true
+	g.object, g.stale = st.sized(o), true
 	st.dirtyGroups[k] = true
 	if g.counter == 0 && len(g.sets) == 0 {
 		st.recordWorkload(g)

@@ -57,6 +57,8 @@ type machine struct {
 	// it has reported.
 	disk map[string]*nodes.Volume
 	told map[string]nodes.VolumeStatus
+	// measured are the pods whose usage was asked for last.
+	measured []nodes.UID
 }
 
 func newWorld(t fataler, names ...string) *world {
@@ -177,6 +179,7 @@ func (m *machine) keep(s *State, decisions []nodes.Decision) {
 func (w *world) assign(a *nodes.Assignment) {
 	w.t.Helper()
 	m := w.machines[a.Node]
+	m.measured = a.Measured
 	seen := map[nodes.UID]bool{}
 	for _, p := range a.Pods {
 		if p.Node != a.Node || p.Template == nil || p.Template.Hash != p.TemplateHash {

@@ -32,6 +32,7 @@ import (
 	"github.com/tallyman-dev/tallyman/status/metrics"
 	"github.com/tallyman-dev/tallyman/sync/gitrepo"
 	"github.com/tallyman-dev/tallyman/sync/loop"
+	"github.com/tallyman-dev/tallyman/sync/prometheus"
 	"github.com/tallyman-dev/tallyman/sync/remote"
 )
 
@@ -111,6 +112,7 @@ func (s *server) wireSync(key clusterKey) error {
 		Planner:    planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones()},
 		SourceName: strings.Join([]string{s.o.shownRepo(), s.o.branch, s.o.path}, " "),
 		SyncInfo:   nodes.Sync{Repo: s.o.shownRepo(), Branch: s.o.branch, Path: s.o.path},
+		Metrics:    (&prometheus.Source{}).Ask,
 		Single:     true, // tally up: the one node is in this process
 		Version:    version, Log: s.log.With("part", "loop"),
 	}

@@ -99,7 +99,7 @@ func networkKinds() []kindRule {
 
 func scalingKinds() []kindRule {
 	return []kindRule{
-		{kind: "HorizontalPodAutoscaler", group: "autoscaling", version: "v2", status: Unsupported, reason: notYet, make: fresh[autoscalingv2.HorizontalPodAutoscaler], validate: validateHorizontalPodAutoscaler},
+		{kind: "HorizontalPodAutoscaler", group: "autoscaling", version: "v2", status: Works, make: fresh[autoscalingv2.HorizontalPodAutoscaler], validate: validateHorizontalPodAutoscaler},
 	}
 }
 

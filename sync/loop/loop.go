@@ -26,6 +26,7 @@ import (
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner"
+	"github.com/tallyman-dev/tallyman/planner/scale"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
@@ -90,7 +91,7 @@ type Executor interface {
 // Input is what was learned about a node.
 type Input = nodes.Input
 
-// Options of a Loop. All but Mirror, Now, Next, Grace and Version must be given.
+// Options of a Loop. All but Metrics, Mirror, Now, Next, Grace and Version must be given.
 type Options struct {
 	Source   Source
 	Load     Load
@@ -115,6 +116,8 @@ type Options struct {
 	// Now is the wall clock; default time.Now.
 	Now func() time.Time
 	Log *slog.Logger
+	// Metrics, when set, asks a metrics' source; one sample for each query.
+	Metrics func(ctx context.Context, source string, queries []string) []scale.Sample
 	// Mirror, when set, pushes a revision that was put in force elsewhere.
 	Mirror func(ctx context.Context, sha string) error
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner"
+	"github.com/tallyman-dev/tallyman/planner/scale"
 )
 
 // maxDrain bounds the inputs that one step takes together.
@@ -33,6 +34,7 @@ type runner struct {
 	last time.Time
 	// wake is the planner's alarm, retry that of what failed; zero is none.
 	wake, retry *time.Timer
+	sampling    sampling
 	// woken is set when the planner must be called although nothing changed.
 	woken bool
 }
@@ -52,6 +54,7 @@ func (l *Loop) newRunner(ctx context.Context, group *errgroup.Group) (*runner, e
 		wake:    stoppedTimer(),
 		retry:   stoppedTimer(),
 	}
+	r.sampling = sampling{results: make(chan []scale.Sample), alarm: stoppedTimer()}
 	r.branch.results = make(chan result)
 	r.branch.sync = l.o.SyncInfo
 	for _, e := range r.history {
@@ -84,8 +87,10 @@ func (r *runner) now() time.Time {
 func (r *runner) run(ctx context.Context) error {
 	defer r.wake.Stop()
 	defer r.retry.Stop()
+	defer r.sampling.alarm.Stop()
 	heads := r.o.Source.Heads()
 	for {
+		due := false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -102,6 +107,10 @@ func (r *runner) run(ctx context.Context) error {
 			r.drain(ctx)
 		case result := <-r.branch.results:
 			r.loaded(ctx, result)
+		case samples := <-r.sampling.results:
+			r.sampled(samples)
+		case <-r.sampling.alarm.C:
+			due = true
 		case <-r.wake.C:
 			r.woken = true
 		case <-r.retry.C:
@@ -115,6 +124,7 @@ func (r *runner) run(ctx context.Context) error {
 			r.steps(ctx)
 			close(r.started)
 		}
+		r.sample(ctx, due)
 	}
 }
 
@@ -197,7 +207,7 @@ func (r *runner) step(ctx context.Context) {
 }
 
 func empty(c planner.Change) bool {
-	return len(c.Decisions) == 0 && c.Snapshot == nil && len(c.Nodes) == 0 && len(c.Reports) == 0
+	return len(c.Decisions) == 0 && c.Snapshot == nil && len(c.Nodes) == 0 && len(c.Reports) == 0 && len(c.Samples) == 0
 }
 
 // alarm sets the planner's next instant.

@@ -25,6 +25,7 @@ import (
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner"
+	"github.com/tallyman-dev/tallyman/planner/scale"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
@@ -269,6 +270,8 @@ type repository struct {
 	// stricter refuses every revision that is not read leniently, as a later
 	// version may.
 	stricter bool
+	// settings of every revision.
+	settings desired.Settings
 }
 
 func (r *repository) Heads() <-chan Head { return r.heads }
@@ -290,7 +293,7 @@ func (r *repository) load(_ context.Context, _ fs.FS, rev desired.Revision, _ *d
 	if objects == nil || r.stricter && !lenient {
 		return nil, []desired.Problem{{Severity: desired.Error, Code: "invalid", File: "web.yaml", Line: 3, Message: "must be positive"}}, nil
 	}
-	return desired.NewSnapshot(rev, desired.DefaultSettings(), slices.Clone(objects), nil), nil, nil
+	return desired.NewSnapshot(rev, r.settings, slices.Clone(objects), nil), nil, nil
 }
 
 func (r *repository) commit(sha string, objects ...*desired.Object) {
@@ -346,16 +349,23 @@ type world struct {
 	inputs     chan Input
 	// several tells that the cluster may have more nodes than the machine.
 	several bool
+	metrics func(ctx context.Context, source string, queries []string) []scale.Sample
 	stop    func()
 }
 
 // run calls f in a bubble of virtual time with a fresh cluster.
 func run(t *testing.T, f func(w *world)) {
+	runWith(t, func(*world) {}, f)
+}
+
+// runWith prepares the world before its loop starts.
+func runWith(t *testing.T, prepare, f func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
 			T: t, record: newMemory(), machine: newMachine(t),
-			repository: &repository{commits: map[string][]*desired.Object{}, loads: map[string]int{}},
+			repository: &repository{commits: map[string][]*desired.Object{}, loads: map[string]int{}, settings: desired.DefaultSettings()},
 		}
+		prepare(w)
 		w.start()
 		w.machine.connect(w.inputs)
 		synctest.Wait()
@@ -372,7 +382,7 @@ func (w *world) start() {
 		Source: w.repository, Load: w.repository.load, Record: w.record, Executor: w.machine, Inputs: w.inputs,
 		Planner: planner.Config{SecretKey: []byte("0123456789abcdef")}, SourceName: "embedded main .",
 		SyncInfo: nodes.Sync{Repo: "embedded", Branch: "main", Path: "."}, Version: "test",
-		Log: slog.New(slog.DiscardHandler), Single: !w.several,
+		Log: slog.New(slog.DiscardHandler), Single: !w.several, Metrics: w.metrics,
 	})
 	if err != nil {
 		w.Fatal(err)

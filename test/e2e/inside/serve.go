@@ -102,6 +102,19 @@ func serveUDP(listen string) error {
 
 type server struct {
 	ready atomic.Bool
+	// burning keeps one core busy.
+	burning atomic.Bool
+}
+
+// burn uses a core for as long as it is told to.
+func (s *server) burn(on bool) {
+	if s.burning.Swap(on) || !on {
+		return
+	}
+	go func() {
+		for s.burning.Load() {
+		}
+	}()
 }
 
 func (s *server) handler() http.Handler {
@@ -116,6 +129,7 @@ func (s *server) handler() http.Handler {
 		}
 	})
 	mux.HandleFunc("POST /ready", func(_ http.ResponseWriter, r *http.Request) { s.ready.Store(r.FormValue("is") == "true") })
+	mux.HandleFunc("POST /burn", func(_ http.ResponseWriter, r *http.Request) { s.burn(r.FormValue("is") == "true") })
 	mux.HandleFunc("POST /exit", func(_ http.ResponseWriter, r *http.Request) { os.Exit(number(r.FormValue("code"))) })
 	mux.HandleFunc("GET /remote", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.RemoteAddr) })
 	answer(mux, "GET /self", func(*http.Request) (any, error) { return self() })
