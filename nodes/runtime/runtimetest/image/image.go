@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -43,10 +44,14 @@ func BuildBinary(ctx context.Context, pkg, dir string) (string, error) {
 
 // Spec says what an image holds.
 type Spec struct {
+	// Base is the image to add to; nil for an empty one.
+	Base v1.Image
 	// Binaries maps paths in the image to files of this machine; they become executable.
 	Binaries map[string]string
 	// Files maps paths in the image to content.
 	Files map[string]string
+	// Links maps paths in the image to what these symbolic links point to.
+	Links map[string]string
 	// The rest is the image's configuration.
 	Entrypoint, Cmd, Env []string
 	User, WorkingDir     string
@@ -54,7 +59,8 @@ type Spec struct {
 	Arch string
 }
 
-// Build makes an image with one layer for the binaries and one for the files.
+// Build makes an image with one layer for the binaries and one for the files
+// and links.
 func Build(s Spec) (v1.Image, error) {
 	binaries := map[string][]byte{}
 	for to, from := range s.Binaries {
@@ -68,16 +74,20 @@ func Build(s Spec) (v1.Image, error) {
 	for to, content := range s.Files {
 		files[to] = []byte(content)
 	}
-	img := empty.Image
+	img := s.Base
+	if img == nil {
+		img = empty.Image
+	}
 	for _, layer := range []struct {
 		files map[string][]byte
 		mode  int64
-	}{{binaries, 0o755}, {files, 0o644}} {
-		if len(layer.files) == 0 {
+		links map[string]string
+	}{{binaries, 0o755, nil}, {files, 0o644, s.Links}} {
+		if len(layer.files)+len(layer.links) == 0 {
 			continue
 		}
 		var err error
-		if img, err = appendLayer(img, layer.files, layer.mode); err != nil {
+		if img, err = appendLayer(img, layer.files, layer.mode, layer.links); err != nil {
 			return nil, fmt.Errorf("build image: %w", err)
 		}
 	}
@@ -98,11 +108,11 @@ func configure(img v1.Image, s Spec) (v1.Image, error) {
 	return mutate.ConfigFile(img, config)
 }
 
-func appendLayer(img v1.Image, files map[string][]byte, mode int64) (v1.Image, error) {
+func appendLayer(img v1.Image, files map[string][]byte, mode int64, links map[string]string) (v1.Image, error) {
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	made := map[string]bool{}
-	for _, file := range slices.Sorted(mapKeys(files)) {
+	for _, file := range slices.Sorted(maps.Keys(files)) {
 		if err := writeParents(w, file, made); err != nil {
 			return nil, err
 		}
@@ -111,6 +121,15 @@ func appendLayer(img v1.Image, files map[string][]byte, mode int64) (v1.Image, e
 			return nil, err
 		}
 		if _, err := w.Write(files[file]); err != nil {
+			return nil, err
+		}
+	}
+	for _, link := range slices.Sorted(maps.Keys(links)) {
+		if err := writeParents(w, link, made); err != nil {
+			return nil, err
+		}
+		clean := strings.TrimPrefix(path.Clean(link), "/")
+		if err := w.WriteHeader(&tar.Header{Name: clean, Linkname: links[link], Typeflag: tar.TypeSymlink, Mode: 0o777}); err != nil {
 			return nil, err
 		}
 	}
@@ -139,16 +158,6 @@ func writeParents(w *tar.Writer, file string, made map[string]bool) error {
 		}
 	}
 	return nil
-}
-
-func mapKeys(files map[string][]byte) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for key := range files {
-			if !yield(key) {
-				return
-			}
-		}
-	}
 }
 
 // Push uploads an image; a registry on loopback is spoken to in plain HTTP.

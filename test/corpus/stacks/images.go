@@ -1,0 +1,254 @@
+package stacks
+
+import (
+	"cmp"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/test/corpus/stacks/plan"
+)
+
+// Image is what all stacks together ask of one image.
+type Image struct {
+	// Name is repository and tag, without the registry: a mirror has one
+	// namespace for all registries. For an image that is named by digest, Name
+	// has the digest's first letters as its tag.
+	Name string
+	// Pinned are the references by digest; nobody can serve anything else under
+	// a digest, so the node must have the image beforehand.
+	Pinned []string
+	Plan   plan.Plan
+	// Links are the paths by which manifests call its programs, sorted.
+	Links []string
+	// User is set where a manifest relies on the image not running as root.
+	User string
+}
+
+// usual programs that scripts, probes and hooks call by name.
+var usual = []string{
+	"sh", "bash", "ash", "sleep", "cat", "true", "echo", "test", "[", "ls", "env", "date", "grep", "touch", "kill", "nslookup", "ping",
+	"wget", "curl", "nc", "pg_isready", "redis-cli", "redis-server", "mysql", "mysqladmin", "mongo", "mongosh", "nginx", "python", "python3",
+	"node", "java", "perl", "kubectl", "rabbitmqctl", "rabbitmq-diagnostics", "nodetool",
+}
+
+// Images collects what the images of all stacks must be able to do. Stacks
+// whose manifests are refused have none.
+func Images(all []*Stack) []*Image {
+	c := collector{images: map[string]*Image{}, forever: map[string]map[string]bool{}}
+	for _, s := range all {
+		for _, snapshot := range s.Snapshots {
+			for _, t := range templates(snapshot) {
+				c.template(t, services(snapshot, t))
+			}
+		}
+	}
+	return c.finish()
+}
+
+// services that select the pods of a template.
+func services(s *desired.Snapshot, t template) []*corev1.Service {
+	var found []*corev1.Service
+	for _, o := range s.Kind("Service") {
+		v, ok := o.Value.(*corev1.Service)
+		if ok && o.Key.Namespace == t.namespace && len(v.Spec.Selector) > 0 && labels.SelectorFromSet(v.Spec.Selector).Matches(labels.Set(t.labels)) {
+			found = append(found, v)
+		}
+	}
+	return found
+}
+
+// Mirrored is the name under which a mirror has an image; empty for an invalid
+// one.
+func Mirrored(image string) string {
+	named, err := reference.ParseDockerRef(image)
+	if err != nil {
+		return ""
+	}
+	switch v := named.(type) {
+	case reference.Digested:
+		return reference.Path(named) + ":pinned-" + v.Digest().Encoded()[:12]
+	case reference.Tagged:
+		return reference.Path(named) + ":" + v.Tag()
+	default:
+		return ""
+	}
+}
+
+type collector struct {
+	images map[string]*Image
+	// forever has, by image, the command lines that somewhere must not end.
+	forever map[string]map[string]bool
+}
+
+func (c *collector) image(written string) *Image {
+	name := Mirrored(written)
+	if c.images[name] == nil {
+		c.images[name] = &Image{Name: name}
+		c.forever[name] = map[string]bool{}
+	}
+	i := c.images[name]
+	if strings.Contains(written, "@") && !slices.Contains(i.Pinned, written) {
+		i.Pinned = append(i.Pinned, written)
+	}
+	return i
+}
+
+func (c *collector) template(t template, services []*corev1.Service) {
+	for i := range t.spec.InitContainers {
+		v := &t.spec.InitContainers[i]
+		sidecar := v.RestartPolicy != nil && *v.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		c.container(v, t.spec, !sidecar)
+	}
+	for i := range t.spec.Containers {
+		c.container(&t.spec.Containers[i], t.spec, t.ends)
+	}
+	for _, s := range services {
+		for _, p := range s.Spec.Ports {
+			c.target(t.spec, s, p)
+		}
+	}
+}
+
+// target has somebody listen where a service leads to. Manifests need not say
+// which container that is: where none names the port, the first does.
+func (c *collector) target(spec *corev1.PodSpec, s *corev1.Service, p corev1.ServicePort) {
+	to := p.TargetPort
+	if to.Type == intstr.String || len(spec.Containers) == 0 {
+		return // a named port is a containerPort already
+	}
+	number := cmp.Or(int(to.IntVal), int(p.Port))
+	for i := range spec.Containers {
+		for _, own := range spec.Containers[i].Ports {
+			if int(own.ContainerPort) == number {
+				c.image(spec.Containers[i].Image).listen(p.Protocol, number)
+				return
+			}
+		}
+	}
+	c.image(spec.Containers[0].Image).listen(p.Protocol, number)
+}
+
+func (i *Image) listen(protocol corev1.Protocol, port int) {
+	switch {
+	case port <= 0:
+	case protocol == corev1.ProtocolUDP:
+		i.Plan.UDP = append(i.Plan.UDP, port)
+	default:
+		i.Plan.TCP = append(i.Plan.TCP, port)
+	}
+}
+
+func (c *collector) container(v *corev1.Container, spec *corev1.PodSpec, ends bool) {
+	i := c.image(v.Image)
+	for _, p := range v.Ports {
+		i.listen(p.Protocol, int(p.ContainerPort))
+	}
+	for _, p := range []*corev1.Probe{v.LivenessProbe, v.ReadinessProbe, v.StartupProbe} {
+		if p != nil {
+			i.handler(&corev1.LifecycleHandler{Exec: p.Exec, HTTPGet: p.HTTPGet, TCPSocket: p.TCPSocket}, v.WorkingDir)
+			if p.GRPC != nil {
+				i.listen(corev1.ProtocolTCP, int(p.GRPC.Port))
+			}
+		}
+	}
+	if v.Lifecycle != nil {
+		i.handler(v.Lifecycle.PostStart, v.WorkingDir)
+		i.handler(v.Lifecycle.PreStop, v.WorkingDir)
+	}
+	if len(v.Command) > 0 {
+		i.link(v.Command[0], v.WorkingDir)
+	}
+	if notRoot(v, spec) {
+		i.User = "65532"
+	}
+	c.commandLine(i, v, ends)
+}
+
+// commandLine notes whether a container's process must end by itself. One
+// command line that is to do both goes on: then the Job is what fails.
+func (c *collector) commandLine(i *Image, v *corev1.Container, ends bool) {
+	line := append(slices.Clone(v.Command), v.Args...)
+	if len(v.Command) == 0 {
+		line = append([]string{plan.Program}, v.Args...)
+	}
+	if ends {
+		i.Plan.Once = append(i.Plan.Once, line)
+		return
+	}
+	c.forever[i.Name][strings.Join(line, "\x00")] = true
+}
+
+func (i *Image) handler(h *corev1.LifecycleHandler, dir string) {
+	switch {
+	case h == nil:
+	case h.Exec != nil && len(h.Exec.Command) > 0:
+		i.link(h.Exec.Command[0], dir)
+	case h.HTTPGet != nil:
+		i.listen(corev1.ProtocolTCP, h.HTTPGet.Port.IntValue())
+	case h.TCPSocket != nil:
+		i.listen(corev1.ProtocolTCP, h.TCPSocket.Port.IntValue())
+	}
+}
+
+// link makes a program callable as a manifest calls it.
+func (i *Image) link(command, dir string) {
+	switch {
+	case strings.Contains(command, "$("):
+		return
+	case path.IsAbs(command):
+		i.Links = append(i.Links, path.Clean(command))
+	case strings.Contains(command, "/"):
+		i.Links = append(i.Links, path.Join("/", dir, command))
+	default:
+		i.Links = append(i.Links, path.Join("/bin", command))
+	}
+}
+
+// notRoot reports whether a container may not run as root and leaves it to the
+// image to say as whom it runs.
+func notRoot(v *corev1.Container, spec *corev1.PodSpec) bool {
+	pod, own := spec.SecurityContext, v.SecurityContext
+	demanded, user := false, false
+	if pod != nil {
+		demanded, user = pod.RunAsNonRoot != nil && *pod.RunAsNonRoot, pod.RunAsUser != nil
+	}
+	if own != nil {
+		if own.RunAsNonRoot != nil {
+			demanded = *own.RunAsNonRoot
+		}
+		user = user || own.RunAsUser != nil
+	}
+	return demanded && !user
+}
+
+func (c *collector) finish() []*Image {
+	var all []*Image
+	delete(c.images, "")
+	for _, name := range slices.Sorted(maps.Keys(c.images)) {
+		i := c.images[name]
+		slices.Sort(i.Plan.TCP)
+		slices.Sort(i.Plan.UDP)
+		i.Plan.TCP, i.Plan.UDP = slices.Compact(i.Plan.TCP), slices.Compact(i.Plan.UDP)
+		slices.SortFunc(i.Plan.Once, slices.Compare)
+		i.Plan.Once = slices.CompactFunc(i.Plan.Once, slices.Equal)
+		i.Plan.Once = slices.DeleteFunc(i.Plan.Once, func(line []string) bool {
+			return c.forever[name][strings.Join(line, "\x00")]
+		})
+		for _, u := range usual {
+			i.link(u, "")
+		}
+		i.link("/usr/bin/env", "")
+		slices.Sort(i.Links)
+		i.Links = slices.Compact(i.Links)
+		all = append(all, i)
+	}
+	return all
+}

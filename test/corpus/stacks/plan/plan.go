@@ -1,0 +1,73 @@
+// Package plan is what a stub image says to the program in it: the ports to
+// listen on and the command lines that end by themselves.
+package plan
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Path of the plan in an image, Program that of the stub.
+const (
+	Path    = "/.stub/plan.json"
+	Program = "/.stub/stub"
+)
+
+// Plan of one image.
+type Plan struct {
+	// TCP and UDP are ports, sorted.
+	TCP []int `json:"tcp,omitempty"`
+	UDP []int `json:"udp,omitempty"`
+	// Once are command lines that end at once, successfully. The first word is
+	// Program where the image's own entry point is meant.
+	Once [][]string `json:"once,omitempty"`
+}
+
+// Read is the plan of the image that this process runs in.
+func Read() (*Plan, error) {
+	text, err := os.ReadFile(Path)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{}
+	if err := json.Unmarshal(text, p); err != nil {
+		return nil, fmt.Errorf("%s: %w", Path, err)
+	}
+	return p, nil
+}
+
+// Ends reports whether a command line is one of those that end at once. What
+// manifests leave to be filled in, $(NAME), fits everything. A script is called
+// with its interpreter in front.
+func (p *Plan) Ends(args []string) bool {
+	return slices.ContainsFunc(p.Once, func(once []string) bool {
+		return slices.EqualFunc(once, args, fits) || len(args) > 1 && slices.EqualFunc(once, args[1:], fits)
+	})
+}
+
+// fits compares one word of a manifest with what came of it.
+func fits(pattern, word string) bool {
+	for {
+		before, rest, found := strings.Cut(pattern, "$(")
+		tail, ok := strings.CutPrefix(word, before)
+		if !ok {
+			return false
+		}
+		_, after, closed := strings.Cut(rest, ")")
+		if !found || !closed {
+			return pattern == word
+		}
+		if after == "" {
+			return true
+		}
+		next, _, _ := strings.Cut(after, "$(")
+		i := strings.Index(tail, next)
+		if i < 0 {
+			return false
+		}
+		pattern, word = after, tail[i:]
+	}
+}

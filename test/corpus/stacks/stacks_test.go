@@ -1,0 +1,156 @@
+//go:build corpus
+
+package stacks
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/image"
+	"github.com/tallyman-dev/tallyman/test/corpus/stacks/plan"
+	"github.com/tallyman-dev/tallyman/test/machine"
+)
+
+func TestMain(m *testing.M) { machine.Main(m) }
+
+// capacity is what the node claims, so that nothing is refused for its size.
+const capacity = "cpu=64,memory=256Gi"
+
+// stubProgram is what every image holds.
+const stubProgram = "github.com/tallyman-dev/tallyman/test/corpus/stacks/stub"
+
+// TestStacks pushes every stack of the corpus that CORPUS names, or those whose
+// names contain STACK.
+func TestStacks(t *testing.T) {
+	corpus := os.Getenv("CORPUS")
+	if corpus == "" {
+		t.Fatal("CORPUS must name the folder of a corpus")
+	}
+	all, err := Read(t.Context(), corpus, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var chosen []*Stack
+	for _, s := range all {
+		if strings.Contains(s.Name, os.Getenv("STACK")) {
+			chosen = append(chosen, s)
+		}
+	}
+	m := machine.New(t)
+	pushImages(t, m, all, chosen)
+	w := &world{Machine: m, t: t, registries: mirror(t, m)}
+	var results []Result
+	for _, s := range chosen {
+		began := time.Now()
+		r := w.run(s)
+		t.Logf("%s (%.1f s)", r, time.Since(began).Seconds())
+		results = append(results, r)
+	}
+	if os.Getenv("STACK") == "" {
+		if err := Write(filepath.Join(machine.Root(t), "build", "stacks.tsv"), results); err != nil {
+			t.Error(err)
+		}
+	}
+	summary := Summary(results)
+	fmt.Println(summary)
+}
+
+// mirror is a folder of registry settings that lead every registry to the
+// machine's own.
+func mirror(t *testing.T, m *machine.Machine) string {
+	t.Helper()
+	dir := filepath.Join(m.Dir, "certs.d")
+	content := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", machine.RegistryAddress)
+	if err := os.MkdirAll(filepath.Join(dir, "_default"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "_default", "hosts.toml"), []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// pushImages makes the images of the chosen stacks, as all stacks need them.
+func pushImages(t *testing.T, m *machine.Machine, all, chosen []*Stack) {
+	t.Helper()
+	ctx := context.Background()
+	stub, err := image.BuildBinary(ctx, stubProgram, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	base, err := image.Build(image.Spec{Binaries: map[string]string{plan.Program: stub}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	needed := map[string]bool{}
+	for _, i := range Images(chosen) {
+		needed[i.Name] = true
+	}
+	for _, i := range Images(all) {
+		if !needed[i.Name] {
+			continue
+		}
+		text, err := json.Marshal(i.Plan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		links := map[string]string{}
+		for _, l := range i.Links {
+			links[l] = plan.Program
+		}
+		built, err := image.Build(image.Spec{
+			Base: base, Files: map[string]string{plan.Path: string(text)}, Links: links,
+			Entrypoint: []string{plan.Program}, User: i.User,
+			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref := machine.RegistryAddress + "/" + i.Name
+		if err := image.Push(ctx, ref, built, "", ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := pin(ctx, m, ref, i.Pinned); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// pin has the node hold an image under references by digest.
+func pin(ctx context.Context, m *machine.Machine, ref string, pinned []string) error {
+	if len(pinned) == 0 {
+		return nil
+	}
+	c, err := client.New(m.Containerd.Address, client.WithDefaultNamespace("tallyman"))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	hosts := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost))
+	pulled, err := c.Pull(ctx, ref, client.WithPullUnpack, client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: hosts})))
+	if err != nil {
+		return err
+	}
+	for _, p := range pinned {
+		named, err := reference.ParseDockerRef(p)
+		if err != nil {
+			return err
+		}
+		if _, err := c.ImageService().Create(ctx, images.Image{Name: named.String(), Target: pulled.Target()}); err != nil && !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	return nil
+}
