@@ -172,7 +172,8 @@ func (n *node) wireAgent(key clusterKey) error {
 		Name: n.o.name, Addrs: n.addrs, Reserved: reserved, Capacity: capacity,
 		DataDir: n.dataDir(), RunDir: n.o.runDir, Key: agentKey,
 		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Persistent: n.persistent, Cgroups: groups, Devices: n.devices,
-		Pause: []string{executable, "pause"}, Version: version, Forwarders: resolvers,
+		Readings: agent.MachineReadings(n.dataDir(), n.runtime.Root),
+		Pause:    []string{executable, "pause"}, Version: version, Forwarders: resolvers,
 		DB: n.db, Log: n.log.With("part", "agent"), Now: time.Now,
 	})
 	return err

@@ -30,6 +30,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/agent/pressure"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	"github.com/tallyman-dev/tallyman/nodes/probe"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
@@ -63,6 +64,9 @@ type Options struct {
 	Cgroups Cgroups
 	// Devices hands out devices; may be nil.
 	Devices Devices
+	// Readings reads memory and disks of the machine; nil evicts no pod for
+	// their sake. See MachineReadings.
+	Readings func(ctx context.Context) map[pressure.Signal]pressure.Reading
 	// Pause is the command of a static program on this node that waits and
 	// reaps, the path first; needed for shareProcessNamespace only.
 	Pause   []string
@@ -144,6 +148,7 @@ type Agent struct {
 	leftover  map[nodes.UID][]runtime.Status // containers of pods without a worker
 	sweeping  map[nodes.UID]bool
 	hostPorts map[nodes.UID][]proxy.HostPort
+	taints    []corev1.Taint // while the machine is short of something
 	volumes   map[volumeKey]*volumeWorker
 	// volumesSwept: what the last agent left of volumes was looked at.
 	volumesSwept bool
@@ -279,6 +284,7 @@ func (a *Agent) Run(ctx context.Context, up Upstream) error {
 	if a.firstLook(ctx) {
 		parts.Go(func() { a.drift(ctx) })
 		parts.Go(func() { a.tellChanges(ctx) })
+		parts.Go(func() { a.relieve(ctx) })
 		parts.Go(func() { a.resync(ctx) })
 		parts.Go(func() { a.usage(ctx) })
 		a.follow(ctx, events)

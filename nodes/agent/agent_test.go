@@ -23,6 +23,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/agent/pressure"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	"github.com/tallyman-dev/tallyman/nodes/network"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
@@ -46,6 +47,9 @@ type world struct {
 	// forwarders are the machine's resolvers.
 	forwarders atomic.Pointer[[]netip.AddrPort]
 	devices    Devices
+	// readings are of the machine; onDisk is what pods have in their volumes.
+	readings func() map[pressure.Signal]pressure.Reading
+	onDisk   map[nodes.UID]map[string]int64
 
 	mu      sync.Mutex
 	nets    map[nodes.UID]network.Attachment
@@ -188,8 +192,10 @@ func (v testVolumes) SubPath(nodes.UID, volume.Volume, string, int, string) (str
 	return "", errors.New("no volumes here")
 }
 
-func (v testVolumes) OverLimit(context.Context, *nodes.Pod) (string, int64, int64, error) {
-	return "", 0, 0, nil
+func (v testVolumes) Disk(_ context.Context, p *nodes.Pod) (map[string]int64, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.onDisk[p.UID], nil
 }
 func (v testVolumes) Shm(nodes.UID) (string, error) { return "/dev/shm", nil }
 func (v testVolumes) Dir(uid nodes.UID) (string, error) {
@@ -221,6 +227,16 @@ func (w *world) Send(r nodes.Report) {
 	w.reports = append(w.reports, r)
 }
 
+// read is Options.Readings.
+func (w *world) read(context.Context) map[pressure.Signal]pressure.Reading {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.readings == nil {
+		return nil
+	}
+	return w.readings()
+}
+
 func (w *world) Token(_ context.Context, r nodes.TokenRequest) (nodes.Token, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -239,7 +255,7 @@ func (w *world) start() (*Agent, func()) {
 	}
 	a, err := New(Options{
 		Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, DataDir: w.dir, RunDir: w.dir,
-		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w}, Devices: w.devices, Persistent: w.disk,
+		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w}, Devices: w.devices, Readings: w.read, Persistent: w.disk,
 		Forwarders: func() []netip.AddrPort { return *w.forwarders.Load() }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	})
 	if err != nil {

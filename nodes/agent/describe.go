@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"reflect"
+	"slices"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -21,6 +22,9 @@ func (a *Agent) describe(ctx context.Context) nodes.Node {
 		maps.Copy(info.Capacity, capacity)
 		maps.Copy(info.Allocatable, allocatable)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	info.Taints = slices.Concat(info.Taints, a.taints)
 	return info
 }
 

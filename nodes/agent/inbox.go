@@ -54,12 +54,15 @@ func (m *Machine) Drop() {
 	})
 }
 
-// Evict ends the pod and leaves it failed.
+// evictionGrace is what Kubernetes gives a pod that a node must end at once.
+const evictionGrace = time.Second
+
+// Evict ends the pod, nearly at once, and leaves it failed.
 func (m *Machine) Evict(message string) {
 	m.post(func() {
 		if m.memory.Halt == nil && m.memory.Ended == "" {
 			m.event(true, "Evicted", "%s", message)
-			m.halt(Halt{Since: m.now(), Grace: grace(m.pod), Reason: "Evicted", Message: message})
+			m.halt(Halt{Since: m.now(), Grace: min(evictionGrace, grace(m.pod)), Reason: "Evicted", Message: message})
 		}
 	})
 }

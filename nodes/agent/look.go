@@ -313,7 +313,7 @@ func (a *Agent) resyncOnce(ctx context.Context, measure bool) {
 	for _, w := range a.workers() {
 		w.m.Resync()
 		if measure {
-			a.measure(ctx, w)
+			a.checkLimits(ctx, w)
 		}
 	}
 }
@@ -335,20 +335,5 @@ func (a *Agent) lookUntilSeen(ctx context.Context) {
 	}
 	for _, w := range a.workers() {
 		w.m.Available()
-	}
-}
-
-// measure evicts a pod that holds more on disk than it may.
-func (a *Agent) measure(ctx context.Context, w *worker) {
-	a.mu.Lock()
-	pod := w.pod
-	a.mu.Unlock()
-	name, used, limit, err := a.o.Volumes.OverLimit(ctx, pod)
-	if err != nil {
-		a.log.Debug("measure volumes", "uid", pod.UID, "err", err)
-		return
-	}
-	if name != "" {
-		w.m.Evict(fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit: %d of %d bytes", name, used, limit))
 	}
 }

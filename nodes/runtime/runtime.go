@@ -72,6 +72,9 @@ type Runtime interface {
 	// Usage reads the container's consumption.
 	Usage(ctx context.Context, id string) (Usage, error)
 
+	// Written is how many bytes a container's root file system holds beyond its image.
+	Written(ctx context.Context, id string) (int64, error)
+
 	// Events yields exits and reconnections until ctx ends; the channel is
 	// closed then. After a Reconnected event the receiver must List again, for
 	// events may have been lost.

@@ -223,24 +223,22 @@ func (m *Manager) Reset(ctx context.Context) error {
 	return err
 }
 
-// OverLimit names the volume of the pod that holds more than its sizeLimit on
-// disk, and how much; empty when none does.
-func (m *Manager) OverLimit(ctx context.Context, pod *nodes.Pod) (name string, used, limit int64, err error) {
+// Disk measures the emptyDir volumes of the pod that lie on disk, in bytes by
+// the volume's name.
+func (m *Manager) Disk(ctx context.Context, pod *nodes.Pod) (map[string]int64, error) {
+	used := map[string]int64{}
 	for i := range pod.Template.Spec.Volumes {
 		v := &pod.Template.Spec.Volumes[i]
-		e := v.EmptyDir
-		if e == nil || e.SizeLimit == nil || e.Medium == corev1.StorageMediumMemory {
+		if v.EmptyDir == nil || v.EmptyDir.Medium == corev1.StorageMediumMemory {
 			continue
 		}
-		used, err := diskUsage(ctx, m.diskPath(pod.UID, v.Name))
+		n, err := diskUsage(ctx, m.diskPath(pod.UID, v.Name))
 		if err != nil {
-			return "", 0, 0, fmt.Errorf("measure volume %q: %w", v.Name, err)
+			return nil, fmt.Errorf("measure volume %q: %w", v.Name, err)
 		}
-		if limit := e.SizeLimit.Value(); limit > 0 && used > limit {
-			return v.Name, used, limit, nil
-		}
+		used[v.Name] = n
 	}
-	return "", 0, 0, nil
+	return used, nil
 }
 
 // Dir is a directory on tmpfs for the pod's own small files (hosts,

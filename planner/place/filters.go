@@ -95,6 +95,9 @@ func untoleratedBy(r *Request, n *Node, effects ...corev1.TaintEffect) (corev1.T
 		return corev1.Taint{}, false
 	}
 	return scheduling.FindMatchingUntoleratedTaint(klog.Logger{}, n.kube.Spec.Taints, r.spec.Tolerations, func(t *corev1.Taint) bool {
+		if t.Key == corev1.TaintNodeMemoryPressure && !r.bestEffort {
+			return false // Kubernetes gives such pods a toleration
+		}
 		return slices.Contains(effects, t.Effect)
 	}, false)
 }

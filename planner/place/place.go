@@ -28,6 +28,8 @@ type Request struct {
 	spec      *corev1.PodSpec
 	needs     Resources
 	ports     []Port
+	// bestEffort pods request nothing and are limited in nothing.
+	bestEffort bool
 
 	required  nodeaffinity.RequiredNodeAffinity
 	preferred *nodeaffinity.PreferredSchedulingTerms
@@ -41,12 +43,13 @@ type Request struct {
 // has refused them before.
 func Compile(namespace string, t *nodes.Template) *Request {
 	r := &Request{
-		namespace: namespace,
-		labels:    t.Labels,
-		spec:      &t.Spec,
-		needs:     requests(&t.Spec),
-		ports:     hostPorts(&t.Spec),
-		required:  nodeaffinity.GetRequiredNodeAffinity(&corev1.Pod{Spec: t.Spec}),
+		namespace:  namespace,
+		labels:     t.Labels,
+		spec:       &t.Spec,
+		needs:      requests(&t.Spec),
+		ports:      hostPorts(&t.Spec),
+		bestEffort: nodes.QoS(&t.Spec) == corev1.PodQOSBestEffort,
+		required:   nodeaffinity.GetRequiredNodeAffinity(&corev1.Pod{Spec: t.Spec}),
 	}
 	r.compileAffinity()
 	return r

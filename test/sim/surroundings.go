@@ -129,8 +129,8 @@ func (v *volumes) SubPath(nodes.UID, volume.Volume, string, int, string) (string
 	return "", errors.New("the simulator mounts no volumes")
 }
 
-func (v *volumes) OverLimit(context.Context, *nodes.Pod) (string, int64, int64, error) {
-	return "", 0, 0, nil
+func (v *volumes) Disk(context.Context, *nodes.Pod) (map[string]int64, error) {
+	return nil, nil
 }
 
 func (v *volumes) Shm(nodes.UID) (string, error) { return "/dev/shm", nil }

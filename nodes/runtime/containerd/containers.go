@@ -372,6 +372,15 @@ func (r *Runtime) Update(ctx context.Context, id string, to runtime.Resources) e
 	return nil
 }
 
+// Written implements runtime.Runtime.
+func (r *Runtime) Written(ctx context.Context, id string) (int64, error) {
+	used, err := r.snapshots.Usage(ctx, id)
+	if err != nil {
+		return 0, r.wrap("measure the root file system of", id, err)
+	}
+	return used.Size, nil
+}
+
 // Usage implements runtime.Runtime; it asks the kernel, not containerd.
 func (r *Runtime) Usage(ctx context.Context, id string) (runtime.Usage, error) {
 	k, err := r.recall(ctx, id)

@@ -407,11 +407,12 @@ func testUnknown(t *testing.T, s Subject) {
 	ctx := t.Context()
 	_, execErr := s.Runtime.Exec(ctx, "none", []string{"/program"}, nil)
 	_, usageErr := s.Runtime.Usage(ctx, "none")
+	_, writtenErr := s.Runtime.Written(ctx, "none")
 	_, statusErr := s.Runtime.Status(ctx, "none")
 	for what, err := range map[string]error{
 		"start": s.Runtime.Start(ctx, "none"), "kill": s.Runtime.Kill(ctx, "none", "SIGTERM"),
 		"update": s.Runtime.Update(ctx, "none", runtime.Resources{CPUShares: 2}),
-		"exec":   execErr, "usage": usageErr, "status": statusErr,
+		"exec":   execErr, "usage": usageErr, "written": writtenErr, "status": statusErr,
 	} {
 		if !errors.Is(err, runtime.ErrNotFound) {
 			t.Errorf("%s: %v", what, err)
