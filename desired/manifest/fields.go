@@ -191,8 +191,7 @@ func containerFields() []typeRule {
 func securityFields() []typeRule {
 	return []typeRule{
 		on[corev1.PodSecurityContext](
-			"runAsUser runAsGroup runAsNonRoot supplementalGroups fsGroup sysctls fsGroupChangePolicy seccompProfile appArmorProfile seLinuxOptions",
-			later("supplementalGroupsPolicy").unless(`"Merge"`),
+			"runAsUser runAsGroup runAsNonRoot supplementalGroups fsGroup supplementalGroupsPolicy sysctls fsGroupChangePolicy seccompProfile appArmorProfile seLinuxOptions",
 			noEffect("seLinuxChangePolicy", "volumes keep the labels they have"),
 			unsupported("windowsOptions", "nodes run Linux").unless(`{}`),
 		),

@@ -296,7 +296,11 @@ func (m *Machine) failed(a action, err error) time.Time {
 	if was != now {
 		m.event(true, eventFor(a.op, now.reason), "%s", err)
 	}
-	return m.backOff(string(a.op)+a.container, 500*time.Millisecond, 2*time.Minute)
+	first := 500 * time.Millisecond
+	if errors.Is(err, errNoAnswer) {
+		first = 10 * time.Second // others need the slot that this one held so long
+	}
+	return m.backOff(string(a.op)+a.container, first, 2*time.Minute)
 }
 
 func eventFor(o op, reason string) string {

@@ -177,7 +177,7 @@ func (m *Machine) container(name string, r *Run, attempt int) (runtime.Container
 	if err != nil {
 		return runtime.Container{}, &containerError{"CreateContainerConfigError", err}
 	}
-	out.User, out.Group, out.Groups = who.User, who.Group, who.Groups
+	out.User, out.Group, out.Groups, out.StrictGroups = who.User, who.Group, who.Groups, who.Strict
 	out.Terminal, out.Stdin = c.TTY, c.Stdin
 	out.Resources = spec.Limits(s, c)
 	out.OOMScoreAdj = spec.OOMScore(s, c, m.node.memory)

@@ -43,7 +43,7 @@ func TestStartsThatHangDoNotHoldUpTheNode(t *testing.T) {
 		a.Assign(assign(pods...))
 		settle(time.Second)
 		a.Assign(assign(append(pods, pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}}))...))
-		settle(answerWithin + time.Second)
+		settle(answerWithin + 5*time.Second)
 		expectRunning(t, w, "u1_a_0")
 		if s := w.last("stuck0"); s.Containers[0].Reason != "RunContainerError" || !strings.Contains(s.Message, "did not answer within 2m0s") {
 			t.Errorf("status %+v", s)

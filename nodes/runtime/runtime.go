@@ -157,6 +157,8 @@ type Container struct {
 	Group *int64
 	// Groups are supplemental groups beyond those that the image's /etc/group gives the user.
 	Groups []int64
+	// StrictGroups leaves out the groups that the image's /etc/group gives the user.
+	StrictGroups bool
 
 	Hostname string
 	Terminal bool
@@ -230,11 +232,14 @@ type Security struct {
 	UnmaskedProc bool
 	// Seccomp is "" (the runtime's default profile), "unconfined" or the path of a profile on this node.
 	Seccomp string
-	// AppArmor is "" (none) or the name of a loaded profile.
+	// AppArmor is "" (none), AppArmorDefault or the name of a loaded profile.
 	AppArmor string
 	// SELinux is the process label, empty for none.
 	SELinux string
 }
+
+// AppArmorDefault is the runtime's own profile, where the machine has AppArmor.
+const AppArmorDefault = "runtime/default"
 
 // State of a container.
 type State string

@@ -18,6 +18,8 @@ type Identity struct {
 	User   string
 	Group  *int64
 	Groups []int64
+	// Strict leaves out the groups that the image gives the user.
+	Strict bool
 }
 
 // Who merges the security contexts of pod and container with the image's user.
@@ -28,6 +30,7 @@ func Who(pod *corev1.PodSpec, c *corev1.Container, imageUser string) (Identity, 
 	if s := pod.SecurityContext; s != nil {
 		uid, id.Group, nonRoot = s.RunAsUser, s.RunAsGroup, s.RunAsNonRoot
 		id.Groups = append(id.Groups, s.SupplementalGroups...)
+		id.Strict = s.SupplementalGroupsPolicy != nil && *s.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict
 		if s.FSGroup != nil {
 			id.Groups = append(id.Groups, *s.FSGroup)
 		}
@@ -88,11 +91,23 @@ func Security(pod *corev1.PodSpec, c *corev1.Container, profiles string) runtime
 		}
 	}
 	out.Seccomp = seccompProfile(seccomp, profiles)
-	if appArmor != nil && appArmor.Type == corev1.AppArmorProfileTypeLocalhost && appArmor.LocalhostProfile != nil {
-		out.AppArmor = *appArmor.LocalhostProfile
-	}
+	out.AppArmor = appArmorProfile(appArmor)
 	out.SELinux = selinuxLabel(selinux)
 	return out
+}
+
+// appArmorProfile names what the runtime is to apply. Where nothing is said,
+// nothing is: the machine's own confinement stays.
+func appArmorProfile(p *corev1.AppArmorProfile) string {
+	switch {
+	case p == nil:
+		return ""
+	case p.Type == corev1.AppArmorProfileTypeRuntimeDefault:
+		return runtime.AppArmorDefault
+	case p.Type == corev1.AppArmorProfileTypeLocalhost && p.LocalhostProfile != nil:
+		return *p.LocalhostProfile
+	}
+	return ""
 }
 
 func capabilities(list []corev1.Capability) []string {

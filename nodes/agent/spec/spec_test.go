@@ -325,6 +325,28 @@ func TestDownwardMapsAreSortedAndQuoted(t *testing.T) {
 	}
 }
 
+func TestSupplementalGroupsPolicy(t *testing.T) {
+	for policy, strict := range map[corev1.SupplementalGroupsPolicy]bool{corev1.SupplementalGroupsPolicyStrict: true, corev1.SupplementalGroupsPolicyMerge: false} {
+		id, err := Who(&corev1.PodSpec{SecurityContext: &corev1.PodSecurityContext{SupplementalGroupsPolicy: &policy}}, &corev1.Container{}, "app")
+		if err != nil || id.Strict != strict {
+			t.Errorf("%s: %+v, %v", policy, id, err)
+		}
+	}
+}
+
+func TestAppArmorProfiles(t *testing.T) {
+	for want, p := range map[string]*corev1.AppArmorProfile{
+		"":                      {Type: corev1.AppArmorProfileTypeUnconfined},
+		runtime.AppArmorDefault: {Type: corev1.AppArmorProfileTypeRuntimeDefault},
+		"mine":                  {Type: corev1.AppArmorProfileTypeLocalhost, LocalhostProfile: new("mine")},
+	} {
+		pod := &corev1.PodSpec{SecurityContext: &corev1.PodSecurityContext{AppArmorProfile: p}}
+		if got := Security(pod, &corev1.Container{}, "/").AppArmor; got != want {
+			t.Errorf("%s: %q, want %q", p.Type, got, want)
+		}
+	}
+}
+
 func TestLocalhostSeccompStaysInItsFolder(t *testing.T) {
 	p := &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost, LocalhostProfile: new("../../etc/passwd")}
 	got := Security(&corev1.PodSpec{SecurityContext: &corev1.PodSecurityContext{SeccompProfile: p}}, &corev1.Container{}, "/data/seccomp")

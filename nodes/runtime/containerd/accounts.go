@@ -164,7 +164,7 @@ func (a *accounts) user(c runtime.Container) (specs.User, error) {
 	}
 	user.AdditionalGids = append(user.AdditionalGids, user.GID)
 	for _, g := range a.groups {
-		if found.name != "" && slices.Contains(g.members, found.name) {
+		if !c.StrictGroups && found.name != "" && slices.Contains(g.members, found.name) {
 			user.AdditionalGids = append(user.AdditionalGids, g.gid)
 		}
 	}

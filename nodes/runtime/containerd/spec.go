@@ -77,7 +77,7 @@ func process(c runtime.Container, user specs.User) *specs.Process {
 	}
 	return &specs.Process{
 		Terminal: c.Terminal, User: user, Args: c.Args, Env: env, Cwd: defaultTo(c.Dir, "/"),
-		NoNewPrivileges: c.Security.NoNewPrivileges, ApparmorProfile: c.Security.AppArmor, SelinuxLabel: c.Security.SELinux,
+		NoNewPrivileges: c.Security.NoNewPrivileges, SelinuxLabel: c.Security.SELinux,
 	}
 }
 
@@ -205,6 +205,9 @@ func setDevices(s *specs.Spec, c runtime.Container) error {
 }
 
 func (r *Runtime) setSecurity(s *specs.Spec, c runtime.Container) error {
+	if err := setAppArmor(s, c.Security.AppArmor); err != nil {
+		return err
+	}
 	caps := r.capabilities(c.Security)
 	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 	if c.Security.Privileged {
