@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	batchv1 "k8s.io/api/batch/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"pgregory.net/rapid"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -191,4 +192,65 @@ func TestCronJobSuspendZoneAndTTL(t *testing.T) {
 	if w.at("13:00:06"); len(w.made()) > 0 {
 		t.Errorf("it runs again: %v", w.made())
 	}
+}
+
+// TestCronJobSurvivesAnything lets time pass, ends pods and loses the server or
+// its record: no scheduled time becomes a Job twice, no Job counts a success
+// twice, and history stays short.
+func TestCronJobSurvivesAnything(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		policy := rapid.SampledFrom([]batchv1.ConcurrencyPolicy{batchv1.AllowConcurrent, batchv1.ForbidConcurrent, batchv1.ReplaceConcurrent}).Draw(t, "policy")
+		w := newWorld(t, "n1")
+		w.push(cronJob("tick", "*/10 * * * *", func(c *batchv1.CronJob) { c.Spec.ConcurrencyPolicy = policy }), configMap("other", nil))
+		again := func(record bool) {
+			w.restart(record)
+			w.next(Change{Snapshot: w.snapshot, Source: w.source})
+			w.join("n1")
+		}
+		for range rapid.IntRange(5, 60).Draw(t, "steps") {
+			switch rapid.IntRange(0, 6).Draw(t, "happens") {
+			case 0, 1:
+				w.now = w.now.Add(time.Duration(rapid.IntRange(1, 1500).Draw(t, "seconds")) * time.Second)
+				w.next(Change{})
+			case 2:
+				for name := range w.made() {
+					for _, p := range w.working(name) {
+						if p.Node != "" && w.machines["n1"].held[p.UID] != nil {
+							w.end(p, rapid.Int32Range(0, 1).Draw(t, "code"))
+						}
+					}
+				}
+			case 3:
+				again(true)
+			case 4:
+				again(false)
+			case 5:
+				w.goners()
+			case 6:
+				w.join("n1")
+			}
+			ended := 0
+			for _, g := range w.s.madeBy(keyOf(cronJob("tick", ""))) {
+				if g.object != nil && g.run != nil && g.run.Over() {
+					ended++
+				}
+				if g.run != nil && g.run.Succeeded > 1 {
+					t.Fatalf("%s counts %d successes", g.key, g.run.Succeeded)
+				}
+			}
+			if ended > 3 {
+				t.Fatalf("%d Jobs that have ended are kept", ended)
+			}
+		}
+		made := map[string]bool{}
+		for _, e := range w.events {
+			if e.Reason != "SuccessfulCreate" || e.Object.Kind != kindCronJob {
+				continue
+			}
+			if made[e.Message] {
+				t.Fatalf("twice: %s", e.Message)
+			}
+			made[e.Message] = true
+		}
+	})
 }

@@ -262,9 +262,17 @@ func (s *jobStep) pastDeadline() bool {
 	if s.Spec.ActiveDeadlineSeconds == nil || s.suspended() {
 		return false
 	}
-	end := s.run.Started.Add(time.Duration(*s.Spec.ActiveDeadlineSeconds) * time.Second)
+	end := s.deadline()
 	s.wakeAt(end)
 	return !s.Now.Before(end)
+}
+
+// deadline is when the run must have ended; zero without one.
+func (s *jobStep) deadline() time.Time {
+	if s.Spec.ActiveDeadlineSeconds == nil {
+		return time.Time{}
+	}
+	return s.run.Started.Add(time.Duration(*s.Spec.ActiveDeadlineSeconds) * time.Second)
 }
 
 // completion is the ordinary end: as many successes as wanted and nobody at

@@ -47,9 +47,7 @@ func (j *Job) Verdict() Verdict {
 	default:
 		v.Health = nodes.Progressing
 		v.Reason = join(p.text(), s.steps.Waits, s.trouble())
-		if s.Spec.ActiveDeadlineSeconds != nil {
-			v.Deadline = s.wake
-		}
+		v.Deadline = s.deadline()
 	}
 	return v
 }
