@@ -201,7 +201,10 @@ func TestCronJobSurvivesAnything(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policy := rapid.SampledFrom([]batchv1.ConcurrencyPolicy{batchv1.AllowConcurrent, batchv1.ForbidConcurrent, batchv1.ReplaceConcurrent}).Draw(t, "policy")
 		w := newWorld(t, "n1")
-		w.push(cronJob("tick", "*/10 * * * *", func(c *batchv1.CronJob) { c.Spec.ConcurrencyPolicy = policy }), configMap("other", nil))
+		kept := rapid.Int32Range(0, 2).Draw(t, "history")
+		w.push(cronJob("tick", "*/10 * * * *", func(c *batchv1.CronJob) {
+			c.Spec.ConcurrencyPolicy, c.Spec.SuccessfulJobsHistoryLimit = policy, &kept
+		}), configMap("other", nil))
 		again := func(record bool) {
 			w.restart(record)
 			w.next(Change{Snapshot: w.snapshot, Source: w.source})
@@ -238,7 +241,7 @@ func TestCronJobSurvivesAnything(t *testing.T) {
 					t.Fatalf("%s counts %d successes", g.key, g.run.Succeeded)
 				}
 			}
-			if ended > 3 {
+			if ended > int(kept)+1 {
 				t.Fatalf("%d Jobs that have ended are kept", ended)
 			}
 		}
