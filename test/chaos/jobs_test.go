@@ -179,7 +179,7 @@ func (c *cluster) deleteUnlessRunning(ctx context.Context, container client.Cont
 		if status, err := task.Status(ctx); err == nil && status.Status == client.Running {
 			return
 		}
-		if _, err := task.Delete(ctx); err != nil {
+		if _, err := task.Delete(ctx, client.WithProcessKill); err != nil {
 			c.t.Fatal(err)
 		}
 	}
