@@ -38,6 +38,8 @@ type volumeWorker struct {
 	status  nodes.VolumeStatus
 	// inUse: a pod may have it staged.
 	inUse bool
+	// stagedFor are the pods that asked for it since the agent began.
+	stagedFor map[nodes.UID]bool
 
 	// delay belongs to run.
 	delay time.Duration
@@ -85,7 +87,7 @@ func (w *volumeWorker) run(ctx context.Context) {
 func (w *volumeWorker) step(ctx context.Context) (done bool, err error) {
 	a := w.agent
 	a.mu.Lock()
-	v, dropped, used := w.v, w.dropped, a.usersOf(w.v) > 0
+	v, dropped, used := w.v, w.dropped, a.used(w)
 	a.mu.Unlock()
 	switch {
 	case dropped:
@@ -124,7 +126,7 @@ func (w *volumeWorker) unstage(ctx context.Context, v *nodes.Volume) error {
 	return a.o.Persistent.Unstage(ctx, v, func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		w.inUse = a.usersOf(v) > 0
+		w.inUse = a.used(w)
 		return !w.inUse
 	})
 }
@@ -204,16 +206,18 @@ func (m *Machine) VolumeReady() {
 	m.post(func() { delete(m.retries, string(opMount)) })
 }
 
-// usersOf counts the pods that have the volume mounted, or are about to. The
-// caller holds mu.
-func (a *Agent) usersOf(v *nodes.Volume) int {
-	n := 0
-	for _, w := range a.pods {
-		if usesClaim(w.pod, v.Claim) && !ended(w.m.Status().Phase) {
-			n++
+// used reports whether a pod has the volume mounted, or is about to. A claim may
+// have come back, with another volume, under a name that it had before: its
+// pods use the new one unless they asked for this. The caller holds mu.
+func (a *Agent) used(w *volumeWorker) bool {
+	successor := a.volumeOf(w.v.Claim)
+	for uid, p := range a.pods {
+		mine := w.stagedFor[uid] || successor == nil || successor == w
+		if mine && usesClaim(p.pod, w.v.Claim) && !ended(p.m.Status().Phase) {
+			return true
 		}
 	}
-	return n
+	return false
 }
 
 func usesClaim(p *nodes.Pod, claim desired.Key) bool {
@@ -237,7 +241,7 @@ func (a *Agent) claim(ctx context.Context, p *nodes.Pod, v *corev1.Volume) (volu
 	var bound *nodes.Volume
 	var status nodes.VolumeStatus
 	if w != nil {
-		bound, status, w.inUse = w.v, w.status, true
+		bound, status, w.inUse, w.stagedFor[p.UID] = w.v, w.status, true, true
 	}
 	a.mu.Unlock()
 	switch {
@@ -287,7 +291,7 @@ func (a *Agent) reconcileVolumes() {
 }
 
 func (a *Agent) beginVolume(v *nodes.Volume) {
-	w := &volumeWorker{agent: a, key: keyOf(v), v: v, wake: make(chan struct{}, 1), inUse: true}
+	w := &volumeWorker{agent: a, key: keyOf(v), v: v, wake: make(chan struct{}, 1), inUse: true, stagedFor: map[nodes.UID]bool{}}
 	w.status = nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending}
 	a.volumes[w.key] = w
 	ctx := a.ctx

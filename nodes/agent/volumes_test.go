@@ -277,3 +277,28 @@ func TestImageVolumes(t *testing.T) {
 		}
 	})
 }
+
+// The ephemeral volume of a pod that was replaced goes, though the new pod has a
+// claim of the same name.
+func TestDeletedVolumesGoThoughTheirClaimsNameIsBack(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		v := testVolume("v")
+		p := claimant("u1", v)
+		a.Assign(with(assign(p), v))
+		settle(time.Second)
+		gone, fresh := *v, testVolume("w")
+		gone.Delete, fresh.Claim = true, v.Claim
+		q := claimant("u2", v)
+		a.Assign(with(assign(p, q), &gone, fresh))
+		settle(5 * time.Second)
+		expectDisk(t, w, "v-1 held 1Gi staged\nw-1 held 1Gi staged\n")
+		a.Assign(with(assign(stopped(p, 0), q), &gone, fresh))
+		settle(5 * time.Second)
+		expectDisk(t, w, "w-1 held 1Gi staged\n")
+		if got := w.lastVolume("v"); got.Phase != nodes.VolumeGone {
+			t.Errorf("%+v", got)
+		}
+	})
+}

@@ -92,6 +92,7 @@ func (a *Agent) forget(w *worker) {
 		delete(a.pods, w.m.pod.UID)
 	}
 	for _, v := range a.volumes { // it may have been the last to use one
+		delete(v.stagedFor, w.m.pod.UID)
 		v.poke()
 	}
 }
