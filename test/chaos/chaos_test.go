@@ -37,7 +37,15 @@ var (
 	away     = flag.Duration("away", 30*time.Second, "how long tally up stays stopped")
 )
 
-func TestMain(m *testing.M) { machine.Main(m) }
+func TestMain(m *testing.M) {
+	if machine.Outside() {
+		if err := machine.FetchPackages(append(postgresPackages, redisPackages...)...); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	machine.Main(m)
+}
 
 // program is what the containers run.
 const program = "github.com/tallyman-dev/tallyman/test/chaos/program"

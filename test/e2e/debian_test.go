@@ -4,24 +4,12 @@ package e2e_test
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
-	"io"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
-
-	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/image"
 	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
@@ -33,82 +21,6 @@ var (
 		"liblz4-1", "liblzf1", "liblzma5", "libssl3", "libstdc++6", "libsystemd0", "libzstd1",
 	}
 )
-
-// packageDir keeps the packages between runs.
-func packageDir() (string, error) {
-	dir, err := filepath.Abs("../../build/packages")
-	if err != nil {
-		return "", err
-	}
-	return dir, os.MkdirAll(dir, 0o755)
-}
-
-// fetchPackages downloads what is not in packageDir yet.
-func fetchPackages() error {
-	dir, err := packageDir()
-	if err != nil {
-		return err
-	}
-	missing := map[string]bool{}
-	for _, name := range append(nginxPackages, redisPackages...) {
-		if found, _ := filepath.Glob(filepath.Join(dir, name+"_*.deb")); len(found) == 0 {
-			missing[name] = true
-		}
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	args := []string{"-o", "APT::Sandbox::User=root", "download"}
-	for name := range missing {
-		args = append(args, name)
-	}
-	download := exec.Command("apt-get", args...)
-	download.Dir = dir
-	if out, err := download.CombinedOutput(); err != nil {
-		return fmt.Errorf("download Debian packages for the tests with nginx and redis: apt-get %s: %w: %s", strings.Join(args, " "), err, out)
-	}
-	return nil
-}
-
-// pushDebian makes an image with a layer for each package and returns its name.
-func (w *world) pushDebian(name string, packages []string) string {
-	w.t.Helper()
-	dir, err := packageDir()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	img := v1.Image(empty.Image)
-	for _, p := range packages {
-		found, err := filepath.Glob(filepath.Join(dir, p+"_*.deb"))
-		if err != nil || len(found) == 0 {
-			w.t.Fatalf("no package %s in %s: %v", p, dir, err)
-		}
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-			out, err := exec.Command("dpkg-deb", "--fsys-tarfile", found[len(found)-1]).Output()
-			return io.NopCloser(bytes.NewReader(out)), err
-		})
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	config = config.DeepCopy()
-	config.OS, config.Architecture = "linux", runtime.GOARCH
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		w.t.Fatal(err)
-	}
-	ref := machine.RegistryAddress + "/" + name
-	if err := image.Push(w.t.Context(), ref, img, "", ""); err != nil {
-		w.t.Fatal(err)
-	}
-	return ref
-}
 
 const nginxManifests = `
 apiVersion: v1
@@ -165,7 +77,7 @@ spec: {selector: {app: site}, ports: [{port: 80, targetPort: 8080}]}
 func TestNginx(t *testing.T) {
 	m := machine.New(t)
 	w := &world{Machine: m, t: t}
-	ref := w.pushDebian("nginx:1", nginxPackages)
+	ref := w.PushDebian("nginx:1", nginxPackages)
 	m.Up()
 	w.clone = m.Clone()
 	write := func(page, version string) {
@@ -232,7 +144,7 @@ spec: {selector: {app: redis}, ports: [{port: 6379}]}
 func TestRedis(t *testing.T) {
 	m := machine.New(t)
 	w := &world{Machine: m, t: t}
-	ref := w.pushDebian("redis:7", redisPackages)
+	ref := w.PushDebian("redis:7", redisPackages)
 	m.Up()
 	w.clone = m.Clone()
 	w.clone.Write("redis.yaml", strings.ReplaceAll(redisManifests, "IMAGE", ref))

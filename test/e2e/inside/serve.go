@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -142,6 +143,10 @@ func (s *server) handler() http.Handler {
 	answer(mux, "POST /append", func(r *http.Request) (any, error) {
 		return nil, appendLine(r.FormValue("path"), r.FormValue("line"))
 	})
+	answer(mux, "POST /overwrite", func(r *http.Request) (any, error) {
+		return nil, overwrite(r.FormValue("path"), r.FormValue("text"))
+	})
+	answer(mux, "GET /head", func(r *http.Request) (any, error) { return head(r.FormValue("path")) })
 	answer(mux, "GET /lookup", func(r *http.Request) (any, error) {
 		return lookup(r.Context(), r.FormValue("type"), r.FormValue("name"))
 	})
@@ -226,6 +231,26 @@ func stat(path string) (any, error) {
 		"mode": info.Mode().String(), "uid": owner.Uid, "gid": owner.Gid,
 		"tmpfs": s.Type == tmpfs, "bytes": int64(s.Blocks) * s.Bsize,
 	}, nil
+}
+
+// overwrite writes at the beginning of a file or device, down to the disk.
+func overwrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_SYNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+// head is the first line of a file or device.
+func head(path string) (any, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return bufio.NewReader(f).ReadString('\n')
 }
 
 func lookup(ctx context.Context, kind, name string) (any, error) {
