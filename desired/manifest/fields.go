@@ -155,10 +155,9 @@ func schedulingFields() []typeRule {
 func containerFields() []typeRule {
 	return []typeRule{
 		on[corev1.Container](
-			"name image command args workingDir ports envFrom env resources restartPolicy volumeMounts livenessProbe readinessProbe startupProbe "+
+			"name image command args workingDir ports envFrom env resources restartPolicy volumeMounts volumeDevices livenessProbe readinessProbe startupProbe "+
 				"restartPolicyRules resizePolicy lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin tty",
 			noEffect("stdinOnce", "nobody attaches to a container's input"),
-			unsupported("volumeDevices", "there are no block volumes"),
 		),
 		on[corev1.ContainerResizePolicy]("resourceName restartPolicy"),
 		on[corev1.ContainerRestartRule]("exitCodes",
@@ -210,6 +209,7 @@ func securityFields() []typeRule {
 func volumeFields() []typeRule {
 	return []typeRule{
 		on[corev1.VolumeMount]("name readOnly mountPath subPath subPathExpr mountPropagation recursiveReadOnly"),
+		on[corev1.VolumeDevice]("name devicePath"),
 		on[corev1.Volume](
 			"name hostPath emptyDir secret downwardAPI configMap projected nfs image persistentVolumeClaim ephemeral",
 			later("csi"),

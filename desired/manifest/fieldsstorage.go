@@ -14,8 +14,7 @@ func storageFields() []typeRule {
 	return []typeRule{
 		on[corev1.PersistentVolumeClaim]("metadata spec", statusField()),
 		on[corev1.PersistentVolumeClaimSpec](
-			"accessModes selector resources volumeName storageClassName",
-			unsupported("volumeMode", "there are no block volumes").unless(`"Filesystem"`),
+			"accessModes selector resources volumeName storageClassName volumeMode",
 			later("dataSource dataSourceRef"),
 			noEffect("volumeAttributesClassName", "volumes keep the attributes that they were made with"),
 		),
@@ -24,10 +23,9 @@ func storageFields() []typeRule {
 		on[corev1.VolumeResourceRequirements]("limits requests"),
 		on[corev1.PersistentVolume]("metadata spec", statusField()),
 		on[corev1.PersistentVolumeSpec](
-			"capacity hostPath local nfs accessModes claimRef storageClassName mountOptions nodeAffinity",
+			"capacity hostPath local nfs accessModes claimRef storageClassName mountOptions nodeAffinity volumeMode",
 			noEffect("persistentVolumeReclaimPolicy", "the data of a volume that the repository describes is never deleted").unless(`"Retain"`),
 			later("csi"),
-			unsupported("volumeMode", "there are no block volumes").unless(`"Filesystem"`),
 			noEffect("volumeAttributesClassName", "volumes keep the attributes that they were made with"),
 			unsupported("iscsi fc", noNetworkDisks),
 			unsupported("gcePersistentDisk awsElasticBlockStore glusterfs rbd cinder cephfs flocker flexVolume azureFile vsphereVolume quobyte azureDisk "+
