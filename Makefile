@@ -64,15 +64,16 @@ bench: setup-test build ## measure speed and size beside their yardsticks; write
 	$(GO) test -tags e2e ./test/bench -count=1 -v -timeout 60m -run TestBench
 
 .PHONY: corpus
-corpus: ## try CORPUS=DIR, a collection of other people's manifests, and write the numbers into docs/compatibility.md
+corpus: setup-test build ## try CORPUS=DIR, a collection of other people's manifests, or only STACK=NAME of its applications (root); writes docs/compatibility.md
 	@test -n "$(CORPUS)" || { echo "say where the collection is: make corpus CORPUS=DIR"; exit 2; }
-	$(GO) run ./test/corpus -corpus $(CORPUS) -page docs/compatibility.md
+	@test -n "$(STACK)" || $(GO) run ./test/corpus -corpus $(CORPUS) -page docs/compatibility.md
+	CORPUS=$(abspath $(CORPUS)) STACK=$(STACK) $(GO) test -tags corpus ./test/corpus/stacks -count=1 -v -timeout 2h -run TestStacks
 
 .PHONY: vet
 vet:
 	@unformatted=$$($(GO) tool gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); \
 		test -z "$$unformatted" || { echo "not formatted, run make fmt:"; echo "$$unformatted"; exit 1; }
-	$(GO) vet -tags e2e $(PACKAGES)
+	$(GO) vet -tags e2e,corpus $(PACKAGES)
 
 .PHONY: lint
 lint: vet ## formatting, vet and staticcheck

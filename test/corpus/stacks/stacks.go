@@ -23,6 +23,9 @@ import (
 	"github.com/tallyman-dev/tallyman/desired/manifest"
 )
 
+// Capacity is what the node claims, so that nothing is refused for its size.
+const Capacity = "cpu=64,memory=256Gi"
+
 // Stack is one directory of the corpus.
 type Stack struct {
 	// Name is its path below manifests/, Dir the whole path.

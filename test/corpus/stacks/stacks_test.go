@@ -25,9 +25,6 @@ import (
 
 func TestMain(m *testing.M) { machine.Main(m) }
 
-// capacity is what the node claims, so that nothing is refused for its size.
-const capacity = "cpu=64,memory=256Gi"
-
 // stubProgram is what every image holds.
 const stubProgram = "github.com/tallyman-dev/tallyman/test/corpus/stacks/stub"
 
@@ -62,9 +59,11 @@ func TestStacks(t *testing.T) {
 		if err := Write(filepath.Join(machine.Root(t), "build", "stacks.tsv"), results); err != nil {
 			t.Error(err)
 		}
+		if err := WritePage(filepath.Join(machine.Root(t), "docs", "compatibility.md"), results); err != nil {
+			t.Error(err)
+		}
 	}
-	summary := Summary(results)
-	fmt.Println(summary)
+	fmt.Println(Summary(results))
 }
 
 // mirror is a folder of registry settings that lead every registry to the

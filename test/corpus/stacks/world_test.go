@@ -40,7 +40,7 @@ type step struct {
 
 func (w *world) run(s *Stack) Result {
 	before := missingHostPaths(s)
-	w.Up("--capacity", capacity, "--registry-config", w.registries)
+	w.Up("--capacity", Capacity, "--registry-config", w.registries)
 	defer func() {
 		w.Stop()
 		if r := w.TallyRaw("reset", "--data-dir", w.DataDir, "--run-dir", w.RunDir, "--containerd", w.Containerd.Address); r.Code != 0 {
