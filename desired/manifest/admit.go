@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/desired/manifest/admission"
+	"github.com/tallyman-dev/tallyman/nodes"
 )
 
 // admit does to the objects of a revision what Kubernetes' admission does to
@@ -212,7 +213,7 @@ func claimsOf(o *desired.Object) []claimSpec {
 }
 
 // classOf names the StorageClass of a claim: its own, or the default of the
-// revision.
+// revision, the first by name, as the planner chooses it.
 func (w *world) classOf(c *corev1.PersistentVolumeClaim) string {
 	if class, ok := c.Annotations[corev1.BetaStorageClassAnnotation]; ok {
 		return class
@@ -222,7 +223,7 @@ func (w *world) classOf(c *corev1.PersistentVolumeClaim) string {
 	}
 	var defaults []string
 	for _, e := range w.objects {
-		if s, ok := e.object.Value.(*storagev1.StorageClass); ok && s.Annotations["storageclass.kubernetes.io/is-default-class"] == "true" {
+		if s, ok := e.object.Value.(*storagev1.StorageClass); ok && nodes.IsDefaultClass(s) {
 			defaults = append(defaults, s.Name)
 		}
 	}
