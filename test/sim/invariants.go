@@ -20,8 +20,8 @@ type step struct {
 	// commit is the one in force afterwards, intent what it says; nil before the first.
 	commit *commit
 	intent *intent
-	// previous is what the revision in force before said; nil before the first.
-	previous *intent
+	// runs are what the Jobs' runs were begun for.
+	runs map[desired.Key]run
 	// suspect is the commit in force when the guard should have held it.
 	suspect *commit
 	decided map[nodes.UID]*nodes.Pod
@@ -201,19 +201,11 @@ func jobsCountOnce(s *step) error {
 		switch {
 		case j.Succeeded > j.Completions || j.Condition != "" && j.Succeeded != j.Completions:
 			return violated(9, "%s counts %d of %d successes, condition %q", k, j.Succeeded, j.Completions, j.Condition)
-		case known && before.Condition != "" && j.Condition == "" && wanted && w == s.was(k):
+		case known && before.Condition != "" && j.Condition == "" && wanted && w == s.runs[k].of:
 			return violated(9, "%s was complete and runs again", k)
 		}
 	}
 	return nil
-}
-
-// was is what the revision before said of a workload.
-func (s *step) was(k desired.Key) workload {
-	if s.previous == nil {
-		return workload{}
-	}
-	return s.previous.workloads[k]
 }
 
 // neverAfterItsEnd: invariant 9. A Job that has ended starts nothing.

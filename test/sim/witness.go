@@ -44,6 +44,8 @@ type witness struct {
 	stopped map[nodes.UID]bool
 	handed  map[string]nodes.Assignment
 	table   *proxy.Table
+	// runs are what the Jobs' runs were begun for.
+	runs map[desired.Key]run
 	// excluded is since when a pod is in no table any more, by name and address:
 	// a StatefulSet's pods bear the names of those before them.
 	excluded map[string]time.Time
@@ -53,6 +55,7 @@ func newWitness(w *world) *witness {
 	return &witness{
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
+		runs: map[desired.Key]run{},
 	}
 }
 
@@ -156,9 +159,7 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 		x.fresh = false
 	}
 	st.commit = x.world.repo.commit(st.after.force)
-	if x.force != nil {
-		st.previous = x.force.intent
-	}
+	st.runs = x.runs
 	x.putInForce(st)
 	x.noteHold(st)
 	if st.commit != nil {
@@ -171,8 +172,30 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 		_, more := plan(after, planner.Change{}, now)
 		x.fail(convergedPlansNothing(more))
 	}
+	x.noteRuns(st)
 	x.last = st.after
 	return after, p
+}
+
+// run is what a Job's run was begun for, and when.
+type run struct {
+	started time.Time
+	of      workload
+}
+
+// noteRuns keeps what each Job's run was begun for. A changed Job may have to
+// wait for its node before its next run begins.
+func (x *witness) noteRuns(st *step) {
+	for k, j := range st.after.jobs {
+		if w, wanted := st.intentOf(k); wanted && !x.runs[k].started.Equal(j.Started) {
+			x.runs[k] = run{started: j.Started, of: w}
+		}
+	}
+	for k := range x.runs {
+		if _, wanted := st.intentOf(k); !wanted {
+			delete(x.runs, k)
+		}
+	}
 }
 
 // baseline is what a server knows when it begins, before it decides anything.
