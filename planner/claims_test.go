@@ -271,6 +271,21 @@ func TestARestartDecidesNothingAnew(t *testing.T) {
 	w.settle()
 }
 
+// After a start the record is known before the revision is.
+func TestTheOverviewBeforeTheRevision(t *testing.T) {
+	w := newWorld(t, "a")
+	w.push(configMap("x", nil), claimFor("data", "1Gi"), claimFor("old", "1Gi"), hostVolume("pv", "1Gi", "/x"), deployment("db", 1, withClaim("data"), withClaim("old")))
+	w.settle()
+	w.pushWith("x\n\nTally-Confirm: delete 1", configMap("x", nil), claimFor("data", "1Gi"), hostVolume("pv", "1Gi", "/x"), deployment("db", 1, withClaim("data")))
+	w.settle()
+	old := w.volumeOf("data").Name
+	w.restart(true)
+	w.join("a")
+	if h := w.health(volumeKey(old)); h.Storage.Phase != "Bound" {
+		t.Errorf("the volume is shown as %+v", h.Storage)
+	}
+}
+
 func TestReadWriteOncePodIsForOne(t *testing.T) {
 	w := newWorld(t, "a")
 	w.push(claimFor("data", "1Gi", access(corev1.ReadWriteOncePod)), deployment("one", 1, withClaim("data")), deployment("two", 1, withClaim("data")))

@@ -26,18 +26,21 @@ func (s *State) storageHealth(h *nodes.ObjectHealth) {
 	}
 }
 
+// inGit reports whether the revision in force, if one is known, has an object.
+func (s *State) inGit(k desired.Key) bool { return s.snapshot != nil && s.snapshot.Get(k) != nil }
+
 // ownStorage lists the claims and volumes that Git doesn't have.
 func (s *State) ownStorage() []nodes.ObjectHealth {
 	var out []nodes.ObjectHealth
 	for k, c := range entries(s.claims) {
-		if s.snapshot.Get(k) == nil {
+		if !s.inGit(k) {
 			h := nodes.ObjectHealth{Key: k, Owner: c.Owner}
 			s.claimHealth(&h, c)
 			out = append(out, h)
 		}
 	}
 	for name, v := range entries(s.volumes) {
-		if s.snapshot.Get(volumeKey(name)) == nil {
+		if !s.inGit(volumeKey(name)) {
 			h := nodes.ObjectHealth{Key: volumeKey(name), Owner: v.Claim}
 			s.volumeHealth(&h, v)
 			out = append(out, h)
@@ -82,7 +85,7 @@ func (s *State) claimHealth(h *nodes.ObjectHealth, c *claim) {
 		h.Health, h.Reason = v.pace(), "PersistentVolume "+v.Name+": "+why
 	case c.Adopted:
 		h.Reason = "kept: node " + v.Maker + " holds its data and nothing in Git asks for it; to delete it, write the claim in Git and remove it again"
-	case !c.ofGit() && c.Pod == "" && s.snapshot.Get(c.Owner) == nil:
+	case s.snapshot != nil && !c.ofGit() && c.Pod == "" && !s.inGit(c.Owner):
 		h.Reason = "kept after " + c.Owner.String() + " left Git; to delete it, write the claim in Git and remove it again"
 	}
 }
@@ -98,7 +101,7 @@ func (s *State) volumeHealth(h *nodes.ObjectHealth, v *volume) {
 		return
 	}
 	if v.Bound || v.Claim.IsZero() {
-		if v.FromGit && v.object == nil {
+		if s.snapshot != nil && v.FromGit && v.object == nil {
 			h.Reason = "no longer in Git; it stays while " + v.Claim.String() + " has it"
 		}
 		return
@@ -108,6 +111,8 @@ func (s *State) volumeHealth(h *nodes.ObjectHealth, v *volume) {
 		h.Reason = "released by " + v.Claim.String() + ", which alone can have it again; what Git describes is never deleted"
 	case !v.deletes():
 		h.Reason = "released by " + v.Claim.String() + "; its data is kept (reclaim policy Retain) and comes back with a claim of that name"
+	case s.snapshot == nil: // how long it is kept is not known yet
+		h.Reason = "released by " + v.Claim.String()
 	case v.Released.IsZero():
 		h.Reason = "kept: node " + v.Maker + " holds its data, and " + v.Claim.String() + " has another volume"
 	default:
