@@ -56,7 +56,9 @@ type machine struct {
 	// disk holds the volumes whose data the node has; told are those whose state
 	// it has reported.
 	disk map[string]*nodes.Volume
-	told map[string]nodes.VolumeStatus
+	// mounted are the volumes of others that its pods use.
+	mounted map[string]*nodes.Volume
+	told    map[string]nodes.VolumeStatus
 	// measured are the pods whose usage was asked for last.
 	measured []nodes.UID
 }
@@ -101,6 +103,10 @@ func (m *machine) complete() nodes.Report {
 		status := m.volumeStatus(name)
 		status.Held = m.disk[name]
 		r.Volumes = append(r.Volumes, status)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.mounted)) {
+		v := m.mounted[name]
+		r.Volumes = append(r.Volumes, nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeReady, Held: v})
 	}
 	return r
 }
@@ -188,7 +194,11 @@ func (w *world) assign(a *nodes.Assignment) {
 		seen[p.UID] = true
 		m.held[p.UID] = p
 	}
+	m.mounted = map[string]*nodes.Volume{}
 	for _, v := range a.Volumes {
+		if v.Provisioner == "" {
+			m.mounted[v.Name] = v
+		}
 		if v.Provisioner != "" && (v.Made || m.disk[v.Name] != nil || !v.Delete) {
 			if v.Made && m.disk[v.Name] == nil {
 				w.t.Fatalf("volume %s was made and node %s has nothing of it", v.Name, a.Node)
