@@ -131,7 +131,7 @@ func moreReplicas(v runtime.Object, more int32) runtime.Object {
 
 // TestPlantedBugsAreFound shows that the simulator can fail.
 func TestPlantedBugsAreFound(t *testing.T) {
-	const tries = 60
+	const tries = 200
 	for _, b := range bugs {
 		t.Run(b.Name, func(t *testing.T) {
 			for n := range uint64(tries) {
