@@ -55,13 +55,19 @@ func report(err error) {
 	}
 }
 
-// first reports whether this is the first process of its container. Where it
-// shares its process namespace, a socket's name tells, which only the first can
-// take: it is that of the container's own root file system.
+// first reports whether this is the first process of its container. Where the
+// pod shares its process namespace, a socket's name tells, which only the first
+// can take: it is that of the container's own root file system.
 func first() bool {
+	if os.Getpid() == 1 {
+		return true
+	}
+	if exe, err := os.Readlink("/proc/1/exe"); err == nil && exe == plan.Program {
+		return false
+	}
 	l, err := net.Listen("unix", "@stub-"+container())
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return os.Getpid() == 1
+		return false
 	}
 	keep = l
 	return true
