@@ -21,7 +21,7 @@ const (
 	// orphanPatience is how long killed processes may take to be gone.
 	orphanPatience = 2 * time.Second
 	// reapPatience is how long their shim may take to reap them.
-	reapPatience = 200 * time.Millisecond
+	reapPatience = time.Second
 )
 
 // endOrphan ends what runs of a container that containerd has no task of. A
@@ -82,18 +82,32 @@ func (r *Runtime) endOrphanShim(ctx context.Context, id string) error {
 	if err != nil || pid == 0 {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, reapPatience)
+	reaping, cancel := context.WithTimeout(ctx, reapPatience)
 	defer cancel()
 	for hasChildren(pid) {
-		if pause(ctx, 5*time.Millisecond) != nil {
-			return nil // it serves others
+		if pause(reaping, 5*time.Millisecond) != nil {
+			return ctx.Err() // it serves others
 		}
 	}
 	r.log.Warn("ending a shim that serves no container", "container", id, "pid", pid)
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("end shim %d: %w", pid, err)
 	}
+	ending, cancel := context.WithTimeout(ctx, orphanPatience)
+	defer cancel()
+	for running(pid) {
+		if err := pause(ending, time.Millisecond); err != nil {
+			return fmt.Errorf("end shim %d: it was killed and goes on: %w", pid, err)
+		}
+	}
 	return nil
+}
+
+// running reports whether a process has yet to end; one that only waits to be
+// reaped has no program any more.
+func running(pid int) bool {
+	_, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "exe"))
+	return err == nil
 }
 
 // processesBelow lists the processes of a cgroup and those below it.
