@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -117,7 +118,11 @@ func age(s runtime.State) int {
 // Available tells that the container runtime is back: nothing waits for its
 // retry any more.
 func (m *Machine) Available() {
-	m.post(func() { clear(m.retries) })
+	now := m.now()
+	m.post(func() {
+		// What failed since is not the better for it: a step may have lasted long.
+		maps.DeleteFunc(m.retries, func(_ string, r *retry) bool { return !r.since.After(now) })
+	})
 }
 
 // Shed has the containers of a pod that has ended deleted, to make room. What

@@ -266,8 +266,8 @@ func (m *Machine) event(warning bool, reason, format string, args ...any) {
 
 // retry holds back what failed, longer each time.
 type retry struct {
-	delay time.Duration
-	until time.Time
+	delay        time.Duration
+	since, until time.Time
 }
 
 func (m *Machine) backOff(what string, first, most time.Duration) time.Time {
@@ -277,7 +277,8 @@ func (m *Machine) backOff(what string, first, most time.Duration) time.Time {
 		m.retries[what] = r
 	}
 	r.delay = min(max(2*r.delay, first), most)
-	r.until = m.now().Add(r.delay)
+	r.since = m.now()
+	r.until = r.since.Add(r.delay)
 	return r.until
 }
 
