@@ -190,7 +190,7 @@ func (m *Machine) Start(flags ...string) {
 	defer log.Close()
 	args := append([]string{
 		"up", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address,
-		"--http", PageAddress, "--node-name", "node",
+		"--http", PageAddress, "--node-name", "node", "--device-plugins", filepath.Join(m.RunDir, "device-plugins"),
 	}, flags...)
 	m.up = m.command(args...)
 	m.up.Stdout, m.up.Stderr = log, log
