@@ -99,12 +99,17 @@ func (s *step) intentOf(k desired.Key) (workload, bool) {
 	return w, found
 }
 
-// neverTooFewPods: invariant 4.
+// neverTooFewPods: invariant 4. Of a DaemonSet it is the nodes that must not be
+// without: a pod may go where another one serves, however few others do.
 func neverTooFewPods(s *step) (err error) {
-	left := map[desired.Key]int{}
+	left, covered := map[desired.Key]int{}, map[post]bool{}
 	for _, p := range s.after.pods {
-		if !p.stopping && s.available(&p) {
-			left[p.workload]++
+		if p.stopping || !s.available(&p) || covered[p.post()] {
+			continue
+		}
+		left[p.workload]++
+		if p.workload.Kind == kindDaemonSet {
+			covered[p.post()] = true
 		}
 	}
 	s.leaving(func(p podView) {
@@ -113,12 +118,20 @@ func neverTooFewPods(s *step) (err error) {
 		if p.workload.Kind == kindDaemonSet {
 			least += len(s.after.nodes) - w.replicas // some may not have joined yet
 		}
-		if found && !p.surplus(&w) && s.available(&p) && left[p.workload] < least {
+		if found && !p.surplus(&w) && !covered[p.post()] && s.available(&p) && left[p.workload] < least {
 			err = violated(4, "pod %s of %s goes and leaves %d available, at least %d must stay", p.name, p.workload, left[p.workload], least)
 		}
 	})
 	return err
 }
+
+// post is what a DaemonSet's pods on one node share.
+type post struct {
+	workload desired.Key
+	node     string
+}
+
+func (p *podView) post() post { return post{p.workload, p.node} }
 
 func (s *step) available(p *podView) bool {
 	w, _ := s.intentOf(p.workload)
