@@ -103,9 +103,8 @@ func (j jobs) reconcile(st *step, g *group) {
 	if g.current == nil {
 		return
 	}
-	v := j.job(g.object)
-	identity := workload.IdentityOf(v)
-	if g.run == nil || g.run.Template != g.current.hash || !identity.Continues(g.run.identity) {
+	identity := workload.IdentityOf(j.job(g.object))
+	if !g.begun() {
 		st.newRun(g, identity)
 	}
 	rules := st.job(g)
@@ -120,6 +119,13 @@ func (j jobs) reconcile(st *step, g *group) {
 	if next.Expired && g.maker != (desired.Key{}) {
 		st.discard(g.key, "ttlSecondsAfterFinished is over")
 	}
+}
+
+// begun reports whether a Job's run is the one that Git asks for: that of a
+// changed Job waits until its node answers.
+func (g *group) begun() bool {
+	return g.run != nil && (g.current == nil || g.run.Template == g.current.hash) &&
+		workload.IdentityOf(jobs{}.job(g.object)).Continues(g.run.identity)
 }
 
 // newRun begins a run. The first of a group takes over the pods that are there:
@@ -167,7 +173,7 @@ func (st *step) job(g *group) *workload.Job {
 }
 
 func (j jobs) assess(st *step, g *group) (v workload.Verdict, waits string) {
-	if g.run == nil {
+	if !g.begun() {
 		return workload.Verdict{Health: nodes.Progressing, Reason: "not started yet"}, ""
 	}
 	v = st.job(g).Verdict()
@@ -255,12 +261,13 @@ func (g *group) jobOverview() *nodes.JobOverview {
 		return nil
 	}
 	spec := &jobs{}.job(g.object).Spec
-	o := &nodes.JobOverview{
-		Succeeded: g.run.Succeeded, Failed: g.run.Failed, Started: g.run.Started,
-		CompletedIndexes: g.run.CompletedIndexes, FailedIndexes: g.run.FailedIndexes,
+	if !g.begun() {
+		return &nodes.JobOverview{Completions: int(valueOr(spec.Completions, 0))}
 	}
-	if spec.Completions != nil {
-		o.Completions = int(*spec.Completions)
+	o := &nodes.JobOverview{
+		Completions: int(valueOr(spec.Completions, 0)),
+		Succeeded:   g.run.Succeeded, Failed: g.run.Failed, Started: g.run.Started,
+		CompletedIndexes: g.run.CompletedIndexes, FailedIndexes: g.run.FailedIndexes,
 	}
 	for _, p := range g.pods {
 		if p.Incarnation > g.run.After && p.leaving == "" && p.Stop == nil && !p.done() && !g.run.Has(p.Incarnation) {

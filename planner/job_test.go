@@ -180,6 +180,39 @@ func TestChangedJobIsANewRun(t *testing.T) {
 	}
 }
 
+// TestChangedJobWaitsForItsNode changes a Job that has completed on a node that
+// is silent: the success before is not the new run's.
+func TestChangedJobWaitsForItsNode(t *testing.T) {
+	for name, changed := range map[string]*batchv1.Job{"template": job("migrate", 2, 1, jobImage("job:2")), "completions": job("migrate", 1, 1)} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "n1")
+			w.push(job("migrate", 2, 1))
+			w.end(w.working("migrate")[0], 0)
+			w.end(w.working("migrate")[0], 0)
+			w.next(Change{Nodes: []nodes.NodeState{{Node: info("n1"), Ready: false, Since: w.now, Reason: "no heartbeat"}}})
+			w.push(changed)
+			if converged, _ := w.s.Settled(); converged {
+				t.Error("the revision counts as converged before its run")
+			}
+			if lines := w.s.Progress(); len(lines) != 1 || !strings.Contains(lines[0].Line, "n1 is silent") {
+				t.Errorf("progress: %+v", lines)
+			}
+			g, _ := w.s.groups.Get(keyOf(changed))
+			if diff := cmp.Diff(&nodes.JobOverview{Completions: int(*changed.Spec.Completions)}, g.jobOverview()); diff != "" {
+				t.Error(diff)
+			}
+			w.join("n1")
+			w.goners()
+			for range *changed.Spec.Completions {
+				w.end(w.working("migrate")[0], 0)
+			}
+			if converged, failed := w.s.Settled(); !converged || failed != "" {
+				t.Fatalf("not converged: %q, %v", failed, w.s.Progress())
+			}
+		})
+	}
+}
+
 func TestFailedJobFailsItsRevision(t *testing.T) {
 	w := newWorld(t, "n1")
 	w.push(job("bad", 1, 1, func(j *batchv1.Job) { j.Spec.BackoffLimit = new(int32(0)) }))
