@@ -570,3 +570,25 @@ func TestOldStatesStay(t *testing.T) {
 		t.Fatalf("an earlier state has changed:\n%s", diff)
 	}
 }
+
+// TestPausedFindsItsTemplateAgain: the template that waits may become the
+// running one again without a change of the Deployment itself.
+func TestPausedFindsItsTemplateAgain(t *testing.T) {
+	w := newWorld(t, "n1")
+	before, after := configMap("conf", map[string]string{"a": "1"}), configMap("conf", map[string]string{"a": "2"})
+	d := deployment("web", 1, envFrom("conf"))
+	w.push(d, before)
+	w.settle()
+	held := deployment("web", 1, envFrom("conf"), paused)
+	w.push(held, after)
+	w.settle()
+	g, _ := w.s.groups.Get(keyOf(held))
+	if g.current != nil {
+		t.Fatalf("the changed template has come into force: %+v", g.current)
+	}
+	w.push(held, before)
+	w.settle()
+	if g, _ = w.s.groups.Get(keyOf(held)); g.current == nil || !g.current.complete {
+		t.Errorf("current template %+v, want the one that the pods have", g.current)
+	}
+}

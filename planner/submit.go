@@ -264,7 +264,7 @@ func (st *step) applyReaders(changed []desired.Key) {
 		return
 	}
 	for k, g := range entries(st.groups) {
-		if g.object != nil && !g.stale && slices.ContainsFunc(configs, g.readsConfig) {
+		if g.object != nil && slices.ContainsFunc(configs, g.readsConfig) {
 			st.edit(k).stale = true
 			st.dirtyGroups[k] = true
 		}
