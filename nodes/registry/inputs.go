@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -96,16 +97,17 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 		Held: a.Held, Ledger: a.Ledger,
 		Gone:   unionUIDs(a.Gone, b.Gone),
 		Events: mergeEvents(a.Events, b.Events),
+		Usage:  overlay(a.Usage, b.Usage, func(u *nodes.Usage) nodes.UID { return u.Pod }),
 	}
 	if b.Info != nil {
 		out.Info = b.Info
 	}
 	if b.Complete {
 		out.Complete, out.Statuses = true, b.Statuses
-		out.Held, out.Ledger, out.Routes = b.Held, b.Ledger, b.Routes
+		out.Held, out.Ledger, out.Routes, out.Volumes = b.Held, b.Ledger, b.Routes, b.Volumes
 		return out
 	}
-	out.Statuses = mergeStatuses(a.Statuses, b)
+	out.Statuses, out.Volumes = mergeStatuses(a.Statuses, b), mergeVolumes(a.Volumes, b.Volumes)
 	if len(b.Gone) > 0 && len(out.Held) > 0 {
 		out.Held = slices.DeleteFunc(slices.Clone(out.Held), func(p *nodes.Pod) bool {
 			return slices.Contains(b.Gone, p.UID)
@@ -117,19 +119,7 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 // mergeStatuses puts b's statuses over a's and drops those of pods that b
 // reports gone.
 func mergeStatuses(a []nodes.PodStatus, b *nodes.Report) []nodes.PodStatus {
-	at := make(map[nodes.UID]int, len(a)+len(b.Statuses))
-	out := slices.Clone(a)
-	for i, s := range out {
-		at[s.UID] = i
-	}
-	for _, s := range b.Statuses {
-		if i, found := at[s.UID]; found {
-			out[i] = s
-			continue
-		}
-		at[s.UID] = len(out)
-		out = append(out, s)
-	}
+	out := overlay(a, b.Statuses, func(s *nodes.PodStatus) nodes.UID { return s.UID })
 	if len(b.Gone) == 0 {
 		return out
 	}
@@ -138,6 +128,43 @@ func mergeStatuses(a []nodes.PodStatus, b *nodes.Report) []nodes.PodStatus {
 		gone[uid] = true
 	}
 	return slices.DeleteFunc(out, func(s nodes.PodStatus) bool { return gone[s.UID] })
+}
+
+// mergeVolumes puts b's statuses over a's. What the node holds of a volume is
+// only in complete reports, and stays.
+func mergeVolumes(a, b []nodes.VolumeStatus) []nodes.VolumeStatus {
+	type volume struct{ name, uid string }
+	key := func(s *nodes.VolumeStatus) volume { return volume{s.Name, s.UID} }
+	before := make(map[volume]*nodes.VolumeStatus, len(a))
+	for i := range a {
+		before[key(&a[i])] = &a[i]
+	}
+	out := overlay(a, b, key)
+	for i := range out {
+		if old := before[key(&out[i])]; old != nil {
+			out[i].Held, out[i].Source = cmp.Or(out[i].Held, old.Held), cmp.Or(out[i].Source, old.Source)
+		}
+	}
+	return out
+}
+
+// overlay puts b's entries over those of a with the same key; new ones follow.
+func overlay[T any, K comparable](a, b []T, key func(*T) K) []T {
+	at := make(map[K]int, len(a)+len(b))
+	out := slices.Clone(a)
+	for i := range out {
+		at[key(&out[i])] = i
+	}
+	for i := range b {
+		k := key(&b[i])
+		if j, found := at[k]; found {
+			out[j] = b[i]
+			continue
+		}
+		at[k] = len(out)
+		out = append(out, b[i])
+	}
+	return out
 }
 
 func unionUIDs(a, b []nodes.UID) []nodes.UID {

@@ -7,15 +7,20 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
@@ -342,6 +347,61 @@ func TestInputsMerge(t *testing.T) {
 	}
 	if in, _ := q.take(); !in.Report.Complete || in.Report.Routes != 1 || len(in.Report.Gone) != 1 {
 		t.Errorf("a complete report after others: %+v", in.Report)
+	}
+}
+
+// fullReport has something in every field of a report.
+func fullReport(t *testing.T) *nodes.Report {
+	r := &nodes.Report{
+		Node: "n1", Complete: true, Info: &nodes.Node{Name: "n1"}, Routes: 3,
+		Statuses: []nodes.PodStatus{{UID: "a"}}, Gone: []nodes.UID{"x"}, Held: []*nodes.Pod{{UID: "a"}},
+		Ledger: []nodes.Decision{{Kind: "k"}}, Events: []nodes.Event{{Reason: "Pulled"}},
+		Volumes: []nodes.VolumeStatus{{Name: "v", UID: "1", Phase: nodes.VolumeReady, Held: &nodes.Volume{Name: "v"}}},
+		Usage:   []nodes.Usage{{Pod: "a"}},
+	}
+	for field, value := range reflect.ValueOf(*r).Fields() {
+		if value.IsZero() {
+			t.Fatalf("this test does not fill Report.%s", field.Name)
+		}
+	}
+	return r
+}
+
+func TestMergingLosesNothing(t *testing.T) {
+	nothing := &nodes.Report{Node: "n1"}
+	for name, merged := range map[string]*nodes.Report{
+		"before nothing":               mergeReports(fullReport(t), nothing),
+		"after nothing":                mergeReports(nothing, fullReport(t)),
+		"a complete report after less": mergeReports(&nodes.Report{Node: "n1", Volumes: []nodes.VolumeStatus{{Name: "old"}}}, fullReport(t)),
+	} {
+		if diff := cmp.Diff(fullReport(t), merged, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestVolumesAndUsageMerge(t *testing.T) {
+	held, source := &nodes.Volume{Name: "v", UID: "1"}, &corev1.CSIPersistentVolumeSource{Driver: "d"}
+	merged := mergeReports(
+		&nodes.Report{
+			Node: "n1", Complete: true, Usage: []nodes.Usage{{Pod: "a", Window: 1}, {Pod: "b", Window: 2}},
+			Volumes: []nodes.VolumeStatus{{Name: "v", UID: "1", Phase: nodes.VolumeReady, Held: held, Source: source}, {Name: "w", UID: "2", Phase: nodes.VolumePending}},
+		},
+		&nodes.Report{
+			Node: "n1", Usage: []nodes.Usage{{Pod: "a", Window: 3}, {Pod: "c", Window: 4}},
+			Volumes: []nodes.VolumeStatus{{Name: "v", UID: "1", Phase: nodes.VolumeGone}, {Name: "v", UID: "3", Phase: nodes.VolumeReady}},
+		},
+	)
+	want := &nodes.Report{
+		Node: "n1", Complete: true, Usage: []nodes.Usage{{Pod: "a", Window: 3}, {Pod: "b", Window: 2}, {Pod: "c", Window: 4}},
+		Volumes: []nodes.VolumeStatus{
+			{Name: "v", UID: "1", Phase: nodes.VolumeGone, Held: held, Source: source},
+			{Name: "w", UID: "2", Phase: nodes.VolumePending},
+			{Name: "v", UID: "3", Phase: nodes.VolumeReady},
+		},
+	}
+	if diff := cmp.Diff(want, merged); diff != "" {
+		t.Errorf("merged (-want +got):\n%s", diff)
 	}
 }
 
