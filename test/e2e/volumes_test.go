@@ -58,7 +58,7 @@ spec: {accessModes: [ReadWriteOnce], storageClassName: "", volumeName: archive, 
 const volumePod = `
 apiVersion: v1
 kind: Pod
-metadata: {name: holder}
+metadata: {name: holder, annotations: {version: "VERSION"}}
 spec:
   terminationGracePeriodSeconds: 2
   securityContext: {fsGroup: 1234}
@@ -90,9 +90,13 @@ func TestVolumes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(host, "old"), []byte("paper\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	w.clone.Write("claims.yaml", strings.ReplaceAll(volumeClaims, "HOST", host))
-	w.clone.Write("pod.yaml", strings.ReplaceAll(volumePod, "IMAGE", insideImage))
-	w.clone.Apply("volumes")
+	write := func(version string) {
+		t.Helper()
+		w.clone.Write("claims.yaml", strings.ReplaceAll(volumeClaims, "HOST", host))
+		w.clone.Write("pod.yaml", strings.NewReplacer("IMAGE", insideImage, "VERSION", version).Replace(volumePod))
+		w.clone.Apply("volumes " + version)
+	}
+	write("1")
 	ip := w.ip("holder")
 	for _, dir := range []string{"/plain", "/enforced", "/scratch"} {
 		if _, err := post(ip, "/append", "path", dir+"/file", "line", "kept"); err != nil {
@@ -124,7 +128,18 @@ func TestVolumes(t *testing.T) {
 	if s := ask[status](w, ip, "/stat", "path", "/dev/raw"); !strings.HasPrefix(s.Mode, "D") {
 		t.Errorf("/dev/raw: %+v", s)
 	}
-	if got := ask[string](w, ip, "/head", "path", "/dev/raw"); got != "block\n" {
-		t.Errorf("the device holds %q", got)
+	write("2") // another pod of that name
+	w.Eventually(patience, "another pod", func() error {
+		_, err := get(w.ip("holder"), "/readyz")
+		return err
+	})
+	ip = w.ip("holder")
+	for path, want := range map[string]string{"/plain/file": "kept\n", "/enforced/file": "kept\n", "/dev/raw": "block\n"} {
+		if got := ask[string](w, ip, "/head", "path", path); got != want {
+			t.Errorf("%s holds %q after the pod was replaced", path, got)
+		}
+	}
+	if _, err := get(ip, "/head", "path", "/scratch/file"); err == nil {
+		t.Error("an ephemeral volume outlived its pod")
 	}
 }
