@@ -134,7 +134,6 @@ type post struct {
 	*DaemonNode
 	// new and old are the running pod of today's template and of an earlier one.
 	new, old *Pod
-	oldSet   *Set
 	failed   []*Pod
 	// leaving is set while a pod is on its way out.
 	leaving bool
@@ -170,8 +169,8 @@ func (d *Daemon) Next() (steps Steps, failures map[string]Failures, wake time.Ti
 	return s.Steps, s.failures, s.wake
 }
 
-// plan sorts the pods by node; what more there is than one pod of each template
-// goes, the youngest first.
+// plan sorts the pods by node; what more there is than one pod of today's
+// template and one of earlier ones goes.
 func (d *Daemon) plan() *daemonSteps {
 	s := &daemonSteps{Daemon: d, hashes: map[nodes.UID]string{}, failures: maps.Clone(d.Failures)}
 	byName := map[string]*post{}
@@ -199,13 +198,24 @@ func (s *daemonSteps) enter(at *post, set *Set, p *Pod) {
 		at.leaving = true
 	case p.done():
 		at.failed = append(at.failed, p)
-	case set == s.Update && at.new == nil:
-		at.new = p
-	case set != s.Update && at.old == nil:
-		at.old, at.oldSet = p, set
+	case set == s.Update:
+		at.new = s.keep(at.new, p)
 	default:
-		s.remove(p, "the node has another pod of the DaemonSet")
+		at.old = s.keep(at.old, p)
 	}
+}
+
+// keep chooses between a pod and a younger one: the one that serves, else the
+// older.
+func (s *daemonSteps) keep(older, p *Pod) *Pod {
+	if older == nil {
+		return p
+	}
+	if s.available(p) && !s.available(older) {
+		older, p = p, older
+	}
+	s.remove(p, "the node has another pod of the DaemonSet")
+	return older
 }
 
 // oldestFirst orders pods; those of an earlier incarnation are older.
@@ -291,15 +301,16 @@ func (s *daemonSteps) replaceFailed(p *post, f *Pod) bool {
 	return true
 }
 
-// choose ends the time of two pods on one node.
+// choose ends the time of two pods on one node: the older one's unless only it
+// serves. Beside that the newer one may stay only while surging.
 func (s *daemonSteps) choose(p *post, surging bool) {
 	switch {
-	case !surging && !p.old.Created.After(p.new.Created):
-		s.remove(p.new, "the node has another pod of the DaemonSet")
-		p.new = nil
-	case !surging, !p.old.Ready, s.available(p.new):
+	case !p.old.Ready, s.available(p.new):
 		s.remove(p.old, s.outdated())
 		p.old = nil
+	case !surging:
+		s.remove(p.new, "the node has another pod of the DaemonSet")
+		p.new = nil
 	}
 }
 
