@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -181,9 +183,18 @@ func (m *Memory) rebooted(boot string, init []string) {
 // no container of a manifest can be called so.
 const pauseName = "@pause"
 
+// maxIDName is how much of a container's name fits into its ID: containerd
+// takes 76 characters, a uid has 36, and a run's number may have 8.
+const maxIDName = 30
+
 // containerID names one run of a container in the runtime.
 func containerID(uid nodes.UID, name string, attempt int) string {
-	return fmt.Sprintf("%s_%s_%d", uid, strings.TrimPrefix(name, "@"), attempt)
+	name = strings.TrimPrefix(name, "@")
+	if len(name) > maxIDName {
+		sum := sha256.Sum256([]byte(name))
+		name = name[:maxIDName-9] + "-" + hex.EncodeToString(sum[:4])
+	}
+	return fmt.Sprintf("%s_%s_%d", uid, name, attempt)
 }
 
 // podOf takes the pod's uid out of a container's ID.

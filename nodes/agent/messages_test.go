@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -33,5 +34,21 @@ func TestMessagesOfEarlierRunsGo(t *testing.T) {
 	}
 	if diff := cmp.Diff(files, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestContainerIDsFitTheRuntime: containerd refuses more than 76 characters.
+func TestContainerIDsFitTheRuntime(t *testing.T) {
+	const uid = "0d5a8f6e-8f2b-8c1d-9b1e-2f3a4b5c6d7e"
+	long := strings.Repeat("a", 63)
+	id := containerID(uid, long, 99999999)
+	if len(id) > 76 || podOf(id) != uid {
+		t.Errorf("%d characters: %s, of pod %q", len(id), id, podOf(id))
+	}
+	if other := containerID(uid, long[:62]+"b", 99999999); other == id {
+		t.Errorf("two containers are both %s", id)
+	}
+	if id := containerID(uid, "web", 2); id != uid+"_web_2" {
+		t.Errorf("a short name became %s", id)
 	}
 }

@@ -183,6 +183,7 @@ func TestSandboxIsAsAsked(t *testing.T) {
 			"/proc/sys/kernel/msgmax":                       "12345",
 			"/proc/sys/net/ipv4/ip_unprivileged_port_start": "80",
 			"/proc/sys/net/ipv4/ip_default_ttl":             "33",
+			"/proc/sys/net/ipv4/ping_group_range":           "0\t2147483647",
 			"/proc/sys/net/ipv4/conf/eth0/accept_redirects": "0",
 		} {
 			got, err := os.ReadFile(file)

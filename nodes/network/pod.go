@@ -120,6 +120,13 @@ func (n *Network) link(uid nodes.UID, ip netip.Addr, created bool) error {
 	}
 	defer pod.Close()
 	if created {
+		// As container runtimes have it: programs without privileges may listen on
+		// any port of their own network, and ping.
+		for name, value := range map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"} {
+			if err := setSysctl(name, value); err != nil {
+				return err
+			}
+		}
 		// Answers over the gateway must not teach the pod shorter ways.
 		for _, name := range []string{"net.ipv4.conf.all.accept_redirects", "net.ipv4.conf.default.accept_redirects"} {
 			if err := setSysctl(name, "0"); err != nil {
