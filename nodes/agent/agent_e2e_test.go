@@ -133,7 +133,9 @@ func newMachineE2E(t *testing.T) *machine {
 	need(t, err)
 	need(t, image.Push(t.Context(), m.image, img, "", ""))
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	m.runtime, err = containerd.New(containerd.Options{Address: m.daemon.Address, CertsDir: filepath.Join(dir, "certs"), Log: log})
+	m.runtime, err = containerd.New(containerd.Options{
+		Address: m.daemon.Address, CertsDir: filepath.Join(dir, "certs"), RunDir: filepath.Join(dir, "run/containerd"), Log: log,
+	})
 	need(t, err)
 	m.keeper, err = keeper.Start(t.Context(), keeper.StartOptions{Command: []string{"/proc/self/exe", "run-keeper", filepath.Join(dir, "run")}, RunDir: filepath.Join(dir, "run"), Log: log})
 	need(t, err)

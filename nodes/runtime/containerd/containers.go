@@ -85,7 +85,7 @@ func (r *Runtime) createRecord(ctx context.Context, c runtime.Container, img *im
 	}
 	// runc's own state must be ours alone: by default all daemons share it by
 	// namespace, and two instances on one machine would meet there.
-	options, err := typeurl.MarshalAny(&runcoptions.Options{Root: filepath.Join(r.runDir, "runc")})
+	options, err := typeurl.MarshalAny(&runcoptions.Options{Root: r.runcDir()})
 	if err != nil {
 		return err
 	}
@@ -166,6 +166,11 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	marked := make(chan error, 1)
 	go func() { marked <- r.mark(ctx, id, labelStarted, time.Now().UTC().Format(time.RFC3339Nano)) }()
 	err = r.createTask(ctx, id, k)
+	if leftBehind(err) {
+		if err = r.endOrphan(ctx, id); err == nil {
+			err = r.createTask(ctx, id, k)
+		}
+	}
 	if markErr := <-marked; err == nil {
 		err = markErr
 	}
@@ -222,6 +227,12 @@ func shimLeft(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "ttrpc: closed") || strings.Contains(text, "shim.sock") ||
 		strings.Contains(text, "failed to start shim") && strings.Contains(text, "connect")
+}
+
+// leftBehind tells that runc has a container of this name which containerd,
+// killed in the middle of making it, knows nothing of.
+func leftBehind(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "container with given ID already exists")
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -39,8 +39,18 @@ func (r *Runtime) endOrphan(ctx context.Context, id string) error {
 	if err := r.endProcesses(ctx, id, r.host.controller("memory", k.cgroup)); err != nil {
 		return err
 	}
-	return r.endOrphanShim(ctx, id)
+	if err := r.endOrphanShim(ctx, id); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(r.runcDir(), r.namespace, id)); err != nil {
+		return fmt.Errorf("remove what runc knows of container %s: %w", id, err)
+	}
+	return nil
 }
+
+// runcDir is where runc keeps what it knows of containers, below a directory
+// for each namespace of containerd.
+func (r *Runtime) runcDir() string { return filepath.Join(r.runDir, "runc") }
 
 // endUnknown is endOrphan for a container that containerd may have a task of.
 func (r *Runtime) endUnknown(ctx context.Context, id string) error {

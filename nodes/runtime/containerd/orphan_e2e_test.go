@@ -51,6 +51,21 @@ func TestForgottenContainerIsEnded(t *testing.T) {
 	if kept, err := in.r.Status(t.Context(), "kept"); err != nil || kept.PID == 0 {
 		t.Errorf("another container: %+v, %v", kept, err)
 	}
+	in.start(t, in.container("forgotten", "serve")) // runc remembers nothing either
+}
+
+// TestStateLeftBehindIsReplaced: runc keeps a container's state that containerd
+// was killed too early to know of.
+func TestStateLeftBehindIsReplaced(t *testing.T) {
+	in := newInside(t)
+	left := filepath.Join(in.dir, "run", "runc", "tallyman", "again")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	in.start(t, in.container("again", "serve"))
+	if status, err := in.r.Status(t.Context(), "again"); err != nil || status.PID == 0 {
+		t.Errorf("%+v, %v", status, err)
+	}
 }
 
 // parent of a process.
