@@ -130,7 +130,13 @@ apiVersion: v1
 kind: Pod
 metadata: {name: confined, labels: {app: confined}}
 spec:
-  securityContext: {runAsUser: 1234, runAsGroup: 2345, runAsNonRoot: true, supplementalGroups: [3456], seccompProfile: {type: RuntimeDefault}}
+  securityContext:
+    runAsUser: 1234
+    runAsGroup: 2345
+    runAsNonRoot: true
+    supplementalGroups: [3456]
+    seccompProfile: {type: RuntimeDefault}
+    sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "1024"}]
   containers:
     - name: main
       image: IMAGE
@@ -369,7 +375,7 @@ func podSecurity(w *world) {
 			}
 		}
 	}
-	// Ports from 0 on are unprivileged in no pod: 1234 lacks the capability in its effective set.
+	// The confined pod asks for ports below 1024 to be privileged, and 1234 lacks the capability in its effective set.
 	want := map[string][]string{"ordinary": {"root", "low"}, "privileged": {"root", "unshare", "mount", "low"}}
 	if diff := cmp.Diff(want, allowed); diff != "" {
 		w.t.Errorf("what containers may do, want -, got +:\n%s", diff)
