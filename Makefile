@@ -41,15 +41,15 @@ test-short: ## tests that need neither root nor daemons, in seconds
 
 .PHONY: test-unit
 test-unit:
-	$(GO) test $(PACKAGES)
+	@test/run.sh $(GO) test $(PACKAGES)
 
 .PHONY: test-sim
 test-sim:
-	$(GO) test ./test/sim -count=1 -seeds=$(SEEDS)
+	@test/run.sh $(GO) test ./test/sim -count=1 -seeds=$(SEEDS)
 
 .PHONY: test-e2e
 test-e2e: # packages with tests that start real parts, one after the other
-	$(GO) test $(E2E) -p 1 -timeout 30m $$(grep -rl --include='*_test.go' '^//go:build e2e' cmd nodes proxy status sync test | xargs -n1 dirname | sort -u | grep -v '^test/bench$$' | sed 's,^,./,')
+	@test/run.sh $(GO) test $(E2E) -p 1 -timeout 30m $$(grep -rl --include='*_test.go' '^//go:build e2e' cmd nodes proxy status sync test | xargs -n1 dirname | sort -u | grep -v '^test/bench$$' | sed 's,^,./,')
 
 .PHONY: test-long
 test-long: setup-test build ## hours: fuzzing and tens of thousands of simulated clusters
