@@ -38,7 +38,7 @@ func (w *world) checkNow() error {
 	if err := w.runsOnce(); err != nil {
 		return err
 	}
-	if !w.connected() || time.Since(w.troubled) < settled || w.rng.IntN(3) > 0 {
+	if !w.connected() || time.Since(w.troubled) < settled || !w.witness.knowsIntent(settled) || w.rng.IntN(3) > 0 {
 		return nil
 	}
 	return w.routesFollow()

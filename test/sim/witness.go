@@ -32,6 +32,9 @@ type witness struct {
 	last  *view
 	steps int
 	calls int
+	// known is since when the server knows what is in force; zero while it can't
+	// read that again and leaves everything, routes too, as it is.
+	known time.Time
 
 	// force is the revision that is truly in force, source where it came from;
 	// suspect is one that the guard should have held.
@@ -103,7 +106,7 @@ func (x *witness) from() string {
 func (x *witness) newServer() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.deaf, x.fresh = false, true
+	x.deaf, x.fresh, x.known = false, true, time.Time{}
 }
 
 func (x *witness) deafen() {
@@ -117,6 +120,13 @@ func (x *witness) sees(node string) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.last.nodes[node].Ready
+}
+
+// knowsIntent reports whether the server has known the revision in force for so long.
+func (x *witness) knowsIntent(since time.Duration) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return !x.known.IsZero() && time.Since(x.known) >= since
 }
 
 // holds reports whether the guard must hold a commit that follows the truth.
@@ -157,6 +167,9 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 	if x.fresh {
 		st.before = baseline(s, c, now)
 		x.fresh = false
+	}
+	if x.known.IsZero() && st.after.force != "" {
+		x.known = time.Now()
 	}
 	st.commit = x.world.repo.commit(st.after.force)
 	st.runs = x.runs
