@@ -22,6 +22,9 @@ var (
 	// ErrUnavailable is returned while the runtime does not answer; the caller
 	// tries again when Events reports it back.
 	ErrUnavailable = errors.New("container runtime unavailable")
+	// ErrNoHandler is returned by Start when the node has no program for the
+	// container's Handler. The container stays created and may be started again.
+	ErrNoHandler = errors.New("no such runtime handler on this node")
 )
 
 // Runtime makes, starts, watches and removes containers. Safe for concurrent
@@ -138,6 +141,9 @@ type Container struct {
 	ID string
 	// Pod groups containers under one shim.
 	Pod string
+	// Handler is what runs the container, by the name that a RuntimeClass gives
+	// it; empty for runc. A pod's containers have the same.
+	Handler string
 	// Labels are kept and returned by List.
 	Labels map[string]string
 	// Image is a reference that Image resolves (a name or an ID).

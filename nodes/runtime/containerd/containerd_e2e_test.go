@@ -92,8 +92,43 @@ func newWorld(t testing.TB) *world {
 		}
 	})
 	w.push(t, w.image(), "", "")
+	w.addShim(t)
 	return w
 }
+
+// handler is one whose shim is runc's under another name.
+const handler = "other"
+
+// addShim gives the daemon the shim of handler. It gets no options from us, so
+// runc's state is where the shim has it by default.
+func (w *world) addShim(t testing.TB) {
+	t.Helper()
+	path, err := exec.LookPath("containerd-shim-runc-v2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.MkdirAll(w.daemon.Shims, 0o755), os.WriteFile(w.shim(), program, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		const all = "/run/containerd/runc"
+		if err := os.RemoveAll(filepath.Join(all, w.namespace())); err != nil {
+			t.Error(err)
+		}
+		_ = os.Remove(all) // unless others are in it
+	})
+}
+
+func (w *world) shim() string {
+	return filepath.Join(w.daemon.Shims, "containerd-shim-"+handler+"-v2")
+}
+
+// namespace of containerd, no other world's.
+func (w *world) namespace() string { return filepath.Base(w.dir) }
 
 // removeCgroups takes away the cgroups of containers that were not deleted,
 // but died with their daemon.
@@ -141,7 +176,7 @@ func (w *world) push(t testing.TB, ref, user, password string) {
 
 func (w *world) options() containerd.Options {
 	return containerd.Options{
-		Address: w.daemon.Address, CertsDir: filepath.Join(w.dir, "certs.d"), RunDir: filepath.Join(w.dir, "run"),
+		Address: w.daemon.Address, Namespace: w.namespace(), CertsDir: filepath.Join(w.dir, "certs.d"), RunDir: filepath.Join(w.dir, "run"),
 		Log: slog.New(slog.DiscardHandler),
 	}
 }
@@ -175,7 +210,7 @@ func TestConformance(t *testing.T) {
 	runtimetest.Run(t, func(t *testing.T) runtimetest.Subject {
 		w := newWorld(t)
 		return runtimetest.Subject{
-			Runtime: w.runtime(t), Image: w.image(), Missing: w.registry.Addr + "/test/missing:v1",
+			Runtime: w.runtime(t), Image: w.image(), Missing: w.registry.Addr + "/test/missing:v1", Handler: handler,
 			Complete: func(c *runtime.Container) { c.CgroupParent = w.cgroup },
 			Crash:    w.crash,
 			Look:     lookAtImage,

@@ -13,7 +13,6 @@ import (
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
-	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -61,7 +60,7 @@ func (r *Runtime) Create(ctx context.Context, c runtime.Container) error {
 }
 
 func (r *Runtime) knowledge(c runtime.Container) *known {
-	k := &known{pod: c.Pod, stdio: stdio{stdout: c.Stdout, stderr: c.Stderr, terminal: c.Terminal}}
+	k := &known{pod: c.Pod, handler: c.Handler, stdio: stdio{stdout: c.Stdout, stderr: c.Stderr, terminal: c.Terminal}}
 	k.cgroup = path.Join("/", defaultTo(c.CgroupParent, r.namespace), c.ID)
 	if c.Terminal {
 		k.stdio.stderr = "" // a terminal has a single output
@@ -83,15 +82,13 @@ func (r *Runtime) createRecord(ctx context.Context, c runtime.Container, img *im
 			return err
 		}
 	}
-	// runc's own state must be ours alone: by default all daemons share it by
-	// namespace, and two instances on one machine would meet there.
-	options, err := typeurl.MarshalAny(&runcoptions.Options{Root: r.runcDir()})
+	shim, err := r.runtimeOf(c.Handler)
 	if err != nil {
 		return err
 	}
 	_, err = r.containers.Create(ctx, containers.Container{
 		ID: c.ID, Labels: r.labels(c, img, k), Image: img.Names[0],
-		Runtime:     containers.RuntimeInfo{Name: shimName, Options: options},
+		Runtime:     shim,
 		Spec:        encoded,
 		Snapshotter: r.snapshotter, SnapshotKey: c.ID,
 	})
@@ -179,6 +176,10 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	}
 	if err == nil {
 		_, err = r.tasks.Start(ctx, &tasksapi.StartRequest{ContainerID: id})
+	}
+	if err != nil && noShim(err) {
+		// It never started, and can once the program is there.
+		return fmt.Errorf("start container %s: %w", id, errors.Join(explainNoShim(k.handler), r.mark(ctx, id, labelStarted, "")))
 	}
 	if err != nil {
 		return r.startFailed(ctx, id, err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -158,6 +159,63 @@ func TestUsers(t *testing.T) {
 	}
 }
 
+// shimOf is the process above a container.
+func (in inside) shimOf(t *testing.T, id string) int {
+	t.Helper()
+	status, err := in.r.Status(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", status.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	shim, err := strconv.Atoi(strings.Fields(after)[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shim
+}
+
+// TestHandlerHasItsOwnShim looks at the programs that hold containers, and adds
+// one that was missing.
+func TestHandlerHasItsOwnShim(t *testing.T) {
+	in := newInside(t)
+	shims := map[int]bool{}
+	for _, id := range []string{"one", "two"} {
+		c := in.container(id, "serve")
+		c.Pod, c.Handler = "shared", handler
+		in.start(t, c)
+		shims[in.shimOf(t, id)] = true
+	}
+	if len(shims) != 1 {
+		t.Errorf("shims: %v", shims)
+	}
+	for shim := range shims {
+		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", shim)); err != nil || program != in.shim() {
+			t.Errorf("the shim is %s: %v", program, err)
+		}
+	}
+	late := in.container("late", "serve")
+	late.Handler = "late"
+	if err := in.r.Create(t.Context(), late); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.r.Start(t.Context(), late.ID); !errors.Is(err, runtime.ErrNoHandler) || !strings.Contains(err.Error(), "containerd-shim-late-v2 ") {
+		t.Errorf("got %v", err)
+	}
+	if err := os.Rename(in.shim(), filepath.Join(in.daemon.Shims, "containerd-shim-late-v2")); err != nil {
+		t.Fatal(err)
+	}
+	in.start(t, late)
+	for _, id := range []string{"one", "two", "late"} {
+		if err := in.r.Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestPodSharesShimAndOutputGoesToPipes(t *testing.T) {
 	in := newInside(t)
 	pipe := filepath.Join(in.dir, "out")
@@ -174,18 +232,9 @@ func TestPodSharesShimAndOutputGoesToPipes(t *testing.T) {
 		c.Pod, c.Stdout, c.Stderr = "shared", pipe, pipe
 		in.start(t, c)
 	}
-	shims := map[string]bool{}
+	shims := map[int]bool{}
 	for _, id := range []string{"one", "two", "three"} {
-		status, err := in.r.Status(t.Context(), id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", status.PID))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, after, _ := strings.Cut(string(stat), ") ")
-		shims[strings.Fields(after)[1]] = true
+		shims[in.shimOf(t, id)] = true
 	}
 	if len(shims) != 1 {
 		t.Errorf("shims: %v", shims)
@@ -258,20 +307,7 @@ func TestSuccessorKnowsEverything(t *testing.T) {
 func TestShimKilled(t *testing.T) {
 	in := newInside(t)
 	in.start(t, in.container("victim", "serve"))
-	status, err := in.r.Status(t.Context(), "victim")
-	if err != nil {
-		t.Fatal(err)
-	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", status.PID))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, _ := strings.Cut(string(stat), ") ")
-	var shim int
-	if _, err := fmt.Sscan(strings.Fields(after)[1], &shim); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Kill(shim, unix.SIGKILL); err != nil {
+	if err := unix.Kill(in.shimOf(t, "victim"), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if status := in.ended(t, "victim"); status.ExitCode != 137 {

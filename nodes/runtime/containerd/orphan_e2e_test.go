@@ -27,7 +27,7 @@ func TestForgottenContainerIsEnded(t *testing.T) {
 	if err := in.daemon.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	bundle := filepath.Join(filepath.Dir(in.daemon.Address), "state", "io.containerd.runtime.v2.task", "tallyman", "forgotten")
+	bundle := filepath.Join(filepath.Dir(in.daemon.Address), "state", "io.containerd.runtime.v2.task", in.namespace(), "forgotten")
 	if err := unix.Unmount(filepath.Join(bundle, "rootfs"), unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func TestForgottenContainerIsEnded(t *testing.T) {
 // was killed too early to know of.
 func TestStateLeftBehindIsReplaced(t *testing.T) {
 	in := newInside(t)
-	left := filepath.Join(in.dir, "run", "runc", "tallyman", "again")
+	left := filepath.Join(in.dir, "run", "runc", in.namespace(), "again")
 	if err := os.MkdirAll(left, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 const (
 	ownPrefix     = "runtime.tallyman.dev/"
 	labelPod      = ownPrefix + "pod"
+	labelHandler  = ownPrefix + "handler"
 	labelImage    = ownPrefix + "image"
 	labelImageID  = ownPrefix + "image-id"
 	labelCgroup   = ownPrefix + "cgroup"
@@ -41,6 +42,7 @@ const ours = `labels."` + labelImageID + `"`
 type known struct {
 	stdio   stdio
 	pod     string
+	handler string
 	cgroup  string
 	mounts  []mount.Mount // nil when they must be asked for
 	process *specs.Process
@@ -56,7 +58,7 @@ type stdio struct {
 // labels puts the caller's labels and ours on one record.
 func (r *Runtime) labels(c runtime.Container, img *image, k *known) map[string]string {
 	all := map[string]string{
-		labelPod: c.Pod, labelImage: c.Image, labelImageID: img.ID, labelCgroup: k.cgroup,
+		labelPod: c.Pod, labelHandler: c.Handler, labelImage: c.Image, labelImageID: img.ID, labelCgroup: k.cgroup,
 		labelStdout: k.stdio.stdout, labelStderr: k.stdio.stderr, labelStdin: k.stdio.stdin,
 	}
 	if c.Terminal {
@@ -70,7 +72,7 @@ func (r *Runtime) labels(c runtime.Container, img *image, k *known) map[string]s
 func remembered(record containers.Container) *known {
 	l := record.Labels
 	k := &known{
-		pod: l[labelPod], cgroup: l[labelCgroup],
+		pod: l[labelPod], handler: l[labelHandler], cgroup: l[labelCgroup],
 		stdio: stdio{stdin: l[labelStdin], stdout: l[labelStdout], stderr: l[labelStderr], terminal: l[labelTerminal] != ""},
 	}
 	k.tried.Store(l[labelStarted] != "")

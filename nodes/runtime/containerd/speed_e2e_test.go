@@ -37,7 +37,7 @@ func BenchmarkFleet(b *testing.B) {
 	})
 	b.Run("bare", func(b *testing.B) {
 		in := newInside(b)
-		c, err := client.New(in.daemon.Address, client.WithDefaultNamespace("tallyman"))
+		c, err := client.New(in.daemon.Address, client.WithDefaultNamespace(in.namespace()))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -60,7 +60,7 @@ func (in inside) specOf(b *testing.B, c *client.Client) *specs.Spec {
 	if err != nil {
 		b.Fatal(err)
 	}
-	spec, err := model.Spec(namespaces.WithNamespace(b.Context(), "tallyman"))
+	spec, err := model.Spec(namespaces.WithNamespace(b.Context(), in.namespace()))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func (in inside) specOf(b *testing.B, c *client.Client) *specs.Spec {
 }
 
 func (in inside) bare(b *testing.B, c *client.Client, model *specs.Spec, id string) error {
-	ctx := namespaces.WithNamespace(b.Context(), "tallyman")
+	ctx := namespaces.WithNamespace(b.Context(), in.namespace())
 	img, err := c.GetImage(ctx, in.image())
 	if err != nil {
 		return err

@@ -49,6 +49,8 @@ type Options struct {
 	FailPull func(ref string, o runtime.PullOptions) error
 	// Behave says what a container's process does; nil runs until it is asked to end.
 	Behave func(c runtime.Container) Behaviour
+	// Handlers are those that containers may name beside runc.
+	Handlers []string
 	// Exec answers a command; nil answers 0 without output.
 	Exec func(ctx context.Context, c runtime.Container, command []string, w io.Writer) (int, error)
 }
@@ -259,6 +261,9 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 		return nil
 	case c.State == runtime.Exited:
 		return fmt.Errorf("start container %s: it has ended and is not started again", id)
+	}
+	if h := cmp.Or(c.Handler, "runc"); h != "runc" && !slices.Contains(r.options.Handlers, h) {
+		return fmt.Errorf("start container %s: runtime handler %q: %w", id, h, runtime.ErrNoHandler)
 	}
 	now := r.options.Now().UTC()
 	if reason := c.behaviour.FailStart; reason != "" {

@@ -59,7 +59,7 @@ func command(ctx context.Context, _ runtime.Container, args []string, w io.Write
 
 func world(now func() time.Time) *fake.Runtime {
 	return fake.New(fake.Options{
-		Now: now, Behave: program, Exec: command,
+		Now: now, Behave: program, Exec: command, Handlers: []string{"other"},
 		Images: map[string]runtime.Image{ref: {Size: 5 << 20, Config: runtime.ImageConfig{Entrypoint: []string{"/program"}}}},
 	})
 }
@@ -68,7 +68,7 @@ func TestConformance(t *testing.T) {
 	runtimetest.Run(t, func(*testing.T) runtimetest.Subject {
 		r := world(time.Now)
 		return runtimetest.Subject{
-			Runtime: r, Image: ref, Missing: "registry.test/missing:v1",
+			Runtime: r, Image: ref, Missing: "registry.test/missing:v1", Handler: "other",
 			Crash: func(*testing.T) { r.Crash(); r.Recover() },
 		}
 	})

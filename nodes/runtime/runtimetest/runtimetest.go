@@ -23,6 +23,8 @@ type Subject struct {
 	// Image can be pulled; it holds runtimetest/program as /program and says so
 	// in its Entrypoint. Missing is a reference of which the registry knows nothing.
 	Image, Missing string
+	// Handler is one that the runtime has beside runc.
+	Handler string
 	// Complete fills in what the machine demands of a container, e.g. its
 	// cgroup; nil if nothing.
 	Complete func(*runtime.Container)
@@ -51,6 +53,7 @@ func Run(t *testing.T, setUp func(t *testing.T) Subject) {
 		{"life of a container", testLife},
 		{"exit codes", testExitCodes},
 		{"start that fails", testStartFails},
+		{"handlers", testHandlers},
 		{"create without image", testCreateWithoutImage},
 		{"delete kills", testDeleteKills},
 		{"list", testList},
@@ -320,6 +323,41 @@ func testStartFails(t *testing.T, s Subject) {
 	}
 	status := s.status(t, "nope")
 	if status.State != runtime.Exited || status.ExitCode != 128 || !strings.Contains(status.Message, "/nope") {
+		t.Errorf("got %+v", status)
+	}
+}
+
+// testHandlers wants a container without its handler to wait, and a pod's
+// containers to run under one.
+func testHandlers(t *testing.T, s Subject) {
+	s.pulled(t)
+	waits := s.container("waits", "serve")
+	waits.Handler = "absent"
+	s.created(t, waits)
+	for range 2 {
+		err := s.Runtime.Start(t.Context(), waits.ID)
+		if !errors.Is(err, runtime.ErrNoHandler) || !strings.Contains(err.Error(), `"absent"`) {
+			t.Errorf("got %v", err)
+		}
+		s.Crash(t)
+		if status := s.status(t, waits.ID); status.State != runtime.Created || status.Message != "" {
+			t.Errorf("got %+v", status)
+		}
+	}
+	for _, id := range []string{"one", "two"} {
+		c := s.container(id, "serve")
+		c.Pod, c.Handler = "pod", s.Handler
+		s.started(t, c)
+	}
+	for _, id := range []string{"one", "two"} {
+		if status := s.status(t, id); status.State != runtime.Running {
+			t.Errorf("got %+v", status)
+		}
+	}
+	named := s.container("named", "exit", "3")
+	named.Handler = "runc"
+	s.started(t, named)
+	if status := s.ended(t, named.ID); status.ExitCode != 3 {
 		t.Errorf("got %+v", status)
 	}
 }

@@ -28,6 +28,9 @@ const startTimeout = 30 * time.Second
 type Daemon struct {
 	// Address is the path of its socket, Root where its data is.
 	Address, Root string
+	// Shims is a directory that the daemon looks through for shims before PATH;
+	// it need not exist.
+	Shims string
 
 	dir     string
 	process *os.Process
@@ -37,7 +40,7 @@ type Daemon struct {
 // Start runs a containerd with its things in dir and returns when it answers.
 // What an earlier one left in dir is taken up.
 func Start(ctx context.Context, dir string) (*Daemon, error) {
-	d := &Daemon{dir: dir, Address: filepath.Join(dir, "containerd.sock"), Root: filepath.Join(dir, "root")}
+	d := &Daemon{dir: dir, Address: filepath.Join(dir, "containerd.sock"), Root: filepath.Join(dir, "root"), Shims: filepath.Join(dir, "shims")}
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("start containerd: %w", err)
 	}
@@ -64,6 +67,7 @@ func (d *Daemon) Restart(ctx context.Context) error {
 	defer output.Close()
 	command := exec.Command("containerd", "--config", d.config())
 	command.Stdout, command.Stderr = output, output
+	command.Env = append(os.Environ(), "PATH="+d.Shims+":"+os.Getenv("PATH"))
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := command.Start(); err != nil {
 		return fmt.Errorf("start containerd (Debian package containerd): %w", err)
