@@ -23,6 +23,9 @@ type Template struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 	// Spec is defaulted.
 	Spec corev1.PodSpec `json:"spec"`
+	// RuntimeHandler is that of the RuntimeClass that Spec names; empty for the
+	// node's own.
+	RuntimeHandler string `json:"runtime_handler,omitempty"`
 }
 
 // Pod is one pod that the planner decided on.

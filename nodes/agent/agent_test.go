@@ -70,7 +70,7 @@ func newWorld(t *testing.T) *world {
 	}
 	image := runtime.Image{ID: "sha256:app", Digest: "sha256:d", Config: runtime.ImageConfig{Cmd: []string{"/app"}, StopSignal: "SIGQUIT"}}
 	w.runtime = fake.New(fake.Options{
-		Now: time.Now, Images: map[string]runtime.Image{"app": image},
+		Now: time.Now, Images: map[string]runtime.Image{"app": image}, Handlers: []string{"other"},
 		FailPull: func(string, runtime.PullOptions) error {
 			if why := w.noPull.Load(); why != nil {
 				return errors.New(*why)
@@ -866,6 +866,31 @@ func TestRestartKeepsTheEnvironmentItWasMadeWith(t *testing.T) {
 		expectRunning(t, w, "u1_a_1")
 		if want := []string{"K=hunter2-in-the-clear", "K=hunter2-in-the-clear"}; !slices.Equal(seen, want) {
 			t.Errorf("environments %q, want %q", seen, want)
+		}
+	})
+}
+
+func TestPodWaitsForItsHandler(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer func() { kill() }()
+		p, other := pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}}), pod("u2", corev1.PodSpec{Containers: []corev1.Container{container("a")}})
+		missing, there := *p.Template, *other.Template
+		missing.RuntimeHandler, there.RuntimeHandler = "absent", "other"
+		p.Template, other.Template = &missing, &there
+		a.Assign(assign(p, other))
+		settle(10 * time.Second)
+		kill()
+		a, kill = w.start()
+		settle(10 * time.Second)
+		expectRunning(t, w, "u2_a_0")
+		if s := w.last("u1"); s.Containers[0].Reason != "CreateContainerError" || s.Containers[0].Restarts != 0 || !strings.Contains(s.Message, `runtime handler "absent"`) {
+			t.Fatalf("status %+v", s)
+		}
+		a.Assign(assign(stopped(p, 0), other))
+		settle(time.Second)
+		if !w.gone("u1") {
+			t.Fatal("it stays")
 		}
 	})
 }

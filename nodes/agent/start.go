@@ -140,6 +140,9 @@ func (m *Machine) startFailed(ctx context.Context, name string, r *Run, err erro
 	if errors.Is(err, errNoAnswer) {
 		return &containerError{"RunContainerError", err} // it may run yet: the same run is tried again
 	}
+	if errors.Is(err, runtime.ErrNoHandler) {
+		return &containerError{"CreateContainerError", err}
+	}
 	id := r.ID
 	m.event(true, "Failed", "Error: %s", err)
 	s := m.seen[id]
@@ -198,6 +201,7 @@ func (m *Machine) common(name string, attempt int) runtime.Container {
 	out := runtime.Container{
 		ID:      containerID(m.pod.UID, name, attempt),
 		Pod:     string(m.pod.UID),
+		Handler: m.pod.Template.RuntimeHandler,
 		Labels:  labels(m.pod, name, attempt, m.memory.IP),
 		Network: m.net.NetNS, IPC: m.net.IPC, UTS: m.net.UTS,
 		HostPID:      s.HostPID,

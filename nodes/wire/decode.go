@@ -119,7 +119,7 @@ func decodeNetwork(n *pb.Network) (desired.Network, error) {
 }
 
 func decodeTemplate(t *pb.Template) (*nodes.Template, error) {
-	out := &nodes.Template{Hash: t.GetHash(), Labels: t.GetLabels(), Annotations: t.GetAnnotations()}
+	out := &nodes.Template{Hash: t.GetHash(), Labels: t.GetLabels(), Annotations: t.GetAnnotations(), RuntimeHandler: t.GetRuntimeHandler()}
 	if err := out.Spec.Unmarshal(t.GetSpec()); err != nil {
 		return nil, fmt.Errorf("template %s: %w", out.Hash, err)
 	}

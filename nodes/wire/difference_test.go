@@ -53,8 +53,9 @@ func drawTemplate(t *rapid.T) *nodes.Template {
 	n := rapid.IntRange(0, 5).Draw(t, "template")
 	return &nodes.Template{
 		// Two contents share a hash: a hash is a name, not a proof.
-		Hash:   fmt.Sprintf("hash%d", n/2),
-		Labels: map[string]string{"app": "web", "n": fmt.Sprint(n)},
+		Hash:           fmt.Sprintf("hash%d", n/2),
+		Labels:         map[string]string{"app": "web", "n": fmt.Sprint(n)},
+		RuntimeHandler: []string{"", "kata"}[n%2],
 		Spec: corev1.PodSpec{Containers: []corev1.Container{{
 			Name: "c", Image: fmt.Sprintf("image:%d", n),
 			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m")}},

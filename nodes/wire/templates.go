@@ -37,7 +37,7 @@ func (r *templateRefs) ref(t *nodes.Template) (uint64, *pb.Template, error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("template %s: %w", t.Hash, err)
 	}
-	message := &pb.Template{Hash: t.Hash, Labels: t.Labels, Annotations: t.Annotations, Spec: spec}
+	message := &pb.Template{Hash: t.Hash, Labels: t.Labels, Annotations: t.Annotations, Spec: spec, RuntimeHandler: t.RuntimeHandler}
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
 	if err != nil {
 		return 0, nil, fmt.Errorf("template %s: %w", t.Hash, err)

@@ -917,9 +917,11 @@ type Template struct {
 	Labels      map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Annotations map[string]string      `protobuf:"bytes,4,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Spec is the protobuf encoding of Kubernetes' core/v1 PodSpec.
-	Spec          []byte `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Spec []byte `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
+	// RuntimeHandler is that of the RuntimeClass that the spec names.
+	RuntimeHandler string `protobuf:"bytes,6,opt,name=runtime_handler,json=runtimeHandler,proto3" json:"runtime_handler,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Template) Reset() {
@@ -985,6 +987,13 @@ func (x *Template) GetSpec() []byte {
 		return x.Spec
 	}
 	return nil
+}
+
+func (x *Template) GetRuntimeHandler() string {
+	if x != nil {
+		return x.RuntimeHandler
+	}
+	return ""
 }
 
 type Key struct {
@@ -3168,13 +3177,14 @@ const file_wire_proto_rawDesc = "" +
 	"\x04pods\x18\x02 \x01(\tR\x04pods\x12\x16\n" +
 	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\"\n" +
 	"\rnode_port_low\x18\x04 \x01(\rR\vnodePortLow\x12$\n" +
-	"\x0enode_port_high\x18\x05 \x01(\rR\fnodePortHigh\"\xce\x02\n" +
+	"\x0enode_port_high\x18\x05 \x01(\rR\fnodePortHigh\"\xf7\x02\n" +
 	"\bTemplate\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\x04R\x03ref\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\tR\x04hash\x12>\n" +
 	"\x06labels\x18\x03 \x03(\v2&.tallyman.wire.v1.Template.LabelsEntryR\x06labels\x12M\n" +
 	"\vannotations\x18\x04 \x03(\v2+.tallyman.wire.v1.Template.AnnotationsEntryR\vannotations\x12\x12\n" +
-	"\x04spec\x18\x05 \x01(\fR\x04spec\x1a9\n" +
+	"\x04spec\x18\x05 \x01(\fR\x04spec\x12'\n" +
+	"\x0fruntime_handler\x18\x06 \x01(\tR\x0eruntimeHandler\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
