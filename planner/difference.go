@@ -11,6 +11,7 @@ import (
 
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -84,6 +85,8 @@ func summary(o *desired.Object) string {
 		return "volume of " + size.String()
 	case *storagev1.StorageClass:
 		return "provisioner " + v.Provisioner
+	case *nodev1.RuntimeClass:
+		return "handler " + v.Handler
 	default:
 		return "new in Git"
 	}
@@ -113,10 +116,35 @@ func (st *step) update(old, new, autoscaler *desired.Object) Difference {
 		was, _ := old.Value.(*corev1.Secret)
 		d.Op = replaceIf(was.Immutable)
 		d.Reason = st.configChange(new.Key)
+	case *nodev1.RuntimeClass:
+		d.Op, d.Reason = st.classChange(old, new)
 	default:
 		d.Reason = "changed"
 	}
 	return d
+}
+
+// classChange says which workloads roll because their RuntimeClass has another
+// handler. Kubernetes holds it immutable: the class is as if made anew.
+func (st *step) classChange(old, new *desired.Object) (Op, string) {
+	was, _ := old.Value.(*nodev1.RuntimeClass)
+	is, _ := new.Value.(*nodev1.RuntimeClass)
+	if was.Handler == is.Handler {
+		return Update, "changed"
+	}
+	var rolls []string
+	for _, g := range entries(st.groups) {
+		if g.object == nil || g.current == nil || runtimeClass(&g.current.template.Spec) != new.Key.Name {
+			continue
+		}
+		if w, ok := st.wantedOf(g.object); ok && !w.podTemplate.steady {
+			rolls = append(rolls, g.key.String())
+		}
+	}
+	if len(rolls) == 0 {
+		return Replace, "no workload rolls"
+	}
+	return Replace, "pods roll that run by it: " + strings.Join(rolls, ", ")
 }
 
 func replaceIf(immutable *bool) Op {

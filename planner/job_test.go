@@ -334,6 +334,23 @@ func TestWhatIsFilledInRunsNoJobAgain(t *testing.T) {
 	}
 }
 
+// TestHandlerRunsNoJobAgain: a Job that is over stays so when its RuntimeClass
+// has another handler.
+func TestHandlerRunsNoJobAgain(t *testing.T) {
+	w := newWorld(t, "n1")
+	once := job("j", 1, 1, func(j *batchv1.Job) { j.Spec.Template.Spec.RuntimeClassName = new("safe") })
+	w.push(once, runtimeClassOf("kata"))
+	p := w.working("j")[0]
+	if p.Template.RuntimeHandler != "kata" {
+		t.Fatalf("handler %q", p.Template.RuntimeHandler)
+	}
+	w.end(p, 0)
+	plan := w.push(once, runtimeClassOf("runsc"))
+	if d := plan.Difference; len(w.working("j")) != 0 || len(d) != 1 || d[0].Op != Replace || d[0].Reason != "no workload rolls" {
+		t.Errorf("%d pods run; difference %+v", len(w.working("j")), d)
+	}
+}
+
 // TestConfigDoesNotRepeatAJob: what a Job reads is read by the run that reads it.
 func TestConfigDoesNotRepeatAJob(t *testing.T) {
 	reads := func(j *batchv1.Job) {

@@ -167,6 +167,48 @@ func TestConfigRolls(t *testing.T) {
 	}
 }
 
+// TestHandlerRolls: pods run by the handler of their RuntimeClass, and roll when
+// the class has another.
+func TestHandlerRolls(t *testing.T) {
+	byClass := func(d *appsDeployment) { d.Spec.Template.Spec.RuntimeClassName = new("safe") }
+	bare := barePod("bare", "app:1")
+	bare.Spec.RuntimeClassName = new("safe")
+	w := newWorld(t, "n1")
+	push := func(handler string) *Plan {
+		return w.push(deployment("web", 2, byClass), deployment("plain", 1), bare, runtimeClassOf(handler))
+	}
+	handlers := func(name string) (found []string) {
+		for _, p := range w.pods(name) {
+			found = append(found, p.Template.RuntimeHandler)
+		}
+		return found
+	}
+	push("kata")
+	w.settle()
+	web, plain, alone := w.uids("web"), w.uids("plain"), w.uids("bare")
+	if !slices.Equal(handlers("web"), []string{"kata", "kata"}) || !slices.Equal(handlers("plain"), []string{""}) {
+		t.Fatalf("handlers %q and %q", handlers("web"), handlers("plain"))
+	}
+	w.restart(true)
+	w.join("n1")
+	push("kata")
+	w.settle()
+	if !slices.Equal(w.uids("web"), web) {
+		t.Error("the same handler rolled the pods")
+	}
+	p := push("runsc")
+	if d := p.Difference; len(d) != 1 || d[0].Op != Replace || d[0].Reason != "pods roll that run by it: Deployment default/web, Pod default/bare" {
+		t.Errorf("difference %+v", d)
+	}
+	w.settle()
+	if !slices.Equal(handlers("web"), []string{"runsc", "runsc"}) || !slices.Equal(w.uids("plain"), plain) {
+		t.Errorf("handlers %q; plain %v, before %v", handlers("web"), w.uids("plain"), plain)
+	}
+	if !slices.Equal(handlers("bare"), []string{"runsc"}) || slices.Equal(w.uids("bare"), alone) {
+		t.Errorf("bare pod with handler %q: %v, before %v", handlers("bare"), w.uids("bare"), alone)
+	}
+}
+
 // TestDrains: out of the routes, then stopped, then forgotten.
 func TestDrains(t *testing.T) {
 	w := newWorld(t, "n1", "n2")

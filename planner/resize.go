@@ -55,7 +55,7 @@ func (st *step) resize(p *pod, to *set) {
 // resizes reports whether pods of one set can become pods of another while
 // they run.
 func resizes(was, is *set) bool {
-	return was.content == is.content && maps.Equal(was.template.Labels, is.template.Labels) &&
+	return was.content == is.content && was.template.RuntimeHandler == is.template.RuntimeHandler && maps.Equal(was.template.Labels, is.template.Labels) &&
 		maps.Equal(was.template.Annotations, is.template.Annotations) && resizable(&was.template.Spec, &is.template.Spec)
 }
 

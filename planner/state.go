@@ -326,4 +326,6 @@ const (
 	kindClaim  = "PersistentVolumeClaim"
 	kindVolume = "PersistentVolume"
 	kindClass  = "StorageClass"
+
+	kindRuntimeClass = "RuntimeClass"
 )

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	nodev1 "k8s.io/api/node/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
 )
@@ -148,12 +149,12 @@ func (st *step) revise(altered []desired.Key) {
 			st.services = st.services.Set(k, &clone)
 		}
 	}
-	configs := onlyConfigs(altered)
-	if len(configs) == 0 {
+	read := onlyRead(altered)
+	if len(read) == 0 {
 		return
 	}
 	for _, g := range entries(st.groups) {
-		if g.object != nil && !g.revised.Equal(st.now) && slices.ContainsFunc(configs, g.readsConfig) {
+		if g.object != nil && !g.revised.Equal(st.now) && slices.ContainsFunc(read, g.reads) {
 			st.reviseGroup(g)
 		}
 	}
@@ -166,10 +167,18 @@ func (st *step) reviseGroup(g *group) {
 	st.dirtyGroups[g.key] = true
 }
 
-func onlyConfigs(list []desired.Key) []desired.Key {
-	return slices.DeleteFunc(slices.Clone(list), func(k desired.Key) bool {
-		return k.Group != "" || k.Kind != kindConfigMap && k.Kind != kindSecret
-	})
+// onlyRead keeps what pods read when they are made: ConfigMaps, Secrets and
+// RuntimeClasses.
+func onlyRead(list []desired.Key) []desired.Key {
+	return slices.DeleteFunc(slices.Clone(list), func(k desired.Key) bool { return !isConfig(k) && !isRuntimeClass(k) })
+}
+
+func isConfig(k desired.Key) bool {
+	return k.Group == "" && (k.Kind == kindConfigMap || k.Kind == kindSecret)
+}
+
+func isRuntimeClass(k desired.Key) bool {
+	return k.Group == nodev1.GroupName && k.Kind == kindRuntimeClass
 }
 
 // keepInventory records one small decision for each object in force.
@@ -202,7 +211,7 @@ func (st *step) attach(next *desired.Snapshot) {
 }
 
 func (st *step) applyConfig(k desired.Key, o *desired.Object) {
-	if k.Kind != kindConfigMap && k.Kind != kindSecret || k.Group != "" {
+	if !isConfig(k) {
 		return
 	}
 	if o == nil {
@@ -257,20 +266,20 @@ func (st *step) applySlice(o *desired.Object) {
 }
 
 // applyReaders looks again at the workloads and nodes that read a changed
-// ConfigMap or Secret.
+// ConfigMap, Secret or RuntimeClass.
 func (st *step) applyReaders(changed []desired.Key) {
-	configs := onlyConfigs(changed)
-	if len(configs) == 0 {
+	read := onlyRead(changed)
+	if len(read) == 0 {
 		return
 	}
 	for k, g := range entries(st.groups) {
-		if g.object != nil && slices.ContainsFunc(configs, g.readsConfig) {
+		if g.object != nil && slices.ContainsFunc(read, g.reads) {
 			st.edit(k).stale = true
 			st.dirtyGroups[k] = true
 		}
 	}
 	for name, n := range entries(st.nodes) {
-		for _, c := range configs {
+		for _, c := range read {
 			if _, used := n.configs.Get(c); used {
 				st.dirtyNodes[name] = true
 			}
@@ -278,7 +287,12 @@ func (st *step) applyReaders(changed []desired.Key) {
 	}
 }
 
-func (g *group) readsConfig(c desired.Key) bool {
+// reads reports whether pods of the group read a ConfigMap, Secret or
+// RuntimeClass.
+func (g *group) reads(c desired.Key) bool {
+	if isRuntimeClass(c) {
+		return slices.ContainsFunc(g.sets, func(s *set) bool { return runtimeClass(&s.template.Spec) == c.Name })
+	}
 	if c.Namespace != g.key.Namespace {
 		return false
 	}

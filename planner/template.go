@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -33,6 +34,8 @@ type wanted struct {
 	// when its change rolls nothing.
 	content string
 	steady  bool
+	// handler is that of the pods' RuntimeClass.
+	handler string
 }
 
 // wantedOf reads the template of a workload; ok is false for other kinds.
@@ -45,15 +48,41 @@ func (s *State) wantedOf(o *desired.Object) (wanted, bool) {
 	if !ok {
 		return wanted{}, false
 	}
-	w := wanted{podTemplate: t, content: s.content(o.Key.Namespace, t.spec)}
+	w := wanted{podTemplate: t, content: s.content(o.Key.Namespace, t.spec), handler: s.handler(t.spec)}
 	w.steady = t.steady || t.own[restartAnnotation] == "false" || t.annotations[restartAnnotation] == "false"
 	return w, true
+}
+
+// handler is that of the RuntimeClass that pods of a spec name; empty when they
+// name none.
+func (s *State) handler(spec *corev1.PodSpec) string {
+	name := runtimeClass(spec)
+	if name == "" || s.snapshot == nil {
+		return ""
+	}
+	o := s.snapshot.Get(desired.Key{Group: nodev1.GroupName, Kind: kindRuntimeClass, Name: name})
+	if o == nil {
+		return ""
+	}
+	class, _ := o.Value.(*nodev1.RuntimeClass)
+	return class.Handler
+}
+
+// runtimeClass is the RuntimeClass that a spec names, empty for none.
+func runtimeClass(spec *corev1.PodSpec) string {
+	if spec.RuntimeClassName == nil {
+		return ""
+	}
+	return *spec.RuntimeClassName
 }
 
 // matches compares a stored template with what is wanted today; a hash only
 // names a template and decides nothing.
 func (s *State) matches(g *group, have *set, w *wanted) bool {
 	if have.content != w.content && !w.steady && have.content != unknownContent {
+		return false
+	}
+	if have.template.RuntimeHandler != w.handler && !w.podTemplate.steady {
 		return false
 	}
 	labels := have.template.Labels
@@ -87,7 +116,7 @@ func (st *step) newSet(g *group, w *wanted) *set {
 		panic("planner: encode pod spec: " + err.Error())
 	}
 	meta := string(mustJSON([]map[string]string{w.labels, w.annotations}))
-	salt := ""
+	salt := w.handler
 	hash := spell(digest(nil, meta, string(spec), w.content, salt), 10)
 	for g.set(hash) != nil {
 		salt += "+"
@@ -99,7 +128,7 @@ func (st *step) newSet(g *group, w *wanted) *set {
 		maps.Copy(labels, w.labels)
 		maps.Copy(labels, stamp)
 	}
-	t := &nodes.Template{Hash: hash, Labels: labels, Annotations: w.annotations, Spec: *w.spec}
+	t := &nodes.Template{Hash: hash, Labels: labels, Annotations: w.annotations, Spec: *w.spec, RuntimeHandler: w.handler}
 	s := &set{
 		hash: hash, template: t, request: place.Compile(g.key.Namespace, t), refs: references(g.key.Namespace, w.spec),
 		content: w.content, since: st.now, revision: 1,

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -17,8 +18,11 @@ func TestFits(t *testing.T) {
 	}{
 		"room":    {nil, "a", ""},
 		"no room": {needs("cpu", "3"), "a", "node a lacks cpu (want 3, most free 2)"},
-		"taint":   {nil, "b", "node b has taint gpu=true:NoSchedule"},
-		"cordon":  {nil, "c", "node c is unschedulable"},
+		"no room for its overhead": {func(t *nodes.Template) {
+			t.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2500m")}
+		}, "a", "node a lacks cpu (want 2.5, most free 2)"},
+		"taint":  {nil, "b", "node b has taint gpu=true:NoSchedule"},
+		"cordon": {nil, "c", "node c is unschedulable"},
 		"cordon tolerated": {func(t *nodes.Template) {
 			t.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists}}
 		}, "c", ""},
