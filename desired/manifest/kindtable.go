@@ -160,7 +160,7 @@ func admissionKinds() []kindRule {
 
 func nodeKinds() []kindRule {
 	return []kindRule{
-		{kind: "RuntimeClass", group: "node.k8s.io", version: "v1", status: Unsupported, reason: notYet, clusterScoped: true, make: fresh[nodev1.RuntimeClass], validate: validateRuntimeClass},
+		{kind: "RuntimeClass", group: "node.k8s.io", version: "v1", status: Works, clusterScoped: true, make: fresh[nodev1.RuntimeClass], validate: validateRuntimeClass},
 		{kind: "Lease", group: "coordination.k8s.io", version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[coordinationv1.Lease], validate: validateLease},
 	}
 }
