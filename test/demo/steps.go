@@ -151,6 +151,7 @@ func (d *demo) explain() error {
 The cluster runs. Look at it:
 
     http://%[1]s/?token=%[2]s
+    %[4]s status --run-dir %[5]s
 
 Change something and watch it roll out:
 
@@ -165,6 +166,6 @@ Roll back:
 examples-repo/README.md has more to try, broken things too. End it, leaving nothing behind:
 
     make demo-stop
-`, pageAddress, strings.TrimSpace(string(token)), d.path("cluster"))
+`, pageAddress, strings.TrimSpace(string(token)), d.path("cluster"), d.tally, d.socket("tally"))
 	return nil
 }
