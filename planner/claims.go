@@ -147,7 +147,7 @@ func (st *step) ends(c *claim) string {
 
 // endsByPolicy follows a StatefulSet's persistentVolumeClaimRetentionPolicy.
 func (st *step) endsByPolicy(c *claim) string {
-	o := st.snapshot.Get(c.Owner)
+	o := st.sized(st.snapshot.Get(c.Owner))
 	if o == nil {
 		if c.EndsWithOwner {
 			return c.Owner.String() + " is no longer in Git, and its whenDeleted is Delete"
@@ -176,7 +176,7 @@ func (st *step) makeClaim(k desired.Key, uid nodes.UID) {
 		return
 	}
 	old, known := st.claims.Get(k)
-	if known && !old.Adopted {
+	if known && !old.Adopted && !(old.Unwanted && p.leaving == "" && p.Stop == nil) {
 		return
 	}
 	v := p.volumeOf(k)
@@ -195,7 +195,7 @@ func (st *step) makeClaim(k desired.Key, uid nodes.UID) {
 		ok = c.forOrdinal(g, p, v.Name)
 	}
 	if ok {
-		c.Adopted = false
+		c.Adopted, c.Unwanted = false, false
 		st.setClaim(c)
 	}
 }

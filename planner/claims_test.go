@@ -565,3 +565,39 @@ func TestRetentionPolicies(t *testing.T) {
 		}
 	})
 }
+
+// TestANamespaceThatComesBackKeepsItsClaims: what was said when it left Git
+// does not hold for claims that pods want again.
+func TestANamespaceThatComesBackKeepsItsClaims(t *testing.T) {
+	w := newWorld(t, "a")
+	outside := configMap("x", nil)
+	outside.Namespace = "elsewhere"
+	w.push(outside, namespace("default"), statefulSetWith(2, nil))
+	w.settle()
+	p := w.push(outside)
+	w.pushWith("x\n\n"+p.Hold.Confirm, outside)
+	w.push(outside, namespace("default"), statefulSetWith(2, nil))
+	w.settle()
+	w.push(outside, namespace("default"), statefulSetWith(1, nil))
+	w.settle()
+	w.pass(1000 * time.Hour)
+	w.settle()
+	if w.s.claims.Len() != 2 || len(w.machines["a"].disk) != 2 {
+		t.Errorf("%d claims and %d volumes are left of 2, though the policy is Retain", w.s.claims.Len(), len(w.machines["a"].disk))
+	}
+}
+
+// TestClaimsOfOrdinalsThatAnAutoscalerWants stay, however few pods Git begins with.
+func TestClaimsOfOrdinalsThatAnAutoscalerWants(t *testing.T) {
+	policy := &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{
+		WhenScaled: appsv1.DeletePersistentVolumeClaimRetentionPolicyType, WhenDeleted: appsv1.RetainPersistentVolumeClaimRetentionPolicyType,
+	}
+	w := newWorld(t, "a")
+	set := statefulSetWith(1, policy)
+	w.push(set, autoscaler("db", kindStatefulSet, 2, 3))
+	w.settle()
+	w.expectPods("db", 2)
+	if why := begin(w.s, w.now).ends(w.claim("data-db-1")); why != "" {
+		t.Errorf("the claim of a pod that the autoscaler wants is to end: %s", why)
+	}
+}
