@@ -8,6 +8,8 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -56,7 +58,7 @@ var bugs = []Bug{
 		return planner.Next(s, c, now)
 	}},
 	{Name: "has too many pods", Invariants: []int{4, 2}, Load: func(s *desired.Snapshot) *desired.Snapshot {
-		return withReplicas(s, 3)
+		return withObjects(s, func(v runtime.Object) runtime.Object { return moreReplicas(v, 3) })
 	}},
 	{Name: "routes to pods that are not ready", Invariants: []int{10}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
@@ -72,17 +74,57 @@ var bugs = []Bug{
 		return planner.Next(s, c, now)
 	}},
 	{Name: "repeats Jobs with every revision", Invariants: []int{9}, Load: func(s *desired.Snapshot) *desired.Snapshot {
-		var objects []*desired.Object
-		for o := range s.All() {
-			clone := *o
-			if j, ok := o.Value.(*batchv1.Job); ok {
-				j = j.DeepCopy()
-				j.Annotations = map[string]string{"tallyman.dev/run": s.Revision().SHA}
-				clone.Value, clone.Fingerprint = j, mustJSON(j)
+		return withObjects(s, func(v runtime.Object) runtime.Object {
+			j, ok := v.(*batchv1.Job)
+			if !ok {
+				return v
 			}
-			objects = append(objects, &clone)
+			j = j.DeepCopy()
+			j.Annotations = map[string]string{"tallyman.dev/run": s.Revision().SHA}
+			return j
+		})
+	}},
+	{Name: "forgets the time of grace", Invariants: []int{5}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		settings := s.Settings()
+		settings.KeepData = time.Second
+		return desired.NewSnapshot(s.Revision(), settings, slices.Collect(s.All()), nil)
+	}},
+	{Name: "deletes data that was released", Invariants: []int{5}, Assign: func(_ *world, a nodes.Assignment) nodes.Assignment {
+		return withVolumes(a, func(v *nodes.Volume) { v.Delete = !v.Released.IsZero() })
+	}},
+	{Name: "takes retained data for data to be deleted", Invariants: []int{5}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withObjects(s, func(v runtime.Object) runtime.Object {
+			if c, ok := v.(*storagev1.StorageClass); ok {
+				c = c.DeepCopy()
+				c.ReclaimPolicy = nil
+				return c
+			}
+			return v
+		})
+	}},
+	{Name: "begins anew with an empty volume", Invariants: []int{5}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+		if time.Since(w.began) < 10*time.Second {
+			return a
 		}
-		return desired.NewSnapshot(s.Revision(), s.Settings(), objects, nil)
+		return withVolumes(a, func(v *nodes.Volume) { v.UID, v.Made = "other", false })
+	}},
+	{Name: "gives claims the data of others", Invariants: []int{5}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+		if n := len(a.Volumes); n > 1 && time.Since(w.began) > 10*time.Second {
+			next := a.Volumes[0].Claim
+			return withVolumes(a, func(v *nodes.Volume) { v.Claim, next = next, v.Claim })
+		}
+		return a
+	}},
+	{Name: "never grows volumes", Invariants: []int{2}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withObjects(s, func(v runtime.Object) runtime.Object {
+			if c, ok := v.(*corev1.PersistentVolumeClaim); ok {
+				return claimObject(c.ObjectMeta, 1)
+			}
+			return v
+		})
+	}},
+	{Name: "deletes data without being told", Invariants: []int{5}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+		return withVolumes(a, func(v *nodes.Volume) { v.Delete = true })
 	}},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
@@ -90,6 +132,17 @@ var bugs = []Bug{
 		plan.Actions = append(plan.Actions, planner.Action{Verb: "start", Reason: time.Duration(chance).String()})
 		return state, plan
 	}},
+}
+
+// withVolumes changes the volumes of an assignment.
+func withVolumes(a nodes.Assignment, with func(*nodes.Volume)) nodes.Assignment {
+	a.Volumes = slices.Clone(a.Volumes)
+	for i, v := range a.Volumes {
+		changed := *v
+		with(&changed)
+		a.Volumes[i] = &changed
+	}
+	return a
 }
 
 // misled is a table that leads to a pod which is not there.
@@ -107,12 +160,12 @@ func misled(t *proxy.Table) *proxy.Table {
 // chance is what one of the bugs above is about; its test plays one seed at a time.
 var chance int
 
-// withReplicas adds pods to every Deployment.
-func withReplicas(s *desired.Snapshot, more int32) *desired.Snapshot {
+// withObjects changes the objects of a snapshot.
+func withObjects(s *desired.Snapshot, with func(runtime.Object) runtime.Object) *desired.Snapshot {
 	var objects []*desired.Object
 	for o := range s.All() {
 		clone := *o
-		clone.Value = moreReplicas(o.Value, more)
+		clone.Value = with(o.Value)
 		clone.Fingerprint = mustJSON(clone.Value)
 		objects = append(objects, &clone)
 	}

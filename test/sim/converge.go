@@ -98,6 +98,9 @@ func (w *world) converge() error {
 		return fmt.Errorf("the faults are over and the cluster does not converge: %w\n%s", why, w.describe())
 	}
 	w.note("converged")
+	if err := w.dataGoes(); err != nil {
+		return err
+	}
 	return w.rests()
 }
 
@@ -160,6 +163,9 @@ func (w *world) agrees() error {
 	}
 	ready, err := w.podsAgree(want.intent)
 	if err != nil {
+		return err
+	}
+	if err := w.dataAgrees(want.intent); err != nil {
 		return err
 	}
 	return w.routesAgree(want.intent, ready)
@@ -314,6 +320,9 @@ func printAssignment(a nodes.Assignment) string {
 	for _, c := range a.Configs {
 		fmt.Fprintf(&b, "%s %s\n", c.Key, c.Version)
 	}
+	for _, v := range a.Volumes {
+		fmt.Fprintf(&b, "%s %s of %s, %s, released %v, delete %v\n", v.Name, v.UID, v.Claim, v.Spec.Capacity.Storage(), v.Released, v.Delete)
+	}
 	return b.String()
 }
 
@@ -334,7 +343,7 @@ func (w *world) describe() string {
 		fmt.Fprintf(&b, "node %s ready %v %s\n", n.Name, n.Ready, n.Reason)
 	}
 	for _, m := range w.nodes {
-		fmt.Fprintf(&b, "%s:\n%s", m.name, m.runtime)
+		fmt.Fprintf(&b, "%s:\n%s%s", m.name, m.runtime, m.disk)
 		for _, s := range m.statuses() {
 			fmt.Fprintf(&b, "agent says %s %s ready %v since %s %s\n", s.UID, s.Phase, s.Ready, s.ReadySince, s.Message)
 		}

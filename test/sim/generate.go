@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/tallyman-dev/tallyman/desired"
 )
@@ -47,10 +48,8 @@ func pick[T any](rng *rand.Rand, list ...T) T { return list[rng.IntN(len(list))]
 func (w *world) namespaces() []string { return []string{"default", "shop"} }
 
 func (w *world) firstIntent() *intent {
-	i := &intent{
-		workloads: map[desired.Key]workload{}, services: map[desired.Key]service{},
-		configs: map[desired.Key]string{}, namespaces: map[string]bool{"shop": true},
-	}
+	i := newIntent(w.extras.keep)
+	i.namespaces["shop"] = true
 	for _, namespace := range w.namespaces() {
 		i.configs[desired.Key{Kind: kindConfigMap, Namespace: namespace, Name: "settings"}] = "1"
 		i.configs[desired.Key{Kind: kindSecret, Namespace: namespace, Name: "password"}] = "1"
@@ -61,7 +60,16 @@ func (w *world) firstIntent() *intent {
 	for range w.shape.workloads {
 		w.addWorkload(i)
 	}
+	w.extras.begin(i)
 	return i
+}
+
+// newIntent is an empty one.
+func newIntent(keep time.Duration) *intent {
+	return &intent{
+		workloads: map[desired.Key]workload{}, services: map[desired.Key]service{}, configs: map[desired.Key]string{},
+		namespaces: map[string]bool{}, claims: map[desired.Key]int{}, classes: map[string]bool{}, keep: keep,
+	}
 }
 
 // addWorkload adds one, with a service before it more often than not.
@@ -182,7 +190,9 @@ func (w *world) mutate(i *intent) string {
 	case "selector":
 		v.generation = w.rng.IntN(3)
 	case "redraw":
+		kept := v.storage
 		v = w.drawWorkload(k)
+		v.storage = kept
 	case "strategy":
 		fresh := w.drawWorkload(k)
 		v.surge, v.unavailable, v.recreate, v.minReady = fresh.surge, fresh.unavailable, fresh.recreate, fresh.minReady
@@ -219,7 +229,7 @@ func (w *world) mutateOthers(i *intent, k desired.Key, what string) {
 		}
 	case "empty":
 		if w.rng.IntN(3) == 0 {
-			*i = intent{workloads: map[desired.Key]workload{}, services: map[desired.Key]service{}, configs: map[desired.Key]string{}, namespaces: map[string]bool{}}
+			*i = *newIntent(i.keep)
 		}
 	}
 }
@@ -230,11 +240,17 @@ func (i *intent) dropNamespace(name string) {
 	maps.DeleteFunc(i.workloads, func(k desired.Key, _ workload) bool { return k.Namespace == name })
 	maps.DeleteFunc(i.services, func(k desired.Key, _ service) bool { return k.Namespace == name })
 	maps.DeleteFunc(i.configs, func(k desired.Key, _ string) bool { return k.Namespace == name })
+	maps.DeleteFunc(i.claims, func(k desired.Key, _ int) bool { return k.Namespace == name })
 }
 
 // complete adds the configs that the workloads read: a valid revision has them.
+// Without their claims, pods would wait for ever.
 func (i *intent) complete() {
-	for _, v := range i.workloads {
+	for k, v := range i.workloads {
+		if c := claimKey(k.Namespace, v.claim); v.claim != "" && i.claims[c] == 0 {
+			i.claims[c] = 1
+			i.classes[keptClass] = true
+		}
 		if _, found := i.configs[v.config]; !found && !v.config.IsZero() {
 			i.configs[v.config] = "1"
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -41,9 +42,15 @@ type intent struct {
 	services   map[desired.Key]service
 	configs    map[desired.Key]string // ConfigMaps and Secrets by their one value
 	namespaces map[string]bool
+	claims     map[desired.Key]int // PersistentVolumeClaims by their size in Gi
+	classes    map[string]bool
+	// keep is how long data outlives its claim.
+	keep time.Duration
 }
 
 type workload struct {
+	storage
+
 	// replicas of a Job are its parallelism.
 	replicas, completions int
 	image                 string
@@ -73,6 +80,7 @@ func (i *intent) clone() *intent {
 	return &intent{
 		workloads: maps.Clone(i.workloads), services: maps.Clone(i.services),
 		configs: maps.Clone(i.configs), namespaces: maps.Clone(i.namespaces),
+		claims: maps.Clone(i.claims), classes: maps.Clone(i.classes), keep: i.keep,
 	}
 }
 
@@ -82,8 +90,12 @@ func (i *intent) keys() []desired.Key {
 	list = slices.AppendSeq(list, maps.Keys(i.workloads))
 	list = slices.AppendSeq(list, maps.Keys(i.services))
 	list = slices.AppendSeq(list, maps.Keys(i.configs))
+	list = slices.AppendSeq(list, maps.Keys(i.claims))
 	for name := range i.namespaces {
 		list = append(list, namespaceKey(name))
+	}
+	for name := range i.classes {
+		list = append(list, classKey(name))
 	}
 	slices.SortFunc(list, desired.Key.Compare)
 	return list
@@ -111,8 +123,9 @@ func (i *intent) changed(next *intent) int {
 }
 
 // mustHold is the guard as the manual states it: why going from i to next
-// needs a confirmation; empty when it does not. running counts a namespace's pods.
-func (i *intent) mustHold(next *intent, sourceChanged bool, running func(namespace string) int) string {
+// needs a confirmation; empty when it does not. running counts a namespace's
+// pods, losesData tells that data is deleted some time after.
+func (i *intent) mustHold(next *intent, sourceChanged bool, running func(namespace string) int, losesData bool) string {
 	gone := i.gone(next)
 	switch {
 	case sourceChanged && len(gone)+i.changed(next) > 0:
@@ -121,6 +134,8 @@ func (i *intent) mustHold(next *intent, sourceChanged bool, running func(namespa
 		return ""
 	case len(gone) == len(i.keys()):
 		return "everything"
+	case losesData:
+		return "data"
 	}
 	lost, had := map[string]int{}, map[string]int{}
 	for _, k := range i.keys() {
@@ -146,6 +161,10 @@ func (i *intent) uses(namespace string) bool {
 }
 
 func namespaceKey(name string) desired.Key { return desired.Key{Kind: kindNamespace, Name: name} }
+
+func classKey(name string) desired.Key {
+	return desired.Key{Group: "storage.k8s.io", Kind: kindClass, Name: name}
+}
 
 // bounds are how many pods a workload may have and must have available.
 func (w *workload) bounds(kind string) (most, least int) {
@@ -199,7 +218,9 @@ func (i *intent) snapshot(r desired.Revision) *desired.Snapshot {
 			Key: k, Value: v, From: desired.Place{File: "all.yaml", Line: line + 1}, Fingerprint: mustJSON(v),
 		})
 	}
-	return desired.NewSnapshot(r, desired.DefaultSettings(), objects, nil)
+	settings := desired.DefaultSettings()
+	settings.KeepData = i.keep
+	return desired.NewSnapshot(r, settings, objects, nil)
 }
 
 // printObjects is everything that a snapshot says, to see whether somebody
@@ -231,6 +252,10 @@ func (i *intent) object(k desired.Key) runtime.Object {
 		return &corev1.Secret{ObjectMeta: meta, Type: corev1.SecretTypeOpaque, Data: map[string][]byte{"value": []byte(i.configs[k])}}
 	case kindService:
 		return serviceObject(meta, i.services[k])
+	case kindClaim:
+		return claimObject(meta, i.claims[k])
+	case kindClass:
+		return classObject(meta)
 	}
 	w := i.workloads[k]
 	switch k.Kind {
@@ -291,6 +316,7 @@ func statefulSetObject(meta metav1.ObjectMeta, w *workload) *appsv1.StatefulSet 
 	replicas, history, partition := int32(w.replicas), int32(3), int32(0)
 	s := &appsv1.StatefulSet{ObjectMeta: meta, Spec: appsv1.StatefulSetSpec{
 		Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: w.labels(meta.Name)}, Template: w.template(meta.Name),
+		VolumeClaimTemplates: w.claimTemplates(), PersistentVolumeClaimRetentionPolicy: w.retention(),
 		ServiceName: meta.Name, MinReadySeconds: int32(w.minReady), RevisionHistoryLimit: &history,
 		PodManagementPolicy: appsv1.OrderedReadyPodManagement,
 		UpdateStrategy: appsv1.StatefulSetUpdateStrategy{
@@ -347,11 +373,17 @@ func (w *workload) template(name string) corev1.PodTemplateSpec {
 	if !w.config.IsZero() {
 		c.Env = []corev1.EnvVar{{Name: "VALUE", ValueFrom: valueFrom(w.config)}}
 	}
+	var volumes []corev1.Volume
+	if w.claim != "" {
+		volumes = []corev1.Volume{{Name: "disk", VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: w.claim},
+		}}}
+	}
 	grace := w.grace
 	return corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: w.labels(name)},
 		Spec: corev1.PodSpec{
-			Containers: []corev1.Container{c}, RestartPolicy: corev1.RestartPolicyAlways, DNSPolicy: corev1.DNSClusterFirst,
+			Containers: []corev1.Container{c}, Volumes: volumes, RestartPolicy: corev1.RestartPolicyAlways, DNSPolicy: corev1.DNSClusterFirst,
 			TerminationGracePeriodSeconds: &grace, SecurityContext: &corev1.PodSecurityContext{}, SchedulerName: corev1.DefaultSchedulerName,
 		},
 	}

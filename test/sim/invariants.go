@@ -24,13 +24,14 @@ type step struct {
 	runs map[desired.Key]run
 	// suspect is the commit in force when the guard should have held it.
 	suspect *commit
+	data    *ledger
 	decided map[nodes.UID]*nodes.Pod
 }
 
 // stepInvariants hold after every step of the planner.
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
-	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce,
+	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce, dataOutlivesItsClaim,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.

@@ -37,7 +37,7 @@ type machine struct {
 	runtime *containers
 	network *network
 	volumes *volumes
-	disk    *volumefake.Persistent
+	disk    *disk
 	kernel  *kernel
 	// down and noPull are faults of the runtime.
 	down, noPull bool
@@ -62,8 +62,8 @@ func newMachine(w *world, index int) (*machine, error) {
 	}
 	pace := &pace{rng: rand.New(rand.NewPCG(w.o.Seed, uint64(index)))}
 	m.network = &network{machine: m, pace: pace, attached: map[nodes.UID]place{}, drift: make(chan nodes.UID)}
-	m.volumes = &volumes{machine: m, pace: pace, mounted: map[nodes.UID]bool{}}
-	m.disk = volumefake.New()
+	m.volumes = &volumes{machine: m, pace: pace, mounted: map[nodes.UID][]string{}}
+	m.disk = &disk{Persistent: volumefake.New(), machine: m, pace: pace}
 	m.kernel = &kernel{pace: pace}
 	m.runtime = newContainers(m, pace)
 	return m, nil

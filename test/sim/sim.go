@@ -8,9 +8,9 @@
 // system), nodes/registry and nodes/wire with gRPC over connections in memory,
 // nodes/agent with its store, nodes/probe. What is fake: the repository
 // (package desired's snapshots are built without YAML), and of a machine the
-// container runtime (nodes/runtime/fake), network, volumes, keeper and the
-// kernel's routes. Every fake takes its time, so that faults hit operations
-// half-way.
+// container runtime (nodes/runtime/fake), network, volumes (the persistent ones
+// are nodes/volume/fake), keeper and the kernel's routes. Every fake takes its
+// time, so that faults hit operations half-way.
 //
 // A seed fixes the cluster, the revisions and the faults. It does not fix the
 // order in which goroutines run at one instant, nor the jitter of retries: a
@@ -32,6 +32,8 @@ import (
 // Options of one run.
 type Options struct {
 	Seed uint64
+	// Plain leaves out claims: older seeds failed without them.
+	Plain bool
 	// Dir is an empty directory for what the machines store.
 	Dir string
 	// Bug is planted; nil for none.
@@ -46,6 +48,8 @@ type Result struct {
 	Trace []string
 	// Steps of the planner, Pods that were ever decided on, Faults and Revisions.
 	Steps, Pods, Faults, Revisions int
+	// Volumes that pods were given, and Ends of data that were ordered.
+	Volumes, Ends int
 }
 
 // world is one simulated cluster.
@@ -55,6 +59,7 @@ type world struct {
 	began   time.Time
 	repo    *repository
 	shape   shape
+	extras  *extras
 	server  *server // nil while it is down
 	source  string  // what the server is told to follow
 	nodes   []*machine
@@ -75,7 +80,10 @@ func Run(o Options) Result {
 	w := &world{
 		o: o, rng: rand.New(rand.NewPCG(o.Seed, 0x7a11)), began: time.Now(), source: "embedded main .",
 	}
-	w.shape = drawShape(w.rng)
+	w.shape, w.extras = drawShape(w.rng), drawExtras(o.Seed)
+	if o.Plain {
+		w.extras = plainExtras(o.Seed)
+	}
 	w.repo = newRepository()
 	w.witness = newWitness(w)
 	err := w.play()
@@ -84,13 +92,13 @@ func Run(o Options) Result {
 		err = first
 	}
 	w.result.Err, w.result.Trace = err, w.trace
-	w.result.Steps, w.result.Pods = w.witness.counts()
+	w.witness.count(&w.result)
 	return w.result
 }
 
 // play is the life of a cluster: it begins, suffers, and comes to rest.
 func (w *world) play() error {
-	w.note("shape %+v", w.shape)
+	w.note("shape %+v, claims %v, data kept %v", w.shape, w.extras.storage, w.extras.keep)
 	for i := range w.shape.nodes {
 		m, err := newMachine(w, i)
 		if err != nil {
@@ -112,6 +120,7 @@ func (w *world) play() error {
 		if err := w.event(); err != nil {
 			return err
 		}
+		w.extras.event(w)
 		synctest.Wait()
 		if err := w.checkNow(); err != nil {
 			return err

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -16,6 +18,7 @@ var (
 	seeds = flag.Int("seeds", 20, "how many seeds to play beside the kept ones")
 	first = flag.Uint64("first", 1, "the first of them")
 	seed  = flag.Uint64("seed", 0, "play this seed alone and print what happens")
+	plain = flag.Bool("plain", false, "play the one seed without claims")
 	times = flag.Int("times", 1, "how often to play the one seed")
 )
 
@@ -29,9 +32,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// storage is a directory in memory where there is one: virtual time does not
+// memoryDir is a directory in memory where there is one: virtual time does not
 // wait for disks, but the test does.
-func storage(t *testing.T) string {
+func memoryDir(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "tally-sim-")
 	if err != nil {
 		return t.TempDir()
@@ -42,20 +45,21 @@ func storage(t *testing.T) string {
 
 // play runs one seed in a bubble of its own.
 func play(t *testing.T, o Options) (r Result) {
-	o.Dir = storage(t)
+	o.Dir = memoryDir(t)
 	synctest.Test(t, func(*testing.T) { r = Run(o) })
 	return r
 }
 
-// keptSeeds failed once.
-func keptSeeds(t *testing.T) []uint64 {
+// keptSeeds failed once; those with the word plain, before there were claims.
+func keptSeeds(t *testing.T) []Options {
 	text, err := os.ReadFile("testdata/seeds.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list []uint64
+	var list []Options
 	for line := range strings.Lines(string(text)) {
 		number, _, _ := strings.Cut(line, "#")
+		number, plain := strings.CutSuffix(strings.TrimSpace(number), " plain")
 		if number = strings.TrimSpace(number); number == "" {
 			continue
 		}
@@ -63,23 +67,19 @@ func keptSeeds(t *testing.T) []uint64 {
 		if err != nil {
 			t.Fatalf("testdata/seeds.txt: %v", err)
 		}
-		list = append(list, n)
+		list = append(list, Options{Seed: n, Plain: plain})
 	}
 	return list
 }
 
 // chosenSeeds are those of this run.
-func chosenSeeds(t *testing.T) []uint64 {
+func chosenSeeds(t *testing.T) []Options {
 	if *seed != 0 {
-		list := make([]uint64, *times)
-		for i := range list {
-			list[i] = *seed
-		}
-		return list
+		return slices.Repeat([]Options{{Seed: *seed, Plain: *plain}}, *times)
 	}
 	list := keptSeeds(t)
 	for n := range *seeds {
-		list = append(list, *first+uint64(n))
+		list = append(list, Options{Seed: *first + uint64(n)})
 	}
 	return list
 }
@@ -87,29 +87,49 @@ func chosenSeeds(t *testing.T) []uint64 {
 // TestInvariantsHold plays all seeds, one on each processor at a time.
 func TestInvariantsHold(t *testing.T) {
 	list := chosenSeeds(t)
-	var next, steps, pods, faults, revisions atomic.Int64
+	var next atomic.Int64
+	var sums sums
 	t.Run("seeds", func(t *testing.T) {
 		for shard := range runtime.GOMAXPROCS(0) {
 			t.Run(fmt.Sprint(shard), func(t *testing.T) {
 				t.Parallel()
 				for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
-					t.Run(fmt.Sprint(list[i]), func(t *testing.T) {
-						r := play(t, Options{Seed: list[i]})
-						steps.Add(int64(r.Steps))
-						pods.Add(int64(r.Pods))
-						faults.Add(int64(r.Faults))
-						revisions.Add(int64(r.Revisions))
+					t.Run(fmt.Sprint(list[i].Seed), func(t *testing.T) {
+						r := play(t, list[i])
+						sums.add(&r)
 						judge(t, list[i], r)
 					})
 				}
 			})
 		}
 	})
-	t.Logf("%d seeds: %d revisions, %d faults, %d pods, %d steps of the planner", len(list), revisions.Load(), faults.Load(), pods.Load(), steps.Load())
+	t.Logf("%d seeds: %v", len(list), &sums)
 }
 
 // judge prints what happened in a seed that failed, and how to see it again.
-func judge(t *testing.T, played uint64, r Result) {
+// sums of many runs. Safe for concurrent use.
+type sums struct {
+	mu sync.Mutex
+	Result
+}
+
+func (s *sums) add(r *Result) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Steps += r.Steps
+	s.Pods += r.Pods
+	s.Faults += r.Faults
+	s.Revisions += r.Revisions
+	s.Volumes += r.Volumes
+	s.Ends += r.Ends
+}
+
+func (s *sums) String() string {
+	return fmt.Sprintf("%d revisions, %d faults, %d pods, %d volumes with data of which %d were to end, %d steps of the planner",
+		s.Revisions, s.Faults, s.Pods, s.Volumes, s.Ends, s.Steps)
+}
+
+func judge(t *testing.T, played Options, r Result) {
 	if r.Err == nil && !(testing.Verbose() && *seed != 0) {
 		return
 	}
@@ -117,6 +137,6 @@ func judge(t *testing.T, played uint64, r Result) {
 		t.Log(line)
 	}
 	if r.Err != nil {
-		t.Errorf("seed %d: %v\nagain: go test ./test/sim -run TestInvariantsHold -v -seed=%d -times=20\nkeep it in testdata/seeds.txt", played, r.Err, played)
+		t.Errorf("seed %d: %v\nagain: go test ./test/sim -run TestInvariantsHold -v -seed=%d -plain=%v -times=20\nkeep it in testdata/seeds.txt", played.Seed, r.Err, played.Seed, played.Plain)
 	}
 }

@@ -96,16 +96,14 @@ type volumes struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	mounted map[nodes.UID]bool
+	mounted map[nodes.UID][]string // the persistent volumes of pods
 }
 
 func (v *volumes) Mount(ctx context.Context, p *nodes.Pod, src volume.Source) (map[string]volume.Volume, error) {
 	if err := v.pace.take(ctx, 5*time.Millisecond); err != nil {
 		return nil, err
 	}
-	v.mu.Lock()
-	v.mounted[p.UID] = true
-	v.mu.Unlock()
+	v.mounts(p.UID)
 	made := map[string]volume.Volume{}
 	for i := range p.Template.Spec.Volumes {
 		claimed := &p.Template.Spec.Volumes[i]
@@ -121,8 +119,30 @@ func (v *volumes) Mount(ctx context.Context, p *nodes.Pod, src volume.Source) (m
 		if made[claimed.Name], err = src.Claim(ctx, claimed); err != nil {
 			return nil, fmt.Errorf("volume %q: %w", claimed.Name, err)
 		}
+		id := filepath.Base(made[claimed.Name].Path)
+		v.machine.world.witness.mounts(v.machine, claimKey(p.Namespace, p.Claim(claimed)), id)
+		v.mounts(p.UID, id)
 	}
 	return made, nil
+}
+
+// mounts notes volumes of a pod.
+func (v *volumes) mounts(uid nodes.UID, ids ...string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mounted[uid] = append(v.mounted[uid], ids...)
+}
+
+// has reports whether a pod has a persistent volume mounted.
+func (v *volumes) has(uid nodes.UID, id string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Contains(v.mounted[uid], id)
+}
+
+// anyHas reports whether some pod has.
+func (v *volumes) anyHas(id string) bool {
+	return slices.ContainsFunc(v.uids(), func(uid nodes.UID) bool { return v.has(uid, id) })
 }
 
 func (v *volumes) SubPath(nodes.UID, volume.Volume, string, int, string) (string, error) {

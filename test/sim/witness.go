@@ -52,13 +52,14 @@ type witness struct {
 	// excluded is since when a pod is in no table any more, by name and address:
 	// a StatefulSet's pods bear the names of those before them.
 	excluded map[string]time.Time
+	data     *ledger
 }
 
 func newWitness(w *world) *witness {
 	return &witness{
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
-		runs: map[desired.Key]run{},
+		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep),
 	}
 }
 
@@ -83,10 +84,10 @@ func (x *witness) violation() error {
 	return x.first
 }
 
-func (x *witness) counts() (steps, pods int) {
+func (x *witness) count(r *Result) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.steps, len(x.decided)
+	r.Steps, r.Pods, r.Volumes, r.Ends = x.steps, len(x.decided), len(x.data.owners), len(x.data.ordered)
 }
 
 // truth is the commit in force; nil before the first.
@@ -133,7 +134,7 @@ func (x *witness) knowsIntent(since time.Duration) bool {
 func (x *witness) holds(c *commit) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	why := x.force.intent.mustHold(c.intent, x.world.source != x.source, x.last.running)
+	why := x.force.intent.mustHold(c.intent, x.world.source != x.source, x.last.running, x.losesData(x.last, x.force.intent, c.intent))
 	return x.held[c] || why != "" && !confirms(c.revision, len(x.force.intent.gone(c.intent)))
 }
 
@@ -172,7 +173,7 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 		x.known = time.Now()
 	}
 	st.commit = x.world.repo.commit(st.after.force)
-	st.runs = x.runs
+	st.runs, st.data = x.runs, x.data
 	x.putInForce(st)
 	x.noteHold(st)
 	if st.commit != nil {
@@ -228,7 +229,7 @@ func (x *witness) putInForce(st *step) {
 	st.suspect = x.suspect
 	if x.force != nil {
 		gone := len(x.force.intent.gone(c.intent))
-		why := x.force.intent.mustHold(c.intent, source != x.source, st.before.running)
+		why := x.force.intent.mustHold(c.intent, source != x.source, st.before.running, x.losesData(st.before, x.force.intent, c.intent))
 		if why != "" && !confirms(c.revision, gone) {
 			x.suspect, st.suspect = c, c
 			return
@@ -244,7 +245,7 @@ func (x *witness) noteHold(st *step) {
 		return
 	}
 	c := x.world.repo.commit(st.plan.Hold.Revision.SHA)
-	if x.force.intent.mustHold(c.intent, x.world.source != x.source, st.before.running) == "" {
+	if x.force.intent.mustHold(c.intent, x.world.source != x.source, st.before.running, x.losesData(st.before, x.force.intent, c.intent)) == "" {
 		x.fail(violated(8, "revision %s is held for no reason: %s", c.revision.SHA[36:], st.plan.Hold.Why))
 	}
 	x.held[c] = true
@@ -419,6 +420,9 @@ type view struct {
 	// templates are the newest ones of the workloads.
 	templates map[desired.Key]string
 	jobs      map[desired.Key]*nodes.JobOverview
+	claims    map[desired.Key]*nodes.StorageOverview
+	// wanted counts the pods that workloads are to have.
+	wanted map[desired.Key]int
 }
 
 // podView is one pod in a view.
@@ -434,7 +438,7 @@ type podView struct {
 func newView(o *nodes.Overview) *view {
 	v := &view{
 		converged: o.Plan.Converged, pods: map[nodes.UID]podView{}, nodes: map[string]nodes.NodeState{}, templates: map[desired.Key]string{},
-		jobs: map[desired.Key]*nodes.JobOverview{},
+		jobs: map[desired.Key]*nodes.JobOverview{}, claims: map[desired.Key]*nodes.StorageOverview{}, wanted: map[desired.Key]int{},
 	}
 	if o.InForce != nil {
 		v.force = o.InForce.SHA
@@ -450,7 +454,10 @@ func newView(o *nodes.Overview) *view {
 			v.pods[h.Pod.UID] = newPodView(h, owners)
 		case h.Key.Kind == kindReplicaSet && !h.Owner.IsZero():
 			owners[h.Key] = h.Owner
+		case h.Key.Kind == kindClaim && h.Storage != nil:
+			v.claims[h.Key] = h.Storage
 		default:
+			v.wanted[h.Key] = h.Wanted
 			v.templates[h.Key] = h.Template
 			if h.Job != nil {
 				v.jobs[h.Key] = h.Job
