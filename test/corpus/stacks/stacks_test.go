@@ -25,8 +25,11 @@ import (
 
 func TestMain(m *testing.M) { machine.Main(m) }
 
-// stubProgram is what every image holds.
-const stubProgram = "github.com/tallyman-dev/tallyman/test/corpus/stacks/stub"
+// programs are what every image holds, by their paths in it.
+var programs = map[string]string{
+	plan.Program: "github.com/tallyman-dev/tallyman/test/corpus/stacks/stub",
+	plan.Server:  "github.com/tallyman-dev/tallyman/test/corpus/stacks/serve",
+}
 
 // TestStacks pushes every stack of the corpus that CORPUS names, or those whose
 // names contain STACK.
@@ -85,11 +88,15 @@ func mirror(t *testing.T, m *machine.Machine) string {
 func pushImages(t *testing.T, m *machine.Machine, all, chosen []*Stack) {
 	t.Helper()
 	ctx := context.Background()
-	stub, err := image.BuildBinary(ctx, stubProgram, t.TempDir())
-	if err != nil {
-		t.Fatal(err)
+	binaries := map[string]string{}
+	for at, program := range programs {
+		built, err := image.BuildBinary(ctx, program, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		binaries[at] = built
 	}
-	base, err := image.Build(image.Spec{Binaries: map[string]string{plan.Program: stub}})
+	base, err := image.Build(image.Spec{Binaries: binaries})
 	if err != nil {
 		t.Fatal(err)
 	}

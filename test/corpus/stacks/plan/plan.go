@@ -3,17 +3,16 @@
 package plan
 
 import (
-	"encoding/json"
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 )
 
-// Path of the plan in an image, Program that of the stub.
+// Path of the plan in an image, Program that of the stub and Server that of the
+// program which the stub becomes.
 const (
 	Path    = "/.stub/plan.json"
 	Program = "/.stub/stub"
+	Server  = "/.stub/serve"
 )
 
 // Plan of one image.
@@ -24,19 +23,6 @@ type Plan struct {
 	// Once are command lines that end at once, successfully. The first word is
 	// Program where the image's own entry point is meant.
 	Once [][]string `json:"once,omitempty"`
-}
-
-// Read is the plan of the image that this process runs in.
-func Read() (*Plan, error) {
-	text, err := os.ReadFile(Path)
-	if err != nil {
-		return nil, err
-	}
-	p := &Plan{}
-	if err := json.Unmarshal(text, p); err != nil {
-		return nil, fmt.Errorf("%s: %w", Path, err)
-	}
-	return p, nil
 }
 
 // Ends reports whether a command line is one of those that end at once. What

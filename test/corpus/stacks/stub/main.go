@@ -1,22 +1,15 @@
-// Command stub stands in for the programs of images that nobody here has: it
-// listens where manifests say that the image does, answers HTTP with 200 and
-// gRPC health checks with SERVING, accepts TCP, sends UDP back, and is found
-// under the name of every command that manifests call. It is no part of the
-// product.
+// Command stub is what a stub image has under the name of every command that
+// manifests call. The first process of a container becomes the program that
+// serves; every other one, such as an exec probe or a hook, succeeds at once. It
+// is no part of the product.
 //
-// The first process of a container serves until it is asked to end, unless the
-// plan lists its command line as one that ends by itself (init containers and
-// Jobs); every other process, such as an exec probe, succeeds at once.
+// Probes run within their container's limits, and manifests allow as little as a
+// hundredth of a cpu and a second: so it does next to nothing.
 package main
 
 import (
-	"errors"
-	"fmt"
-	"hash/fnv"
-	"net"
 	"os"
-	"os/signal"
-	"strings"
+	"strconv"
 	"syscall"
 
 	"github.com/tallyman-dev/tallyman/test/corpus/stacks/plan"
@@ -26,68 +19,34 @@ func main() {
 	if !first() {
 		return
 	}
-	p, err := plan.Read()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "stub:", err)
-		os.Exit(1)
-	}
-	if p.Ends(os.Args) {
-		fmt.Println("stub: done:", strings.Join(os.Args, " "))
-		return
-	}
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGWINCH)
-	for _, port := range p.TCP {
-		go func() { report(serveTCP(port)) }()
-	}
-	for _, port := range p.UDP {
-		go func() { report(serveUDP(port)) }()
-	}
-	fmt.Println("stub: serving", p.TCP, p.UDP, "as", strings.Join(os.Args, " "))
-	<-asked
+	err := syscall.Exec(plan.Server, os.Args, os.Environ())
+	os.Stderr.WriteString("stub: " + plan.Server + ": " + err.Error() + "\n")
+	os.Exit(1)
 }
 
-// report tells why a port is not served. Two containers of one pod may both
-// have been given it: then the first one answers.
-func report(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "stub:", err)
-	}
-}
-
-// first reports whether this is the first process of its container. Where the
-// pod shares its process namespace, a socket's name tells, which only the first
-// can take: it is that of the container's own root file system.
+// first reports whether this is the first process of its container: that has
+// number 1, or another root than number 1, in the process namespace of a pod or
+// of the machine. Then a socket's name tells, which only the first can take.
 func first() bool {
 	if os.Getpid() == 1 {
 		return true
 	}
-	if exe, err := os.Readlink("/proc/1/exe"); err == nil && exe == plan.Program {
+	var own, one syscall.Stat_t
+	if syscall.Stat("/", &own) != nil {
 		return false
 	}
-	l, err := net.Listen("unix", "@stub-"+container())
-	if errors.Is(err, syscall.EADDRINUSE) {
+	if syscall.Stat("/proc/1/root/", &one) == nil && one.Dev == own.Dev && one.Ino == own.Ino {
 		return false
 	}
-	keep = l
-	return true
+	return take("stub-" + strconv.FormatUint(own.Dev, 16))
 }
 
-// keep holds the name for as long as the process lives.
-var keep net.Listener
-
-// container names this container by the mount of its root.
-func container() string {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+// take binds an abstract socket for as long as the process lives, whatever
+// program it becomes. Where that cannot be asked, nobody has it.
+func take(name string) bool {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err != nil {
-		return fmt.Sprint(os.Getpid())
+		return true
 	}
-	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == "/" {
-			h := fnv.New64a()
-			h.Write([]byte(fields[len(fields)-1]))
-			return fmt.Sprintf("%x", h.Sum64())
-		}
-	}
-	return fmt.Sprint(os.Getpid())
+	return syscall.Bind(fd, &syscall.SockaddrUnix{Name: "@" + name}) != syscall.EADDRINUSE
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -17,9 +16,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // serveTCP answers on one port whatever the client speaks: HTTP, HTTP/2 without
@@ -29,6 +25,10 @@ func serveTCP(port int) error {
 	if err != nil {
 		return err
 	}
+	return serve(l)
+}
+
+func serve(l net.Listener) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -39,24 +39,25 @@ func serveTCP(port int) error {
 
 // handler is happy with every request.
 func handler() http.Handler {
-	health := grpc.NewServer()
-	grpc_health_v1.RegisterHealthServer(health, serving{})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-			health.ServeHTTP(w, r)
+			healthy(w)
 			return
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
 }
 
-// serving answers the health check for every service.
-type serving struct {
-	grpc_health_v1.UnimplementedHealthServer
-}
+// serving is the answer to gRPC's health check: a message of two bytes, not
+// compressed, whose field 1, the status, is 1, SERVING. To have it said by the
+// gRPC library would make the program twice as slow to start.
+const serving = "\x00\x00\x00\x00\x02\x08\x01"
 
-func (serving) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
-	return &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}, nil
+func healthy(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set("Trailer", "Grpc-Status")
+	_, _ = io.WriteString(w, serving)
+	w.Header().Set("Grpc-Status", "0")
 }
 
 // sniffer speaks TLS to those who begin with it.
