@@ -93,10 +93,13 @@ func unpack(t *testing.T, text string) string {
 	return dir
 }
 
+// applications is the section that another program writes.
+const applications = "<!-- whole applications -->\nkept\n<!-- end of whole applications -->\n"
+
 func TestRun(t *testing.T) {
 	dir := unpack(t, collection)
 	page := filepath.Join(dir, "page.md")
-	if err := os.WriteFile(page, []byte("before\n"+manifest.TriedBegin+"old"+manifest.TriedEnd+"\nafter\n"), 0o644); err != nil {
+	if err := os.WriteFile(page, []byte("before\n"+manifest.TriedBegin+"old"+applications+manifest.TriedEnd+"\nafter\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
@@ -121,7 +124,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(string(text), "before\n"+manifest.TriedBegin+"\n\n## Tried") || !strings.HasSuffix(string(text), manifest.TriedEnd+"\nafter\n") {
+	if !strings.HasPrefix(string(text), "before\n"+manifest.TriedBegin+"\n\n## Tried") || !strings.HasSuffix(string(text), "\n"+applications+manifest.TriedEnd+"\nafter\n") {
 		t.Errorf("the page is\n%s", text)
 	}
 }

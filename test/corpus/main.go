@@ -26,6 +26,7 @@ import (
 	"strings"
 
 	"github.com/tallyman-dev/tallyman/desired/manifest"
+	"github.com/tallyman-dev/tallyman/test/corpus/stacks"
 )
 
 func main() {
@@ -76,18 +77,19 @@ func run(ctx context.Context, w io.Writer, dir, page string, list bool) error {
 	return errors.Join(trial.broken...)
 }
 
-// insert puts the section between the marks of a page.
+// insert puts the section between the marks of a page, before what is there about
+// whole applications, which are tried apart.
 func insert(page, section string) error {
 	text, err := os.ReadFile(page)
 	if err != nil {
 		return err
 	}
 	before, rest, ok := strings.Cut(string(text), manifest.TriedBegin)
-	_, after, closed := strings.Cut(rest, manifest.TriedEnd)
+	old, after, closed := strings.Cut(rest, manifest.TriedEnd)
 	if !ok || !closed {
 		return fmt.Errorf("%s has no place for the numbers: run go generate ./desired/manifest", page)
 	}
 	var b bytes.Buffer
-	b.WriteString(before + manifest.TriedBegin + "\n" + section + manifest.TriedEnd + after)
+	b.WriteString(before + manifest.TriedBegin + "\n" + section + stacks.Section(old) + manifest.TriedEnd + after)
 	return os.WriteFile(page, b.Bytes(), 0o644)
 }

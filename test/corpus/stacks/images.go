@@ -102,17 +102,45 @@ func (c *collector) image(written string) *Image {
 }
 
 func (c *collector) template(t template, services []*corev1.Service) {
+	c.gifts(t.spec)
 	for i := range t.spec.InitContainers {
 		v := &t.spec.InitContainers[i]
 		sidecar := v.RestartPolicy != nil && *v.RestartPolicy == corev1.ContainerRestartPolicyAlways
-		c.container(v, t.spec, !sidecar)
+		c.container(v, t.spec, end(!sidecar))
 	}
 	for i := range t.spec.Containers {
-		c.container(&t.spec.Containers[i], t.spec, t.ends)
+		c.container(&t.spec.Containers[i], t.spec, t.end(len(services) > 0))
 	}
 	for _, s := range services {
 		for _, p := range s.Spec.Ports {
 			c.target(t.spec, s, p)
+		}
+	}
+}
+
+// gifts has init containers put into their volumes what containers run from there.
+func (c *collector) gifts(spec *corev1.PodSpec) {
+	for i := range spec.Containers {
+		v := &spec.Containers[i]
+		if len(v.Command) == 0 {
+			continue
+		}
+		for _, m := range v.VolumeMounts {
+			name, below := strings.CutPrefix(v.Command[0], strings.TrimSuffix(m.MountPath, "/")+"/")
+			if below && m.SubPath == "" && m.SubPathExpr == "" {
+				c.gift(spec.InitContainers, m.Name, name)
+			}
+		}
+	}
+}
+
+func (c *collector) gift(from []corev1.Container, volume, name string) {
+	for i := range from {
+		for _, m := range from[i].VolumeMounts {
+			if m.Name == volume && !m.ReadOnly {
+				given := &c.image(from[i].Image).Plan.Gives
+				*given = append(*given, path.Join(m.MountPath, name))
+			}
 		}
 	}
 }
@@ -146,7 +174,32 @@ func (i *Image) listen(protocol corev1.Protocol, port int) {
 	}
 }
 
-func (c *collector) container(v *corev1.Container, spec *corev1.PodSpec, ends bool) {
+// ending says whether a container's process must end by itself.
+type ending int
+
+const (
+	mustEnd ending = iota
+	mustNotEnd
+	// mayEnd is that of a pod which is not started again, and which nobody asks.
+	mayEnd
+)
+
+func end(must bool) ending {
+	if must {
+		return mustEnd
+	}
+	return mustNotEnd
+}
+
+// end is that of the template's containers; served tells of services for it.
+func (t template) end(served bool) ending {
+	if !t.ends && !served && t.spec.RestartPolicy != corev1.RestartPolicyAlways {
+		return mayEnd
+	}
+	return end(t.ends)
+}
+
+func (c *collector) container(v *corev1.Container, spec *corev1.PodSpec, ends ending) {
 	i := c.image(v.Image)
 	for _, p := range v.Ports {
 		i.listen(p.Protocol, int(p.ContainerPort))
@@ -174,16 +227,17 @@ func (c *collector) container(v *corev1.Container, spec *corev1.PodSpec, ends bo
 
 // commandLine notes whether a container's process must end by itself. One
 // command line that is to do both goes on: then the Job is what fails.
-func (c *collector) commandLine(i *Image, v *corev1.Container, ends bool) {
+func (c *collector) commandLine(i *Image, v *corev1.Container, ends ending) {
 	line := append(slices.Clone(v.Command), v.Args...)
 	if len(v.Command) == 0 {
 		line = append([]string{plan.Program}, v.Args...)
 	}
-	if ends {
+	switch ends {
+	case mustEnd:
 		i.Plan.Once = append(i.Plan.Once, line)
-		return
+	case mustNotEnd:
+		c.forever[i.Name][strings.Join(line, "\x00")] = true
 	}
-	c.forever[i.Name][strings.Join(line, "\x00")] = true
 }
 
 func (i *Image) handler(h *corev1.LifecycleHandler, dir string) {
@@ -237,6 +291,8 @@ func (c *collector) finish() []*Image {
 		slices.Sort(i.Plan.TCP)
 		slices.Sort(i.Plan.UDP)
 		i.Plan.TCP, i.Plan.UDP = slices.Compact(i.Plan.TCP), slices.Compact(i.Plan.UDP)
+		slices.Sort(i.Plan.Gives)
+		i.Plan.Gives = slices.Compact(i.Plan.Gives)
 		slices.SortFunc(i.Plan.Once, slices.Compare)
 		i.Plan.Once = slices.CompactFunc(i.Plan.Once, slices.Equal)
 		i.Plan.Once = slices.DeleteFunc(i.Plan.Once, func(line []string) bool {

@@ -1,28 +1,44 @@
 package stacks
 
 import (
+	"encoding/csv"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Result is what became of one stack.
 type Result struct {
 	Name string
-	// Revisions is in how many steps it was pushed.
-	Revisions int
+	// Took is the time from the first push to the end, whole tenths of a second.
+	Took time.Duration
 	// Failed is the step that did not succeed: "push", "converge", "second look",
 	// "services" or "removal"; empty when all went well.
 	Failed string
 	// Reason is one line.
 	Reason string
+	// Kubernetes is why it would fail in Kubernetes too, on this machine; empty
+	// when it would not.
+	Kubernetes string
+}
+
+// source is the part of the corpus that a stack comes from.
+func (r Result) source() string {
+	source, _, _ := strings.Cut(r.Name, "/")
+	return source
 }
 
 // String gives one line.
 func (r Result) String() string {
-	if r.Failed == "" {
+	switch {
+	case r.Failed == "":
 		return r.Name + ": converged"
+	case r.Kubernetes != "":
+		return fmt.Sprintf("%s: %s: %s (in Kubernetes too: %s)", r.Name, r.Failed, r.Reason, r.Kubernetes)
 	}
 	return fmt.Sprintf("%s: %s: %s", r.Name, r.Failed, r.Reason)
 }
@@ -30,30 +46,117 @@ func (r Result) String() string {
 // Summary tells how many converged, and each reason of the others.
 func Summary(results []Result) string {
 	var b strings.Builder
-	converged := 0
+	c := count(results)
 	for _, r := range results {
-		if r.Failed == "" {
-			converged++
-		} else {
+		if r.Failed != "" {
 			fmt.Fprintf(&b, "%s\n", r)
 		}
 	}
-	fmt.Fprintf(&b, "%d of %d stacks converged", converged, len(results))
+	fmt.Fprintf(&b, "%d of %d stacks converged, %d cannot in Kubernetes either, in %s", c.converged, c.all, c.excused, c.took.Round(time.Second))
 	return b.String()
 }
 
+// tally counts results.
+type tally struct {
+	all, converged, excused int
+	took                    time.Duration
+}
+
+func count(results []Result) tally {
+	var t tally
+	for _, r := range results {
+		t.all++
+		t.took += r.Took
+		switch {
+		case r.Failed == "":
+			t.converged++
+		case r.Kubernetes != "":
+			t.excused++
+		}
+	}
+	return t
+}
+
+// heading of the table in which results are kept.
+var heading = []string{"directory", "seconds", "failed", "reason", "in Kubernetes too"}
+
 // Write keeps results as a table of tab-separated values.
 func Write(path string, results []Result) error {
-	var b strings.Builder
-	b.WriteString("directory\tfailed\treason\n")
+	rows := [][]string{heading}
 	for _, r := range results {
-		fmt.Fprintf(&b, "%s\t%s\t%s\n", r.Name, r.Failed, strings.NewReplacer("\t", " ", "\n", " ").Replace(r.Reason))
+		rows = append(rows, []string{r.Name, strconv.FormatFloat(r.Took.Seconds(), 'f', 1, 64), r.Failed, r.Reason, r.Kubernetes})
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("write the results: %w", err)
 	}
-	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+	file, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("write the results: %w", err)
+	}
+	defer file.Close()
+	table := csv.NewWriter(file)
+	table.Comma = '\t'
+	if err := table.WriteAll(rows); err != nil {
 		return fmt.Errorf("write the results: %w", err)
 	}
 	return nil
+}
+
+// ReadResults reads what Write kept.
+func ReadResults(path string) ([]Result, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read earlier results: %w", err)
+	}
+	defer file.Close()
+	table := csv.NewReader(file)
+	table.Comma, table.FieldsPerRecord = '\t', len(heading)
+	rows, err := table.ReadAll()
+	if err != nil {
+		return nil, fmt.Errorf("read earlier results: %w", err)
+	}
+	var results []Result
+	for _, row := range rows[min(1, len(rows)):] {
+		took, err := strconv.ParseFloat(row[1], 64)
+		if err != nil {
+			return nil, fmt.Errorf("read earlier results: %s: %w", row[0], err)
+		}
+		results = append(results, Result{Name: row[0], Took: time.Duration(took * float64(time.Second)), Failed: row[2], Reason: row[3], Kubernetes: row[4]})
+	}
+	return results, nil
+}
+
+// Part is one of several runs that together try all stacks, one after the other.
+type Part struct{ Number, Of int }
+
+// ParsePart reads "2/8", the second of eight; empty is the only one.
+func ParsePart(text string) (Part, error) {
+	if text == "" {
+		return Part{1, 1}, nil
+	}
+	number, of, _ := strings.Cut(text, "/")
+	n, err1 := strconv.Atoi(number)
+	m, err2 := strconv.Atoi(of)
+	if err1 != nil || err2 != nil || n < 1 || n > m {
+		return Part{}, fmt.Errorf("%q is no part: write 2/8 for the second of eight", text)
+	}
+	return Part{n, m}, nil
+}
+
+// of takes the stacks of the part.
+func (p Part) of(all []*Stack) []*Stack {
+	return all[len(all)*(p.Number-1)/p.Of : len(all)*p.Number/p.Of]
+}
+
+// begin are the results of the parts before.
+func (p Part) begin(path string) ([]Result, error) {
+	if p.Number == 1 {
+		return nil, nil
+	}
+	return ReadResults(path)
+}
+
+// complete reports whether results hold every stack once.
+func complete(all []*Stack, results []Result) bool {
+	return slices.EqualFunc(all, results, func(s *Stack, r Result) bool { return s.Name == r.Name })
 }

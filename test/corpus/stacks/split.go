@@ -14,36 +14,113 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
-// split lists the files of a directory in revisions. Folders within belong to
-// it only where a kustomization may name them; otherwise they are stacks of
-// their own.
-func split(dir string) ([][]string, error) {
-	whole := false
-	for _, name := range []string{"kustomization.yaml", "kustomization.yml", "Kustomization"} {
-		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
-			whole = true
-		}
+// split lists the files of a directory in revisions, by their paths below base:
+// the directory itself, or one above it where its kustomization reaches out of
+// it. Folders within belong to it only where a kustomization may name them;
+// otherwise they are stacks of their own.
+func split(dir string) (base string, revisions [][]string, err error) {
+	if kustomization(dir) != "" {
+		base, files, err := reached(dir)
+		return base, [][]string{files}, err
 	}
 	var files []string
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		inside, err := filepath.Rel(dir, path)
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case !d.IsDir():
-			files = append(files, inside)
-		case inside != "." && !whole:
+			files = append(files, filepath.Base(path))
+		case path != dir:
 			return fs.SkipDir
 		}
 		return nil
 	})
-	if err != nil || whole {
-		return [][]string{files}, err
+	if err != nil {
+		return dir, nil, err
 	}
-	return layers(dir, files)
+	revisions, err = layers(dir, files)
+	return dir, revisions, err
+}
+
+// kustomization is the file of that name in a directory; empty for none.
+func kustomization(dir string) string {
+	for _, name := range []string{"kustomization.yaml", "kustomization.yml", "Kustomization"} {
+		file := filepath.Join(dir, name)
+		if _, err := os.Stat(file); err == nil {
+			return file
+		}
+	}
+	return ""
+}
+
+// reached lists everything below a directory and below those that kustomizations
+// in there name, by paths below the innermost directory that holds them all.
+func reached(dir string) (base string, files []string, err error) {
+	base = dir
+	found, walked, todo := map[string]bool{}, map[string]bool{}, []string{dir}
+	for len(todo) > 0 {
+		next := todo[0]
+		todo = todo[1:]
+		for !within(base, next) {
+			base = filepath.Dir(base)
+		}
+		err := filepath.WalkDir(next, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case !d.IsDir():
+				found[path] = true
+				return nil
+			case walked[path]:
+				return fs.SkipDir
+			}
+			walked[path] = true
+			named, err := outside(path)
+			todo = append(todo, named...)
+			return err
+		})
+		if err != nil {
+			return base, nil, err
+		}
+	}
+	for path := range found {
+		inside, err := filepath.Rel(base, path)
+		if err != nil {
+			return base, nil, err
+		}
+		files = append(files, inside)
+	}
+	slices.Sort(files)
+	return base, files, nil
+}
+
+// outside lists what the kustomization of a directory names that is there and
+// not below the directory.
+func outside(dir string) ([]string, error) {
+	file := kustomization(dir)
+	if file == "" {
+		return nil, nil
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var k struct{ Resources, Bases, Components []string }
+	_ = yaml.Unmarshal(content, &k) // whether it can be read is not for us to judge
+	var named []string
+	for _, n := range slices.Concat(k.Resources, k.Bases, k.Components) {
+		path := filepath.Join(dir, n)
+		if _, err := os.Stat(path); err == nil && !within(dir, path) {
+			named = append(named, path)
+		}
+	}
+	return named, nil
+}
+
+// within reports whether a path is a directory or below it.
+func within(dir, path string) bool {
+	inside, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(inside)
 }
 
 // layers begins a new revision with each file that writes an object of the

@@ -7,6 +7,7 @@
 package stacks
 
 import (
+	"cmp"
 	"context"
 	"encoding/csv"
 	"fmt"
@@ -28,16 +29,19 @@ const Capacity = "cpu=64,memory=256Gi"
 
 // Stack is one directory of the corpus.
 type Stack struct {
-	// Name is its path below manifests/, Dir the whole path.
-	Name, Dir string
-	// Revisions are the files to push one after the other: several where the
+	// Name is its path below manifests/.
+	Name string
+	// Dir holds the files, the directory's own and those that its kustomization
+	// names elsewhere.
+	Dir string
+	// Revisions are the files below Dir to push one after the other: several where the
 	// directory writes an object twice, the later taking the place of the
 	// earlier, as they do for one who applies a directory to Kubernetes.
 	Revisions [][]string
 	// Snapshots are what the revisions say, none when one of them is refused;
 	// Refused says why.
 	Snapshots []*desired.Snapshot
-	Refused   string
+	Refused   *desired.Problem
 }
 
 // Last is what is in force in the end; nil when the manifests are refused.
@@ -78,11 +82,11 @@ func Read(ctx context.Context, corpus, only string) ([]*Stack, error) {
 }
 
 func (s *Stack) load(ctx context.Context, loader *manifest.Loader) error {
-	revisions, err := split(s.Dir)
+	base, revisions, err := split(s.Dir)
 	if err != nil {
 		return err
 	}
-	s.Revisions = revisions
+	s.Dir, s.Revisions = base, revisions
 	var snapshots []*desired.Snapshot
 	for _, files := range revisions {
 		snapshot, problems, err := s.read(ctx, loader, files)
@@ -91,7 +95,7 @@ func (s *Stack) load(ctx context.Context, loader *manifest.Loader) error {
 		}
 		for _, p := range problems {
 			if p.Severity == desired.Error {
-				s.Refused = p.String()
+				s.Refused = &p
 				return nil
 			}
 		}
@@ -133,9 +137,12 @@ func (s *Stack) Copy(to string, files []string) error {
 
 // template is a pod template of some workload.
 type template struct {
+	owner     desired.Key
 	namespace string
 	labels    map[string]string
-	spec      *corev1.PodSpec
+	// replicas is how many pods of it are wanted, one for those of a DaemonSet.
+	replicas int32
+	spec     *corev1.PodSpec
 	// ends is set for the pods of Jobs: they must end to be done.
 	ends bool
 }
@@ -144,28 +151,29 @@ type template struct {
 func templates(s *desired.Snapshot) []template {
 	var all []template
 	for o := range s.All() {
-		add := func(t *corev1.PodTemplateSpec, ends bool) {
-			all = append(all, template{o.Key.Namespace, t.Labels, &t.Spec, ends})
+		one := int32(1)
+		add := func(t *corev1.PodTemplateSpec, replicas *int32, ends bool) {
+			all = append(all, template{o.Key, o.Key.Namespace, t.Labels, *cmp.Or(replicas, &one), &t.Spec, ends})
 		}
 		switch v := o.Value.(type) {
 		case *corev1.Pod:
-			all = append(all, template{o.Key.Namespace, v.Labels, &v.Spec, false})
+			add(&corev1.PodTemplateSpec{ObjectMeta: v.ObjectMeta, Spec: v.Spec}, nil, false)
 		case *corev1.ReplicationController:
 			if v.Spec.Template != nil {
-				add(v.Spec.Template, false)
+				add(v.Spec.Template, v.Spec.Replicas, false)
 			}
 		case *appsv1.Deployment:
-			add(&v.Spec.Template, false)
+			add(&v.Spec.Template, v.Spec.Replicas, false)
 		case *appsv1.ReplicaSet:
-			add(&v.Spec.Template, false)
+			add(&v.Spec.Template, v.Spec.Replicas, false)
 		case *appsv1.StatefulSet:
-			add(&v.Spec.Template, false)
+			add(&v.Spec.Template, v.Spec.Replicas, false)
 		case *appsv1.DaemonSet:
-			add(&v.Spec.Template, false)
+			add(&v.Spec.Template, nil, false)
 		case *batchv1.Job:
-			add(&v.Spec.Template, true)
+			add(&v.Spec.Template, v.Spec.Parallelism, true)
 		case *batchv1.CronJob:
-			add(&v.Spec.JobTemplate.Spec.Template, true)
+			add(&v.Spec.JobTemplate.Spec.Template, v.Spec.JobTemplate.Spec.Parallelism, true)
 		}
 	}
 	return all

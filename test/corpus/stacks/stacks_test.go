@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
@@ -32,7 +31,8 @@ var programs = map[string]string{
 }
 
 // TestStacks pushes every stack of the corpus that CORPUS names, or those whose
-// names contain STACK.
+// names contain STACK. PART=2/8 does the second eighth and goes on from the results
+// of the first.
 func TestStacks(t *testing.T) {
 	corpus := os.Getenv("CORPUS")
 	if corpus == "" {
@@ -42,31 +42,47 @@ func TestStacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	part, err := ParsePart(os.Getenv("PART"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	var chosen []*Stack
-	for _, s := range all {
+	for _, s := range part.of(all) {
 		if strings.Contains(s.Name, os.Getenv("STACK")) {
 			chosen = append(chosen, s)
 		}
 	}
+	table := filepath.Join(machine.Root(t), "build", "stacks.tsv")
+	results, err := part.begin(table)
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := machine.New(t)
 	pushImages(t, m, all, chosen)
 	w := &world{Machine: m, t: t, registries: mirror(t, m)}
-	var results []Result
 	for _, s := range chosen {
-		began := time.Now()
 		r := w.run(s)
-		t.Logf("%s (%.1f s)", r, time.Since(began).Seconds())
+		t.Logf("%s (%.1f s)", r, r.Took.Seconds())
 		results = append(results, r)
 	}
 	if os.Getenv("STACK") == "" {
-		if err := Write(filepath.Join(machine.Root(t), "build", "stacks.tsv"), results); err != nil {
-			t.Error(err)
-		}
-		if err := WritePage(filepath.Join(machine.Root(t), "docs", "compatibility.md"), results); err != nil {
-			t.Error(err)
-		}
+		keep(t, table, all, results)
 	}
 	fmt.Println(Summary(results))
+}
+
+// keep writes the results, and once they are all there, the page.
+func keep(t *testing.T, table string, all []*Stack, results []Result) {
+	t.Helper()
+	if err := Write(table, results); err != nil {
+		t.Error(err)
+	}
+	if !complete(all, results) {
+		return
+	}
+	if err := WritePage(filepath.Join(machine.Root(t), "docs", "compatibility.md"), results); err != nil {
+		t.Error(err)
+	}
 }
 
 // mirror is a folder of registry settings that lead every registry to the

@@ -39,6 +39,13 @@ type step struct {
 }
 
 func (w *world) run(s *Stack) Result {
+	began := time.Now()
+	r := w.try(s)
+	r.Took = time.Since(began).Round(100 * time.Millisecond)
+	return r
+}
+
+func (w *world) try(s *Stack) Result {
 	before := missingHostPaths(s)
 	w.Up("--capacity", Capacity, "--registry-config", w.registries)
 	defer func() {
@@ -55,10 +62,10 @@ func (w *world) run(s *Stack) Result {
 	c := w.Clone()
 	for i := range s.Revisions {
 		if err := w.push(c, s, i); err != nil {
-			return failed(s, "push", err)
+			return w.failed(s, "push", err)
 		}
 		if err := w.converge(c.Git("rev-parse", "HEAD"), patience(s)); err != nil {
-			return failed(s, "converge", err)
+			return w.failed(s, "converge", err)
 		}
 	}
 	for _, step := range []step{
@@ -67,14 +74,55 @@ func (w *world) run(s *Stack) Result {
 		{"removal", func() error { return w.remove(c) }},
 	} {
 		if err := step.do(); err != nil {
-			return failed(s, step.name, err)
+			return w.failed(s, step.name, err)
 		}
 	}
-	return Result{Name: s.Name, Revisions: len(s.Revisions)}
+	return Result{Name: s.Name}
 }
 
-func failed(s *Stack, at string, err error) Result {
-	return Result{Name: s.Name, Revisions: len(s.Revisions), Failed: at, Reason: strings.Join(strings.Fields(err.Error()), " ")}
+// stuck is the error of a stack whose objects do not all become ready.
+type stuck struct {
+	reason  string
+	objects []desired.Key
+}
+
+func (s *stuck) Error() string { return s.reason }
+
+func (w *world) failed(s *Stack, at string, err error) Result {
+	r := Result{Name: s.Name, Failed: at, Reason: strings.Join(strings.Fields(err.Error()), " ")}
+	var not *stuck
+	if errors.As(err, &not) && at == "converge" || at == "push" {
+		r.Kubernetes = s.Excuse(not.list(), w.profiles())
+	}
+	return r
+}
+
+// list is that of the objects that are not ready, none of nobody.
+func (s *stuck) list() []desired.Key {
+	if s == nil {
+		return nil
+	}
+	return s.objects
+}
+
+// profiles are those that the machine has.
+func (w *world) profiles() Profiles {
+	var p Profiles
+	if loaded, err := os.ReadFile("/sys/kernel/security/apparmor/profiles"); err == nil {
+		p.AppArmor = []string{}
+		for line := range strings.Lines(string(loaded)) {
+			name, _, _ := strings.Cut(line, " (")
+			p.AppArmor = append(p.AppArmor, name)
+		}
+	}
+	dir := filepath.Join(w.DataDir, "agent", "seccomp")
+	_ = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error { // no such folder: no profiles
+		if name, bad := filepath.Rel(dir, path); err == nil && bad == nil {
+			p.Seccomp = append(p.Seccomp, name)
+		}
+		return nil
+	})
+	return p
 }
 
 // push commits one revision of the stack, its files as they are, and pushes it.
@@ -86,8 +134,8 @@ func (w *world) push(c *machine.Clone, s *Stack, revision int) error {
 		return err
 	}
 	err := w.commit(c, s.Name)
-	if err != nil && s.Refused != "" {
-		return errors.New(s.Refused)
+	if err != nil && s.Refused != nil {
+		return errors.New(s.Refused.String())
 	}
 	return err
 }
@@ -194,9 +242,13 @@ func (w *world) converge(sha string, patience time.Duration) error {
 		if reason := waiting(o); reason != said {
 			said, since = reason, time.Now()
 		}
-		stuck := time.Since(since) > settled && slices.ContainsFunc(final, func(f string) bool { return strings.Contains(said, f) })
-		if time.Now().After(end) || stuck {
-			return errors.New(said)
+		hopeless := time.Since(since) > settled && slices.ContainsFunc(final, func(f string) bool { return strings.Contains(said, f) })
+		if time.Now().After(end) || hopeless {
+			e := &stuck{reason: said}
+			for _, i := range o.Plan.Waiting {
+				e.objects = append(e.objects, i.Object)
+			}
+			return e
 		}
 		time.Sleep(50 * time.Millisecond)
 	}

@@ -23,6 +23,10 @@ type Plan struct {
 	// Once are command lines that end at once, successfully. The first word is
 	// Program where the image's own entry point is meant.
 	Once [][]string `json:"once,omitempty"`
+	// Gives are the programs that a container of the image, which ends by itself,
+	// puts into a volume for others to run. Their folders are there where the
+	// volume is.
+	Gives []string `json:"gives,omitempty"`
 }
 
 // Ends reports whether a command line is one of those that end at once. What

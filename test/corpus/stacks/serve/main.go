@@ -7,9 +7,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -23,6 +26,10 @@ func main() {
 		os.Exit(1)
 	}
 	if p.Ends(os.Args) {
+		if err := give(p.Gives); err != nil {
+			fmt.Fprintln(os.Stderr, "stub:", err)
+			os.Exit(1)
+		}
 		fmt.Println("stub: done:", strings.Join(os.Args, " "))
 		return
 	}
@@ -49,6 +56,24 @@ func read() (*plan.Plan, error) {
 		return nil, fmt.Errorf("%s: %w", plan.Path, err)
 	}
 	return p, nil
+}
+
+// give puts the stub into the volumes of this container under the names by which
+// others call it.
+func give(programs []string) error {
+	for _, to := range programs {
+		if _, err := os.Stat(filepath.Dir(to)); errors.Is(err, fs.ErrNotExist) {
+			continue // a volume of another container
+		}
+		text, err := os.ReadFile(plan.Program)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(to, text, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // report tells why a port is not served. Two containers of one pod may both

@@ -1,0 +1,191 @@
+package stacks
+
+import (
+	"maps"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tallyman-dev/tallyman/desired"
+)
+
+const lacking = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: ports}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: ports}}
+  template:
+    metadata: {labels: {app: ports}}
+    spec: {containers: [{name: c, image: c, ports: [{containerPort: 1, hostPort: 6700}]}]}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: one-port}
+spec:
+  selector: {matchLabels: {app: one-port}}
+  template:
+    metadata: {labels: {app: one-port}}
+    spec: {containers: [{name: c, image: c, ports: [{containerPort: 1, hostPort: 6701}]}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: apart}
+spec:
+  replicas: 3
+  serviceName: apart
+  selector: {matchLabels: {app: apart}}
+  template:
+    metadata: {labels: {app: apart}}
+    spec:
+      affinity:
+        podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: apart}}}]}
+      containers: [{name: c, image: c}]
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: alone}
+spec:
+  serviceName: alone
+  selector: {matchLabels: {app: alone}}
+  template:
+    metadata: {labels: {app: alone}}
+    spec:
+      affinity:
+        podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: alone}}}]}
+      containers: [{name: c, image: c}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: armor}
+spec:
+  securityContext: {appArmorProfile: {type: Localhost, localhostProfile: deny}}
+  containers: [{name: c, image: c}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: seccomp}
+spec: {containers: [{name: c, image: c, securityContext: {seccompProfile: {type: Localhost, localhostProfile: profiles/a.json}}}]}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: volume, labels: {is: there}}
+spec: {accessModes: [ReadWriteOnce], capacity: {storage: 1M}, hostPath: {path: /tmp}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: good}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1M}}, selector: {matchLabels: {is: there}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: bad}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1M}}, selector: {matchLabels: {is: elsewhere}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: with-good}
+spec: {volumes: [{name: v, persistentVolumeClaim: {claimName: good}}], containers: [{name: c, image: c}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: with-bad}
+spec: {volumes: [{name: v, persistentVolumeClaim: {claimName: bad}}], containers: [{name: c, image: c}]}
+`
+
+func lackingStack(t *testing.T, manifests string) *Stack {
+	t.Helper()
+	all, err := Read(t.Context(), corpusOf(t, map[string]string{"all.yaml": manifests}), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all[0]
+}
+
+func TestWhatOneNodeLacksIsInTheManifests(t *testing.T) {
+	s := lackingStack(t, lacking)
+	if s.Refused != nil {
+		t.Fatal(s.Refused)
+	}
+	for name, c := range map[string]struct {
+		has  Profiles
+		want []string
+	}{
+		"nothing there": {Profiles{}, []string{"apart", "armor", "bad", "ports", "seccomp", "with-bad"}},
+		"another":       {Profiles{AppArmor: []string{"other"}, Seccomp: []string{"a.json"}}, []string{"apart", "armor", "bad", "ports", "seccomp", "with-bad"}},
+		"profiles":      {Profiles{AppArmor: []string{"deny"}, Seccomp: []string{"profiles/a.json"}}, []string{"apart", "bad", "ports", "with-bad"}},
+	} {
+		var got []string
+		for k := range s.Lacks(c.has) {
+			got = append(got, k.Name)
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+// One object that lacks nothing takes the excuse from the whole.
+func TestEveryObjectThatIsNotReadyNeedsAnExcuse(t *testing.T) {
+	s := lackingStack(t, lacking)
+	keys := slices.Collect(maps.Keys(s.Lacks(Profiles{})))
+	if s.Excuse(keys, Profiles{}) == "" {
+		t.Error("no excuse")
+	}
+	if e := s.Excuse(append(keys, desired.Key{Group: "apps", Kind: "StatefulSet", Namespace: "default", Name: "alone"}), Profiles{}); e != "" {
+		t.Errorf("excuse: %s", e)
+	}
+	if e := s.Excuse(nil, Profiles{}); e != "" {
+		t.Errorf("excuse for nothing: %s", e)
+	}
+	for manifests, excused := range map[string]bool{
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: c, ports: [{containerPort: 0}]}]}":        true,
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {schedulerName: own, containers: [{name: c, image: c}]}":                 false,
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: c, envFrom: [{secretRef: {name: nobody}}]}]}": false,
+	} {
+		s := lackingStack(t, manifests)
+		if got := s.Excuse(nil, Profiles{}) != ""; got != excused {
+			t.Errorf("excuse %t: %s", got, manifests)
+		}
+	}
+}
+
+func TestResultsOfPartsGoTogether(t *testing.T) {
+	table := filepath.Join(t.TempDir(), "build", "table.tsv")
+	all := []*Stack{{Name: "a"}, {Name: "b"}, {Name: "c"}}
+	want := []Result{{Name: "a", Took: 1500 * time.Millisecond}, {Name: "b", Failed: "push", Reason: `say "no"` + "\n\tto it"}, {Name: "c", Failed: "converge", Reason: "never", Kubernetes: "nor there"}}
+	for _, text := range []string{"1/2", "2/2"} {
+		part, err := ParsePart(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		results, err := part.begin(table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		results = append(results, want[len(results):len(results)+len(part.of(all))]...)
+		if err := Write(table, results); err != nil {
+			t.Fatal(err)
+		}
+		if got := complete(all, results); got != (text == "2/2") {
+			t.Errorf("complete after %s: %t", text, got)
+		}
+	}
+	got, err := ReadResults(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []string{"0/2", "3/2", "1", "a/b", "1/0"} {
+		if _, err := ParsePart(bad); err == nil {
+			t.Errorf("%q is taken for a part", bad)
+		}
+	}
+}
