@@ -106,10 +106,10 @@ func (c *collector) template(t template, services []*corev1.Service) {
 	for i := range t.spec.InitContainers {
 		v := &t.spec.InitContainers[i]
 		sidecar := v.RestartPolicy != nil && *v.RestartPolicy == corev1.ContainerRestartPolicyAlways
-		c.container(v, t.spec, end(!sidecar))
+		c.container(v, t, end(!sidecar))
 	}
 	for i := range t.spec.Containers {
-		c.container(&t.spec.Containers[i], t.spec, t.end(len(services) > 0))
+		c.container(&t.spec.Containers[i], t, t.end(len(services) > 0))
 	}
 	for _, s := range services {
 		for _, p := range s.Spec.Ports {
@@ -199,7 +199,7 @@ func (t template) end(served bool) ending {
 	return end(t.ends)
 }
 
-func (c *collector) container(v *corev1.Container, spec *corev1.PodSpec, ends ending) {
+func (c *collector) container(v *corev1.Container, t template, ends ending) {
 	i := c.image(v.Image)
 	for _, p := range v.Ports {
 		i.listen(p.Protocol, int(p.ContainerPort))
@@ -219,25 +219,51 @@ func (c *collector) container(v *corev1.Container, spec *corev1.PodSpec, ends en
 	if len(v.Command) > 0 {
 		i.link(v.Command[0], v.WorkingDir)
 	}
-	if notRoot(v, spec) {
+	if notRoot(v, t.spec) {
 		i.User = "65532"
 	}
-	c.commandLine(i, v, ends)
+	c.commandLine(i, v, t, ends)
 }
 
-// commandLine notes whether a container's process must end by itself. One
-// command line that is to do both goes on: then the Job is what fails.
-func (c *collector) commandLine(i *Image, v *corev1.Container, ends ending) {
+// commandLine notes whether a container's process must end by itself.
+func (c *collector) commandLine(i *Image, v *corev1.Container, t template, ends ending) {
 	line := append(slices.Clone(v.Command), v.Args...)
 	if len(v.Command) == 0 {
 		line = append([]string{plan.Program}, v.Args...)
 	}
 	switch ends {
 	case mustEnd:
-		i.Plan.Once = append(i.Plan.Once, line)
+		o := plan.Once{Line: line}
+		if t.owner.Kind == "Job" {
+			o.Jobs = []string{t.owner.Name}
+		}
+		i.Plan.Once = append(i.Plan.Once, o)
 	case mustNotEnd:
 		c.forever[i.Name][strings.Join(line, "\x00")] = true
 	}
+}
+
+// once sorts what an image's command lines are to do. One that in some pods must
+// end and in others must not ends in those of Jobs, which their names tell; what
+// has no such name goes on.
+func once(all []plan.Once, forever map[string]bool) []plan.Once {
+	var lines []plan.Once
+	slices.SortStableFunc(all, func(a, b plan.Once) int { return slices.Compare(a.Line, b.Line) })
+	for _, o := range all {
+		stays := forever[strings.Join(o.Line, "\x00")]
+		switch last := len(lines) - 1; {
+		case stays && len(o.Jobs) == 0:
+		case last >= 0 && slices.Equal(lines[last].Line, o.Line):
+			if stays {
+				lines[last].Jobs = append(lines[last].Jobs, o.Jobs...)
+			}
+		case stays:
+			lines = append(lines, o)
+		default:
+			lines = append(lines, plan.Once{Line: o.Line})
+		}
+	}
+	return lines
 }
 
 func (i *Image) handler(h *corev1.LifecycleHandler, dir string) {
@@ -293,11 +319,7 @@ func (c *collector) finish() []*Image {
 		i.Plan.TCP, i.Plan.UDP = slices.Compact(i.Plan.TCP), slices.Compact(i.Plan.UDP)
 		slices.Sort(i.Plan.Gives)
 		i.Plan.Gives = slices.Compact(i.Plan.Gives)
-		slices.SortFunc(i.Plan.Once, slices.Compare)
-		i.Plan.Once = slices.CompactFunc(i.Plan.Once, slices.Equal)
-		i.Plan.Once = slices.DeleteFunc(i.Plan.Once, func(line []string) bool {
-			return c.forever[name][strings.Join(line, "\x00")]
-		})
+		i.Plan.Once = once(i.Plan.Once, c.forever[name])
 		for _, u := range usual {
 			i.link(u, "")
 		}

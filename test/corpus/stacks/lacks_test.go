@@ -144,8 +144,8 @@ func TestEveryObjectThatIsNotReadyNeedsAnExcuse(t *testing.T) {
 		t.Errorf("excuse for nothing: %s", e)
 	}
 	for manifests, excused := range map[string]bool{
-		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: c, ports: [{containerPort: 0}]}]}":        true,
-		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {schedulerName: own, containers: [{name: c, image: c}]}":                 false,
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: c, ports: [{containerPort: 0}]}]}":            true,
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {schedulerName: own, containers: [{name: c, image: c}]}":                     false,
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: c, envFrom: [{secretRef: {name: nobody}}]}]}": false,
 	} {
 		s := lackingStack(t, manifests)

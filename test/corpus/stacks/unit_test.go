@@ -81,7 +81,7 @@ func TestImagesDoWhatManifestsAskOfThem(t *testing.T) {
 		got[i.Name] = &own
 	}
 	want := map[string]*Image{
-		"library/busybox:1.36": {Name: "library/busybox:1.36", User: "65532", Plan: plan.Plan{Once: [][]string{{"sh", "-c", "sleep 1"}}, Gives: []string{"/out/a/run"}}},
+		"library/busybox:1.36": {Name: "library/busybox:1.36", User: "65532", Plan: plan.Plan{Once: []plan.Once{{Line: []string{"sh", "-c", "sleep 1"}}}, Gives: []string{"/out/a/run"}}},
 		"library/given:latest": {Name: "library/given:latest", User: "65532"},
 		"shop/web:v1":          {Name: "shop/web:v1", User: "65532", Links: []string{"/app/bin/run", "/check"}, Plan: plan.Plan{TCP: []int{8080, 8081, 9000}, UDP: []int{53}}},
 		"library/side:pinned-cb111d1bd870": {
@@ -94,8 +94,9 @@ func TestImagesDoWhatManifestsAskOfThem(t *testing.T) {
 	}
 }
 
-// A command line that one pod may end with is that of a Job, which must.
-func TestWhatMayEndDoesNotKeepAJobFromEnding(t *testing.T) {
+// A command line that one pod may end with is that of a Job, which must; one that
+// must go on elsewhere ends in the Job's pods alone.
+func TestOthersDoNotKeepAJobFromEnding(t *testing.T) {
 	const manifests = `
 apiVersion: v1
 kind: Pod
@@ -116,7 +117,7 @@ spec: {containers: [{name: c, image: c, command: [go, "on"]}]}
 	if err != nil || all[0].Refused != nil {
 		t.Fatal(err, all)
 	}
-	if diff := cmp.Diff([][]string{{"count"}}, Images(all)[0].Plan.Once); diff != "" {
+	if diff := cmp.Diff([]plan.Once{{Line: []string{"count"}}, {Line: []string{"go", "on"}, Jobs: []string{"count"}}}, Images(all)[0].Plan.Once); diff != "" {
 		t.Error(diff)
 	}
 }

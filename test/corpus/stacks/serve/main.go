@@ -25,7 +25,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "stub:", err)
 		os.Exit(1)
 	}
-	if p.Ends(os.Args) {
+	host, err := os.Hostname()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "stub:", err)
+		os.Exit(1)
+	}
+	if p.Ends(os.Args, host) {
 		if err := give(p.Gives); err != nil {
 			fmt.Fprintln(os.Stderr, "stub:", err)
 			os.Exit(1)
