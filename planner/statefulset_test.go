@@ -218,6 +218,41 @@ func TestStatefulSetForward(t *testing.T) {
 	}
 }
 
+// TestStatefulSetRepair rolls a set whose pods had been good and then broke, in
+// order: nobody can delete a pod by hand.
+func TestStatefulSetRepair(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(statefulSet("db", 2))
+	w.settle()
+	m := w.machines["n1"]
+	var broken []nodes.PodStatus
+	for _, p := range w.pods("db") {
+		broken = append(broken, m.setReady(p.UID, false, w.now))
+	}
+	w.next(Change{Reports: []nodes.Report{{Node: "n1", Statuses: broken}}})
+	w.push(statefulSet("db", 2, setImage("app:2")))
+	w.next(Change{Reports: []nodes.Report{w.route("n1")}})
+	if diff := cmp.Diff([]string{"db-0 app:1", "db-1 app:1"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	const line = "pod db-0 ran well with the template before: it has until 12:05:00 to get ready, then it is replaced; CrashLoopBackOff"
+	if lines := w.s.Progress(); len(lines) != 1 || !strings.Contains(lines[0].Line, line) {
+		t.Errorf("progress: %+v", lines)
+	}
+	if until := epoch.Add(5 * time.Minute); !w.last.Wake.Equal(until) {
+		t.Fatalf("wakes at %s, not at %s", w.last.Wake, until)
+	}
+	w.now = w.last.Wake
+	w.next(Change{})
+	if diff := cmp.Diff([]string{"db-1 app:1"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+	w.settle()
+	if diff := cmp.Diff([]string{"db-0 app:2", "db-1 app:2"}, w.images("db")); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
 func TestStatefulSetImmutableFields(t *testing.T) {
 	w := newWorld(t, "n1")
 	w.push(statefulSet("db", 2))

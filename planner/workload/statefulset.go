@@ -201,6 +201,7 @@ func (s *Stateful) advance(steps *Steps, wanted, condemned []*slot) bool {
 			s.remove(steps, t, s.outdated())
 			return false
 		case !s.available(t.pod):
+			steps.Waits = s.patience(t)
 			return false
 		}
 	}
@@ -219,11 +220,35 @@ func (s *Stateful) blocked(t *slot) string {
 	return ""
 }
 
-// failedUpdate reports whether a pod is not available and of a template that is
-// no longer wanted and under which not all pods were ready. Kubernetes would
-// wait for it to get ready, which it won't, and leave it to a person to delete it.
+// failedUpdate reports whether a pod is of a template that is no longer wanted,
+// is not available and won't be: not all pods were ready under its template, or
+// it has not been ready for too long. Kubernetes would wait for it, and leave it
+// to a person to delete it.
 func (s *Stateful) failedUpdate(t *slot) bool {
-	return !s.OnDelete && t.set != s.Update && t.set.Hash != s.Proven && !s.protected(t.ordinal) && !s.available(t.pod)
+	return s.outdatedAndDown(t) && (t.set.Hash != s.Proven || !s.Now.Before(s.givenUp(t.pod)))
+}
+
+func (s *Stateful) outdatedAndDown(t *slot) bool {
+	return !s.OnDelete && t.set != s.Update && !s.protected(t.ordinal) && !s.available(t.pod)
+}
+
+// givenUp is until when a pod whose template had been good is waited for: half
+// of the deadline, so that its successor has the other half.
+func (s *Stateful) givenUp(p *Pod) time.Time {
+	since := latest(p.Created, p.ReadySince)
+	if p.Ready {
+		return since.Add(s.MinReady + s.Deadline/2)
+	}
+	return since.Add(s.Deadline / 2)
+}
+
+// patience says for how long a pod is waited for that an update replaces once
+// it is available; empty when there is no such bound.
+func (s *Stateful) patience(t *slot) string {
+	if !s.outdatedAndDown(t) || s.Deadline == 0 {
+		return ""
+	}
+	return join(fmt.Sprintf("%s ran well with the template before: it has until %s to get ready, then it is replaced", s.name(t), s.givenUp(t.pod).UTC().Format(time.TimeOnly)), t.pod.Why)
 }
 
 // shrink takes away the pod with the highest ordinal, available or not.
@@ -333,6 +358,11 @@ func (s *Stateful) Verdict() Verdict {
 		now: s.Now, progress: latest(s.Revised, t.progress), deadline: s.Deadline, wasComplete: s.WasComplete,
 		least: s.Replicas - s.Unavailable, leaving: t.leaving, describe: describe, trouble: t.trouble(s.Old),
 	})
+	for _, slot := range wanted {
+		if !s.Parallel && slot.pod != nil && s.outdatedAndDown(slot) && s.Now.Before(s.givenUp(slot.pod)) {
+			v.Wake = earliest(v.Wake, s.givenUp(slot.pod))
+		}
+	}
 	if v.Health == nodes.Healthy && kept > 0 {
 		why := fmt.Sprintf("partition %d", s.Partition)
 		if s.OnDelete {

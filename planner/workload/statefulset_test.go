@@ -51,6 +51,7 @@ func text(s Steps) []string {
 func TestStatefulSet(t *testing.T) {
 	parallel := func(s *Stateful) { s.Parallel = true }
 	partition := func(n int) func(*Stateful) { return func(s *Stateful) { s.Partition = n } }
+	briefly := func(s *Stateful) { s.Deadline = 2 * time.Minute }
 	tests := map[string]struct {
 		replicas    int
 		old, update *Set
@@ -81,6 +82,9 @@ func TestStatefulSet(t *testing.T) {
 		"leaves OnDelete alone":                          {2, ordinals("a", "0", "1"), ordinals("b"), []func(*Stateful){func(s *Stateful) { s.OnDelete = true }}, nil},
 		"makes OnDelete's successor anew":                {2, ordinals("a", "0"), ordinals("b"), []func(*Stateful){func(s *Stateful) { s.OnDelete = true }}, []string{"+b/1"}},
 		"waits for a broken pod of a good template":      {2, ordinals("a", "0", "1!"), ordinals("b"), nil, nil},
+		"gives it up after half of the deadline":         {2, ordinals("a", "0", "1!"), ordinals("b"), []func(*Stateful){briefly}, []string{"-a/1"}},
+		"but not one that the partition keeps":           {2, ordinals("a", "0", "1!"), ordinals("b"), []func(*Stateful){briefly, partition(2)}, nil},
+		"nor one of today's template":                    {2, nil, ordinals("b", "0", "1!"), []func(*Stateful){briefly}, nil},
 		"replaces a broken pod of a failed update":       {2, ordinals("a", "0", "1!"), ordinals("b"), []func(*Stateful){func(s *Stateful) { s.Proven = "z" }}, []string{"-a/1"}},
 		"replaces broken ones first in parallel":         {3, ordinals("a", "0!", "1", "2"), ordinals("b"), []func(*Stateful){parallel}, []string{"-a/0"}},
 		"counts from the first ordinal":                  {2, nil, ordinals("b", "5"), []func(*Stateful){func(s *Stateful) { s.Start = 5 }}, []string{"+b/6"}},
@@ -90,7 +94,7 @@ func TestStatefulSet(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			s := Stateful{Now: now, Name: "db", Replicas: test.replicas, Unavailable: 1, Update: test.update, Stable: test.update}
+			s := Stateful{Now: now, Name: "db", Replicas: test.replicas, Unavailable: 1, Deadline: DefaultDeadline, Update: test.update, Stable: test.update}
 			if test.old != nil {
 				s.Old, s.Stable, s.Proven = []*Set{test.old}, test.old, test.old.Hash
 			}
