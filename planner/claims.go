@@ -89,6 +89,9 @@ func (st *step) applyClaims() {
 			st.forgetClaim(c, why)
 		}
 	}
+	for _, c := range entries(st.claims) {
+		st.enlarge(c)
+	}
 	for k, users := range entries(st.users) {
 		for uid := range keys(users) {
 			st.makeClaim(k, uid)
@@ -167,6 +170,24 @@ func (st *step) endsByPolicy(c *claim) string {
 		return fmt.Sprintf("%s has no pod %d any more, and its whenScaled is Delete", c.Owner, c.Ordinal)
 	}
 	return ""
+}
+
+// enlarge has the claim of a StatefulSet follow its template to a larger size:
+// nobody can edit it.
+func (st *step) enlarge(c *claim) {
+	o := st.snapshot.Get(c.Owner)
+	if c.Pod != "" || o == nil {
+		return
+	}
+	t := claimTemplatesOf(o)
+	if t == nil {
+		return
+	}
+	if size := t.larger(c); size != nil {
+		changed := *c
+		changed.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: *size}
+		st.setClaim(&changed)
+	}
 }
 
 // makeClaim makes the claim that a pod has of its own, if it is not there.

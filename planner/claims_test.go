@@ -513,7 +513,9 @@ func TestRetentionPolicies(t *testing.T) {
 		w.push(other, statefulSetWith(2, policy))
 		w.settle()
 		second := w.volumeOf("data-db-1").Name
-		w.push(other, statefulSetWith(1, policy))
+		if d := w.push(other, statefulSetWith(1, policy)).Difference[0]; d.Reason != "2 → 1 replica, and the claims of 1 pod end (whenScaled: Delete)" {
+			t.Errorf("the plan says %q", d.Reason)
+		}
 		w.settle()
 		w.pass(23 * time.Hour)
 		w.push(other, statefulSetWith(2, policy))
@@ -599,5 +601,38 @@ func TestClaimsOfOrdinalsThatAnAutoscalerWants(t *testing.T) {
 	w.expectPods("db", 2)
 	if why := begin(w.s, w.now).ends(w.claim("data-db-1")); why != "" {
 		t.Errorf("the claim of a pod that the autoscaler wants is to end: %s", why)
+	}
+}
+
+// TestClaimsGrowWithTheirTemplate makes volumes of a StatefulSet larger, whose
+// claims nobody can edit by hand.
+func TestClaimsGrowWithTheirTemplate(t *testing.T) {
+	sized := func(size string) *appsv1.StatefulSet {
+		s := statefulSetWith(2, nil)
+		s.Spec.VolumeClaimTemplates[0].Spec = claimFor("", size).Spec
+		return s
+	}
+	w := newWorld(t, "a")
+	w.push(sized("1Gi"))
+	w.settle()
+	pods := w.uids("db")
+	plan := w.push(sized("2Gi"))
+	if d := plan.Difference[0]; d.Op != Update || !strings.Contains(d.Reason, "claims that are there grow with their template") {
+		t.Errorf("difference: %s", d)
+	}
+	w.settle()
+	for _, name := range []string{"data-db-0", "data-db-1"} {
+		v := w.volumeOf(name)
+		if size := v.view.Capacity(); size.String() != "2Gi" || v.status.Capacity != 2<<30 {
+			t.Errorf("%s has a volume of %s, its node says %d", name, size.String(), v.status.Capacity)
+		}
+	}
+	w.push(sized("1Gi"))
+	w.settle()
+	if size := w.claim("data-db-0").wants.Size(); size.String() != "2Gi" {
+		t.Errorf("the claim shrank to %s", size.String())
+	}
+	if !slices.Equal(pods, w.uids("db")) {
+		t.Error("pods were replaced")
 	}
 }

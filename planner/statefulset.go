@@ -10,6 +10,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -213,13 +214,20 @@ func (k statefulSets) change(was, is *desired.Object) (Op, string) {
 	old, new := k.spec(was), k.spec(is)
 	var parts []string
 	if a, b := replicas(old.Replicas), replicas(new.Replicas); a != b {
-		parts = append(parts, fmt.Sprintf("%d → %s", a, count(int(b), "replica")))
+		text := fmt.Sprintf("%d → %s", a, count(int(b), "replica"))
+		if t := claimTemplatesOf(is); b < a && t != nil && t.DeleteWhenScaled {
+			text += fmt.Sprintf(", and the claims of %s end (whenScaled: Delete)", count(int(a-b), "pod"))
+		}
+		parts = append(parts, text)
 	}
 	if change := templateChange(&old.Template, &new.Template); change != "" {
 		parts = append(parts, change+", "+rolls(new))
 	}
 	if names := immutableChanges(old, new); len(names) > 0 {
 		parts = append(parts, strings.Join(names, ", ")+" changed: the pods are kept and adopted, then roll as far as they differ")
+		if slices.Contains(names, claimTemplatesField) {
+			parts = append(parts, "claims that are there grow with their template, all else is for new ones")
+		}
 	}
 	if len(parts) == 0 {
 		return Update, "no pod is touched"
@@ -241,12 +249,14 @@ func rolls(spec *appsv1.StatefulSetSpec) string {
 	}
 }
 
+const claimTemplatesField = "volumeClaimTemplates"
+
 func immutableChanges(old, new *appsv1.StatefulSetSpec) []string {
 	differs := map[string]bool{
-		"selector":             !reflect.DeepEqual(old.Selector, new.Selector),
-		"serviceName":          old.ServiceName != new.ServiceName,
-		"podManagementPolicy":  old.PodManagementPolicy != new.PodManagementPolicy,
-		"volumeClaimTemplates": !reflect.DeepEqual(old.VolumeClaimTemplates, new.VolumeClaimTemplates),
+		"selector":            !reflect.DeepEqual(old.Selector, new.Selector),
+		"serviceName":         old.ServiceName != new.ServiceName,
+		"podManagementPolicy": old.PodManagementPolicy != new.PodManagementPolicy,
+		claimTemplatesField:   !reflect.DeepEqual(old.VolumeClaimTemplates, new.VolumeClaimTemplates),
 	}
 	maps.DeleteFunc(differs, func(_ string, d bool) bool { return !d })
 	return slices.Sorted(maps.Keys(differs))
@@ -280,6 +290,20 @@ func claimTemplatesOf(o *desired.Object) *claimTemplates {
 		t.DeleteWhenDeleted = p.WhenDeleted == appsv1.DeletePersistentVolumeClaimRetentionPolicyType
 	}
 	return t
+}
+
+// larger is the size that a claim's template asks for today, if it is more than
+// the claim does; nil otherwise.
+func (t *claimTemplates) larger(c *claim) *resource.Quantity {
+	for i := range t.Templates {
+		if claimName(t.Templates[i].Name, c.Owner.Name, c.Ordinal) != c.Key.Name {
+			continue
+		}
+		if size := t.Templates[i].Spec.Resources.Requests[corev1.ResourceStorage]; size.Cmp(c.wants.Size()) > 0 {
+			return &size
+		}
+	}
+	return nil
 }
 
 // claimName is that of the claim which a StatefulSet's pod has of a template.
