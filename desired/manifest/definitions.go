@@ -163,9 +163,6 @@ func (f *findings) resource(e *entry, found *definitions) *entry {
 		say(desired.Error, "invalid", path, err.ErrorBody(), "")
 	}
 	f.remark(e, definition, version, found.noted)
-	if version.HasStatus() {
-		delete(object.Object, "status")
-	}
 	settle(object)
 	resolved.key = rule.key(object.GetNamespace(), object.GetName())
 	resolved.object = &desired.Object{Key: resolved.key, From: e.src.place(), Value: object, Fingerprint: fingerprint(object)}

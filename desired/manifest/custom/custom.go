@@ -21,7 +21,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/kube-openapi/pkg/validation/strfmt"
 	"k8s.io/kube-openapi/pkg/validation/validate"
 )
 
@@ -76,7 +75,7 @@ func (d *Definition) Version(name string) (*Version, error) {
 			return nil, fmt.Errorf("read the schema of %s: %w", d.Name, err)
 		}
 		v.schema, v.Rules = structural, rules(structural)
-		v.validator = validate.NewSchemaValidator(structural.ToKubeOpenAPI(), nil, "", strfmt.Default)
+		v.validator = validatorOf(structural)
 	}
 	d.versions[name] = v
 	return v, nil
@@ -84,7 +83,8 @@ func (d *Definition) Version(name string) (*Version, error) {
 
 // Check gives an object its defaults and says what is wrong with it: the paths
 // of fields that the schema does not know, which are removed, and everything
-// else. The object is changed.
+// else. A status that controllers alone write is dropped, and not judged. The
+// object is changed.
 func (v *Version) Check(object *unstructured.Unstructured, namespaced bool) (unknown []string, errs field.ErrorList) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -97,6 +97,9 @@ func (v *Version) Check(object *unstructured.Unstructured, namespaced bool) (unk
 	}
 	dropNulls(object.Object, v.schema)
 	fill(object.Object, v.schema)
+	if v.hasStatus() {
+		delete(object.Object, "status")
+	}
 	errs = validation.ValidateObjectMetaAccessor(object, namespaced, validation.NameIsDNSSubdomain, field.NewPath("metadata"))
 	errs = append(errs, objectmeta.Validate(nil, object.Object, v.schema, false)...)
 	if v.validator != nil {
@@ -105,8 +108,8 @@ func (v *Version) Check(object *unstructured.Unstructured, namespaced bool) (unk
 	return unknown, append(errs, listtype.ValidateListSetsAndMaps(nil, v.schema, object.Object)...)
 }
 
-// HasStatus reports whether a status is written by controllers alone.
-func (v *Version) HasStatus() bool { return v.Subresources != nil && v.Subresources.Status != nil }
+// hasStatus reports whether a status is written by controllers alone.
+func (v *Version) hasStatus() bool { return v.Subresources != nil && v.Subresources.Status != nil }
 
 // rules counts the validation rules of a schema.
 func rules(s *schema.Structural) int {

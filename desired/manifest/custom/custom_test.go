@@ -238,6 +238,54 @@ func TestObjects(t *testing.T) {
 	}
 }
 
+// TestServing validates as an API server does what a schema alone does not say.
+func TestServing(t *testing.T) {
+	crd := definition(t, `
+type: object
+properties:
+  spec:
+    type: object
+    properties:
+      port: {x-kubernetes-int-or-string: true}
+      ports: {type: array, items: {x-kubernetes-int-or-string: true, anyOf: [{type: integer}, {type: string}]}}
+      count: {type: integer, format: uint8}
+      small: {type: integer, format: int32}
+      when: {type: string, format: date-time}
+      odd: {type: string, format: colour}
+  status:
+    type: object
+    required: [phase]
+    properties: {phase: {type: string}}
+`)
+	for spec, want := range map[string][]string{
+		`{port: "80", ports: [1, http], count: 300, small: 5, when: "2026-01-01T00:00:00Z", odd: any}`: nil,
+		`{port: [1], ports: [true], small: 3000000000, when: now}`: {
+			`spec.port: Invalid value: "array": spec.port in body must be of type integer,string: "array"`,
+			`spec.ports[0]: Invalid value: "boolean": spec.ports[0] in body must be of type integer,string: "boolean"`,
+			`spec.ports[0]: Invalid value: "": "spec.ports[0]" must validate at least one schema (anyOf)`,
+			`spec.ports[0]: Invalid value: "boolean": spec.ports[0] in body must be of type integer: "boolean"`,
+			`spec.small: Invalid value: "": Checked value must be of type integer with format int32 in spec.small`,
+			`spec.when: Invalid value: "now": spec.when in body must be of type date-time: "now"`,
+		},
+	} {
+		unknown, errs := check(t, NewDefinition(crd), widget(t, spec))
+		slices.Sort(errs)
+		slices.Sort(want)
+		if diff := cmp.Diff(want, errs); diff != "" || len(unknown) > 0 {
+			t.Errorf("%s: unknown %v, errors (-want +got):\n%s", spec, unknown, diff)
+		}
+	}
+	object := widget(t, "{}")
+	object["status"] = map[string]any{}
+	if _, errs := check(t, NewDefinition(crd), object); len(errs) != 1 {
+		t.Errorf("a status that is written: %v", errs)
+	}
+	crd.Spec.Versions[0].Subresources = &apiextensionsv1.CustomResourceSubresources{Status: &apiextensionsv1.CustomResourceSubresourceStatus{}}
+	if _, errs := check(t, NewDefinition(crd), object); len(errs) != 0 || object["status"] != nil {
+		t.Errorf("a status of controllers: %v, %v", errs, object["status"])
+	}
+}
+
 // FuzzObject holds any object to any definition that is valid: that ends, and an
 // object that is accepted is accepted again, unchanged.
 func FuzzObject(f *testing.F) {

@@ -17,9 +17,24 @@ func fieldErrors(result *validate.Result) field.ErrorList {
 			errs = append(errs, fieldError(v))
 			continue
 		}
-		errs = append(errs, field.Invalid(nil, "", err.Error()))
+		errs = append(errs, field.Invalid(mentioned(err.Error()), "", err.Error()))
 	}
 	return errs
+}
+
+// mentioned is the path that a message names at its beginning, in quotes, or at
+// its end; nil for none.
+func mentioned(message string) *field.Path {
+	path := ""
+	if rest, quoted := strings.CutPrefix(message, `"`); quoted {
+		path, _, _ = strings.Cut(rest, `"`)
+	} else if i := strings.LastIndex(message, " in "); i >= 0 {
+		path = message[i+len(" in "):]
+	}
+	if path = strings.TrimPrefix(path, "."); path == "" || strings.ContainsAny(path, " \"") {
+		return nil
+	}
+	return field.NewPath(path)
 }
 
 func fieldError(err *openapi.Validation) *field.Error {

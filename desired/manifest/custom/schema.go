@@ -10,8 +10,6 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/pruning"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/kube-openapi/pkg/validation/strfmt"
-	"k8s.io/kube-openapi/pkg/validation/validate"
 )
 
 var schemaTypes = []string{"array", "boolean", "integer", "number", "object", "string"}
@@ -153,7 +151,7 @@ func validateDefaults(s *schema.Structural, path *field.Path) field.ErrorList {
 		if unknown := pruning.PruneWithOptions(pruned, s, s.XEmbeddedResource, schema.UnknownFieldPathOptions{TrackUnknownFieldPaths: true}); len(unknown) > 0 {
 			errs = append(errs, field.Invalid(at, s.Default.Object, "must not have unknown fields"))
 		}
-		for _, e := range fieldErrors(validate.NewSchemaValidator(s.ToKubeOpenAPI(), nil, "", strfmt.Default).Validate(s.Default.Object)) {
+		for _, e := range fieldErrors(validatorOf(s).Validate(s.Default.Object)) {
 			e.Field = at.String()
 			errs = append(errs, e)
 		}
