@@ -161,10 +161,23 @@ func (c *CronJob) due(schedule cron.Schedule, from time.Time) (at time.Time, mis
 	// between, so that a long absence costs no walk through all of them.
 	step := second.Sub(first).Round(time.Second)
 	missed = int(c.Now.Sub(first)/step) + 1
-	for t := schedule.Next(first.Add(time.Duration(missed-2) * step)); !t.IsZero() && !t.After(c.Now); t = schedule.Next(t) {
-		at = t
+	at, _ = c.newest(schedule, first.Add(time.Duration(missed-2)*step))
+	// Where the times are not evenly spread ("0 9,10 * * *") none may have come
+	// since. Kubernetes then loses the run; here it is looked for further back.
+	for reach := 2 * step; at.IsZero(); reach *= 2 {
+		at, missed = c.newest(schedule, latest(from, c.Now.Add(-reach)))
 	}
 	return at, missed, nil
+}
+
+// newest is the last scheduled time after an instant that has come, zero when
+// none has, and how many have.
+func (c *CronJob) newest(schedule cron.Schedule, after time.Time) (at time.Time, n int) {
+	for t := schedule.Next(after); !t.IsZero() && !t.After(c.Now); t = schedule.Next(t) {
+		at = t
+		n++
+	}
+	return at, n
 }
 
 func (c *CronJob) tooLate(due time.Time) bool {

@@ -110,6 +110,8 @@ func TestCronJob(t *testing.T) {
 		"forbid makes up afterwards":     {spec: cronSpec("0 * * * *", policy(batchv1.ForbidConcurrent)), since: "2026-01-01 00:10:00", now: "2026-01-01 01:20:00", start: "2026-01-01 01:00:00", next: "2026-01-01 02:00:00"},
 		"replace":                        {spec: cronSpec("0 * * * *", policy(batchv1.ReplaceConcurrent)), since: "2026-01-01 00:10:00", now: "2026-01-01 01:00:00", jobs: atWork, start: "2026-01-01 01:00:00", next: "2026-01-01 02:00:00", remove: []string{"c-1"}},
 		"an interval counts from before": {spec: cronSpec("@every 1h"), since: "2026-01-01 00:10:00", last: "2026-01-01 01:10:00", now: "2026-01-01 03:30:00", start: "2026-01-01 03:10:00", next: "2026-01-01 04:10:00"},
+		"uneven times, before the next":  {spec: cronSpec("0 9,10 * * *"), since: "2026-01-02 08:00:00", now: "2026-01-03 08:30:00", start: "2026-01-02 10:00:00", next: "2026-01-03 09:00:00"},
+		"every minute of a day long ago": {spec: cronSpec("* * 1 1 *"), since: "2025-12-31 00:00:00", now: "2026-06-01 00:00:00", start: "2026-01-01 23:59:00", next: "2027-01-01 00:00:00", missed: 1440},
 		"working hours only":             {spec: cronSpec("30 6-16/4 * * 1-5"), since: "2026-01-02 10:40:00", now: "2026-01-05 06:31:00", start: "2026-01-05 06:30:00", next: "2026-01-05 10:30:00"},
 	}
 	for name, test := range tests {
@@ -176,7 +178,7 @@ func TestCronProperties(t *testing.T) {
 		zones = append(zones, z)
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		text := rapid.SampledFrom([]string{"* * * * *", "*/7 * * * *", "30 2 * * *", "0 */3 * * 1-5", "@every 25m", "@hourly", "15 1 29 * *"}).Draw(t, "schedule")
+		text := rapid.SampledFrom([]string{"* * * * *", "*/7 * * * *", "30 2 * * *", "0 */3 * * 1-5", "@every 25m", "@hourly", "15 1 29 * *", "0 9,10 * * *", "*/5 7 * * *"}).Draw(t, "schedule")
 		zone := rapid.SampledFrom(zones).Draw(t, "zone")
 		start := at("2026-03-27 00:00:00").Add(time.Duration(rapid.Int64Range(0, 220*24*3600).Draw(t, "start")) * time.Second)
 		c := CronJob{Now: start, Since: start, Name: "c", Spec: cronSpec(text), Location: zone}
@@ -194,6 +196,9 @@ func TestCronProperties(t *testing.T) {
 			}
 			if !steps.Next.After(c.Now) {
 				t.Fatalf("at %s it is to look again at %s", c.Now, steps.Next)
+			}
+			if missed := !schedule.Next(latest(c.Since, c.Last)).After(c.Now); missed && c.Spec.StartingDeadlineSeconds == nil && steps.Start.IsZero() {
+				t.Fatalf("at %s no run, the last was %s", c.Now, c.Last)
 			}
 			if !steps.Start.IsZero() {
 				if !steps.Start.After(c.Last) || !steps.Start.After(c.Since) || steps.Start.After(c.Now) {
