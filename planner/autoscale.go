@@ -424,6 +424,8 @@ func (s *State) scalerHealth(sc *scaler) (nodes.Health, string) {
 	begins := !sc.judged && scale.Measures(sc.object)
 	switch {
 	case problem.Reason == "" || problem.Reason == "ScalingDisabled":
+	case sc.advice.Metric != "":
+		return nodes.Degraded, "a metric cannot be judged, so the target can only grow: " + problem.String()
 	case !begins || z == nil || problem.Reason == ambiguous:
 		return nodes.Degraded, "ScalingActive is false: " + problem.String()
 	}

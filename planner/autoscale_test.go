@@ -291,3 +291,22 @@ func TestAutoscalersThatCannotWork(t *testing.T) {
 		t.Errorf("health of the second: %+v", h)
 	}
 }
+
+// TestAutoscalerWithAMetricThatFails grows by the other, and says what fails.
+func TestAutoscalerWithAMetricThatFails(t *testing.T) {
+	hpa := autoscaler("web", kindDeployment, 1, 6)
+	hpa.Spec.Metrics = append(hpa.Spec.Metrics, autoscalingv2.MetricSpec{Type: autoscalingv2.ExternalMetricSourceType, External: &autoscalingv2.ExternalMetricSource{
+		Metric: autoscalingv2.MetricIdentifier{Name: "queue"},
+		Target: autoscalingv2.MetricTarget{Type: autoscalingv2.ValueMetricType, Value: new(resource.MustParse("10"))},
+	}})
+	w := newWorld(t, "n1")
+	w.push(deployment("web", 2, requests("100m")), hpa)
+	w.settle()
+	w.burn("web", 100)
+	w.settle()
+	w.expectPods("web", 4)
+	const want = "a metric cannot be judged, so the target can only grow: FailedGetExternalMetric"
+	if h := w.scalerHealth(hpa); h.Health != nodes.Degraded || !strings.HasPrefix(h.Reason, want) {
+		t.Errorf("health %+v", h)
+	}
+}
