@@ -11,27 +11,36 @@ import (
 	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
-// rolling makes failures final soon and keeps the old pods.
-func rolling(image, more string) string {
+const (
+	// soon makes failures final in a few seconds, in which a busy machine can
+	// still find out why.
+	soon = 4
+	// late is for revisions that get well.
+	late = 120
+)
+
+// rolling keeps the old pods; its deadline is in seconds.
+func rolling(deadline int, image, more string) string {
 	manifest := strings.Replace(deployment("web", 2, more), insideImage, image, 1)
-	return strings.Replace(manifest, "  replicas: 2\n", "  replicas: 2\n  progressDeadlineSeconds: 2\n  strategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}\n", 1)
+	strategy := fmt.Sprintf("  replicas: 2\n  progressDeadlineSeconds: %d\n  strategy: {rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}\n", deadline)
+	return strings.Replace(manifest, "  replicas: 2\n", strategy, 1)
 }
 
 // TestRolloutStops pushes what can't get ready: the old pods serve on, one
 // sentence says why everywhere, and the next push recovers.
 func TestRolloutStops(t *testing.T) {
 	w := newWorld(t)
-	w.clone.Write("web.yaml", rolling(insideImage, "env: [{name: V, value: good}]")+service("web", "type: NodePort"))
+	w.clone.Write("web.yaml", rolling(late, insideImage, "env: [{name: V, value: good}]")+service("web", "type: NodePort"))
 	w.clone.Apply("good")
 	for _, c := range []struct{ name, manifest, why string }{
-		{"image not there", rolling(machine.RegistryAddress+"/inside:none", ""), "inside:none"},
-		{"never ready", rolling(insideImage, "args: [serve, -ready=false]"), "Readiness probe failed"},
-		{"ends at once", rolling(insideImage, `args: [end, "no luck today", "7"]`), "exit code 7"},
-		{"root refused", rolling(insideImage, "securityContext: {runAsNonRoot: true}"), "runAsNonRoot"},
+		{"image not there", rolling(soon, machine.RegistryAddress+"/inside:none", ""), "inside:none"},
+		{"never ready", rolling(soon, insideImage, "args: [serve, -ready=false]"), "Readiness probe failed"},
+		{"ends at once", rolling(soon, insideImage, `args: [end, "no luck today", "7"]`), "exit code 7"},
+		{"root refused", rolling(soon, insideImage, "securityContext: {runAsNonRoot: true}"), "runAsNonRoot"},
 	} {
 		t.Run(c.name, func(t *testing.T) { stops(w.in(t), c.manifest, c.why) })
 	}
-	w.clone.Write("web.yaml", rolling(insideImage, "env: [{name: V, value: better}]")+service("web", "type: NodePort"))
+	w.clone.Write("web.yaml", rolling(late, insideImage, "env: [{name: V, value: better}]")+service("web", "type: NodePort"))
 	w.clone.Apply("better")
 	if s := w.Tally("status"); s.Code != 0 {
 		t.Errorf("tally status: exit code %d: %s", s.Code, s.Out)
