@@ -254,7 +254,7 @@ func (w *world) start() (*Agent, func()) {
 		w.t.Fatal(err)
 	}
 	a, err := New(Options{
-		Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, DataDir: w.dir, RunDir: w.dir,
+		Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Pause: []string{"/pause"}, DataDir: w.dir, RunDir: w.dir,
 		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w}, Devices: w.devices, Readings: w.read, Persistent: w.disk,
 		Forwarders: func() []netip.AddrPort { return *w.forwarders.Load() }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 	})
@@ -779,17 +779,19 @@ func TestPodsThatEnd(t *testing.T) {
 		policy corev1.RestartPolicy
 		codes  [2]int32
 		want   corev1.PodPhase
+		share  bool
 	}{
-		{"both well", corev1.RestartPolicyNever, [2]int32{0, 0}, corev1.PodSucceeded},
-		{"one failed", corev1.RestartPolicyNever, [2]int32{0, 2}, corev1.PodFailed},
-		{"on failure, well", corev1.RestartPolicyOnFailure, [2]int32{0, 0}, corev1.PodSucceeded},
-		{"on failure, failed", corev1.RestartPolicyOnFailure, [2]int32{0, 2}, corev1.PodRunning},
+		{"both well", corev1.RestartPolicyNever, [2]int32{0, 0}, corev1.PodSucceeded, false},
+		{"both well, processes shared", corev1.RestartPolicyNever, [2]int32{0, 0}, corev1.PodSucceeded, true},
+		{"one failed", corev1.RestartPolicyNever, [2]int32{0, 2}, corev1.PodFailed, false},
+		{"on failure, well", corev1.RestartPolicyOnFailure, [2]int32{0, 0}, corev1.PodSucceeded, false},
+		{"on failure, failed", corev1.RestartPolicyOnFailure, [2]int32{0, 2}, corev1.PodRunning, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				a, kill := w.start()
 				defer kill()
-				a.Assign(assign(pod("u1", corev1.PodSpec{RestartPolicy: c.policy, Containers: []corev1.Container{container("a"), container("b")}})))
+				a.Assign(assign(pod("u1", corev1.PodSpec{RestartPolicy: c.policy, ShareProcessNamespace: &c.share, Containers: []corev1.Container{container("a"), container("b")}})))
 				settle(time.Second)
 				for i, name := range []string{"u1_a_0", "u1_b_0"} {
 					if err := w.runtime.Exit(name, c.codes[i], false); err != nil {

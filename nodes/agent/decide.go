@@ -242,7 +242,7 @@ func (d *decider) pulls() {
 
 // pause sees to the container that holds a shared process namespace.
 func (d *decider) pause() bool {
-	if !sharesPID(d.spec) || d.state(pauseName) == running {
+	if !sharesPID(d.spec) || d.state(pauseName) == running || d.through() {
 		return true
 	}
 	if d.images[d.spec.Containers[0].Name] {
