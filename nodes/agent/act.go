@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,10 @@ func (m *Machine) act(ctx context.Context, a action) error {
 		return m.resize(ctx)
 	case opRenew:
 		m.restartToResize(a.container)
+	case opYield:
+		m.yield(a.container, a.message)
+	case opReset:
+		return m.reset(ctx, a.container)
 	case opKillOne:
 		m.beginKill(a.container)
 	case opPre:
@@ -212,8 +217,8 @@ func (m *Machine) collectRun(ctx context.Context, name string) error {
 		t.Message = m.lastWords(ctx, name, r, t)
 	}
 	t.Signal = signalOf(t.ExitCode)
-	if r.Kill != nil && r.Kill.Message != "" && t.Message == "" {
-		t.Message = r.Kill.Message
+	if k := r.Kill; k != nil {
+		t.Reason, t.Message = cmp.Or(k.Reason, t.Reason), cmp.Or(t.Message, k.Message)
 	}
 	r.Ended, r.Kill, r.Started, r.Ready, r.Presumed = t, nil, false, false, false
 	delete(m.probed, name)

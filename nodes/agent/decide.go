@@ -58,6 +58,8 @@ const (
 	opKillOne op = "kill-one"
 	opResize  op = "resize"
 	opRenew   op = "restart-to-resize"
+	opYield   op = "yield"
+	opReset   op = "reset"
 )
 
 // action is one thing to do now.
@@ -184,6 +186,9 @@ func (d *decider) living() {
 		}
 		d.at(deadline)
 	}
+	if d.resetting() {
+		return
+	}
 	d.killing(nil)
 	d.pulls()
 	d.renewal()
@@ -260,8 +265,8 @@ func (d *decider) start(name string) {
 	if !d.images[image] {
 		return
 	}
-	if r := d.memory.Runs[name]; r != nil && r.Ended != nil {
-		if at := r.restartAt(r.Ended.FinishedAt); d.now.Before(at) {
+	if r := d.memory.Runs[name]; r != nil {
+		if at := r.next(); d.now.Before(at) {
 			d.at(at)
 			return
 		}

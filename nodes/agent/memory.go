@@ -81,9 +81,11 @@ type Run struct {
 	// Ended is how the newest run ended, Last how the one before did.
 	Ended *nodes.Termination `json:"ended,omitempty"`
 	Last  *nodes.Termination `json:"last,omitempty"`
-	// Delay and Restarted are the crash loop's back-off.
+	// Delay and Restarted are the crash loop's back-off. NotBefore is its end
+	// where no Ended tells it.
 	Delay     time.Duration `json:"delay,omitempty"`
 	Restarted time.Time     `json:"restarted,omitzero"`
+	NotBefore time.Time     `json:"not_before,omitzero"`
 	Kill      *Kill         `json:"kill,omitempty"`
 }
 
@@ -92,6 +94,8 @@ type Kill struct {
 	Since   time.Time     `json:"since"`
 	Grace   time.Duration `json:"grace"`
 	Message string        `json:"message,omitempty"`
+	// Reason, if any, is shown as that of the run's end.
+	Reason string `json:"reason,omitempty"`
 	// Hook is preStop: begun, and through.
 	HookBegun bool `json:"hook_begun,omitempty"`
 	HookDone  bool `json:"hook_done,omitempty"`
@@ -119,6 +123,14 @@ func (r *Run) restartAt(finished time.Time) time.Time {
 	return finished.Add(r.Delay)
 }
 
+// next is the earliest instant for the next run, zero for any.
+func (r *Run) next() time.Time {
+	if r.Ended != nil {
+		return r.restartAt(r.Ended.FinishedAt)
+	}
+	return r.NotBefore
+}
+
 // restarted notes that a run follows one that ended at finished.
 func (r *Run) restarted(finished, now time.Time) {
 	switch {
@@ -138,7 +150,7 @@ func (r *Run) begin(c *corev1.Container, id string, attempt int, now time.Time) 
 		r.restarted(r.Ended.FinishedAt, now)
 		r.Last, r.Ended = r.Ended, nil
 	}
-	r.ID, r.Next, r.Kill, r.Again = id, attempt+1, nil, false
+	r.ID, r.Next, r.Kill, r.Again, r.NotBefore = id, attempt+1, nil, false, time.Time{}
 	r.StartedAt, r.Started, r.Ready, r.Presumed = time.Time{}, false, false, false
 	r.Hooked = c == nil || c.Lifecycle == nil || c.Lifecycle.PostStart == nil
 }
@@ -168,7 +180,7 @@ func (m *Memory) rebooted(boot string, init []string) {
 	}
 	m.Initialized, m.Ready = false, false
 	for _, r := range m.Runs { // that the machine went down was no crash of theirs
-		r.Delay, r.Restarted = 0, time.Time{}
+		r.Delay, r.Restarted, r.NotBefore = 0, time.Time{}, time.Time{}
 	}
 	for _, name := range init {
 		r := m.run(name)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -72,6 +73,9 @@ func (m *Machine) containerStatus(c *corev1.Container, init bool) nodes.Containe
 		if r != nil {
 			s.Restarts, s.Last = max(r.Next-1, 0), r.Last
 		}
+		if r != nil && r.Last != nil && !r.NotBefore.IsZero() {
+			s.Reason, s.Message = m.backingOff(c.Name, r.NotBefore.Sub(r.Last.FinishedAt))
+		}
 		return s
 	}
 	s.ID, s.ImageID, s.Restarts, s.Last = r.ID, r.ImageID, max(r.Next-1, 0), r.Last
@@ -109,13 +113,17 @@ func (m *Machine) ended(s *nodes.ContainerStatus, c *corev1.Container, r *Run, i
 	case again && inTrouble:
 		s.State, s.Reason, s.Message, s.Last = nodes.Waiting, t.reason, t.message, crashed
 	case again && wait > 0:
-		s.State, s.Reason, s.Last = nodes.Waiting, "CrashLoopBackOff", crashed
-		s.Message = fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
-			wait, c.Name, m.pod.Name, m.pod.Namespace, m.pod.UID)
+		s.State, s.Last = nodes.Waiting, crashed
+		s.Reason, s.Message = m.backingOff(c.Name, wait)
 	default:
 		s.State, s.Reason, s.Message = nodes.Terminated, crashed.Reason, crashed.Message
 		s.StartedAt, s.FinishedAt, s.ExitCode, s.Signal = crashed.StartedAt, crashed.FinishedAt, crashed.ExitCode, crashed.Signal
 	}
+}
+
+// backingOff are the words for a container that crashes again and again.
+func (m *Machine) backingOff(name string, wait time.Duration) (reason, message string) {
+	return "CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)", wait, name, m.pod.Name, m.pod.Namespace, m.pod.UID)
 }
 
 // waiting is why a container was not made yet.

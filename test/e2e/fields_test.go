@@ -46,6 +46,22 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
+metadata: {name: together, labels: {app: together}}
+spec:
+  restartPolicy: Never
+  volumes: [{name: d, emptyDir: {}}]
+  initContainers:
+    - {name: writer, image: IMAGE, args: [append, /d/log, begun], volumeMounts: [{name: d, mountPath: /d}]}
+  containers:
+    - name: main
+      image: IMAGE
+      volumeMounts: [{name: d, mountPath: /d}]
+      restartPolicy: Never
+      restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}]
+    - {name: other, image: IMAGE, args: [stubborn]}
+---
+apiVersion: v1
+kind: Pod
 metadata: {name: filed, labels: {app: filed}}
 spec:
   volumes: [{name: d, emptyDir: {}}]
@@ -118,6 +134,7 @@ func TestFields(t *testing.T) {
 
 	t.Run("host names", func(t *testing.T) { hostNames(w.in(t)) })
 	t.Run("restart rules", func(t *testing.T) { restartRules(w.in(t)) })
+	t.Run("all containers restart", func(t *testing.T) { allRestart(w.in(t)) })
 	t.Run("variables from a file", func(t *testing.T) { fromFile(w.in(t)) })
 	t.Run("resources of the pod", func(t *testing.T) { wholeResources(w.in(t)) })
 	t.Run("devices", func(t *testing.T) { devices(w.in(t), device) })
@@ -155,6 +172,18 @@ func restartRules(w *world) {
 		}
 		return nil
 	})
+}
+
+func allRestart(w *world) {
+	ip := w.ip("together")
+	_, _ = fresh.Post(address(ip, "/exit", []string{"code", "42"}), "", nil) // it answers nothing any more
+	restarted(w, "together", 3)
+	if now := w.ip("together"); now != ip {
+		w.t.Errorf("the pod is at %s, and was at %s", now, ip)
+	}
+	if got := ask[string](w, ip, "/file", "path", "/d/log"); got != "begun\nbegun\n" {
+		w.t.Errorf("init containers wrote %q", got)
+	}
 }
 
 func fromFile(w *world) {

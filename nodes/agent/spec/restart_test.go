@@ -42,6 +42,23 @@ func TestRestartsFollowRuleThenContainerThenPod(t *testing.T) {
 	}
 }
 
+// TestFirstRuleThatFitsRestartsAll: later rules are not asked.
+func TestFirstRuleThatFitsRestartsAll(t *testing.T) {
+	rule := func(action corev1.ContainerRestartRuleAction, codes ...int32) corev1.ContainerRestartRule {
+		return corev1.ContainerRestartRule{
+			Action:    action,
+			ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: codes},
+		}
+	}
+	const one, all = corev1.ContainerRestartRuleActionRestart, corev1.ContainerRestartRuleActionRestartAllContainers
+	c := &corev1.Container{RestartPolicyRules: []corev1.ContainerRestartRule{rule(one, 1, 2), rule(all, 2, 3)}}
+	for code, want := range map[int32]bool{0: false, 1: false, 2: false, 3: true} {
+		if got := RestartsAll(c, code); got != want {
+			t.Errorf("exit code %d: %t, want %t", code, got, want)
+		}
+	}
+}
+
 func TestEnvFile(t *testing.T) {
 	const text = "# comment\n\n  A='one'\nB='two\nlines' # after\nC= 'spaced'\r\nD='last'"
 	for name, want := range map[string]string{"A": "one", "B": "two\nlines", "C": "", "D": "last", "E": ""} {

@@ -188,6 +188,13 @@ func Restarts(s *corev1.PodSpec, c *corev1.Container, code int32) bool {
 	return true
 }
 
+// RestartsAll reports whether a container that ended with an exit code takes all
+// others of its pod with it, by its first rule that fits.
+func RestartsAll(c *corev1.Container, code int32) bool {
+	i := slices.IndexFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool { return fits(r, code) })
+	return i >= 0 && c.RestartPolicyRules[i].Action == corev1.ContainerRestartRuleActionRestartAllContainers
+}
+
 // fits reports whether a rule is about an exit code. Both actions that
 // Kubernetes knows restart the container.
 func fits(r corev1.ContainerRestartRule, code int32) bool {
