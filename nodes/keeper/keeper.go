@@ -135,7 +135,9 @@ func (s *server) serveHTTP(ctx context.Context, listener *net.UnixListener) erro
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	kept := keptOpen{listener}
+	ended := make(chan struct{})
 	stopped := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		// Wakes Accept without closing the socket, which a successor may take over.
 		_ = listener.SetDeadline(time.Unix(1, 0))
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdown)
@@ -145,6 +147,7 @@ func (s *server) serveHTTP(ctx context.Context, listener *net.UnixListener) erro
 	defer stopped()
 	err := server.Serve(kept)
 	if ctx.Err() != nil {
+		<-ended // whoever told us to end has its answer then
 		return ctx.Err()
 	}
 	return err
