@@ -20,6 +20,18 @@ type ContainerUsage struct {
 	Memory int64 `json:"memory"`
 }
 
+// DiskUsage is what something holds of a file system.
+type DiskUsage struct {
+	// Bytes on the disk, and files of any kind, directories included.
+	Bytes, Files int64
+}
+
+// Add adds what something else holds.
+func (d *DiskUsage) Add(o DiskUsage) {
+	d.Bytes += o.Bytes
+	d.Files += o.Files
+}
+
 // TokenRequest asks the server for a token of a pod's ServiceAccount. The
 // server answers only for pods that are bound to the asking node.
 type TokenRequest struct {

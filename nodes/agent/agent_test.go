@@ -49,7 +49,7 @@ type world struct {
 	devices    Devices
 	// readings are of the machine; onDisk is what pods have in their volumes.
 	readings func() map[pressure.Signal]pressure.Reading
-	onDisk   map[nodes.UID]map[string]int64
+	onDisk   map[nodes.UID]map[string]nodes.DiskUsage
 
 	mu      sync.Mutex
 	nets    map[nodes.UID]network.Attachment
@@ -192,7 +192,7 @@ func (v testVolumes) SubPath(nodes.UID, volume.Volume, string, int, string) (str
 	return "", errors.New("no volumes here")
 }
 
-func (v testVolumes) Disk(_ context.Context, p *nodes.Pod) (map[string]int64, error) {
+func (v testVolumes) Disk(_ context.Context, p *nodes.Pod) (map[string]nodes.DiskUsage, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.onDisk[p.UID], nil

@@ -122,7 +122,7 @@ func (a *Agent) evictOne(ctx context.Context, short pressure.Short) bool {
 		pods = append(pods, a.weigh(ctx, w, short.Signal == pressure.Memory))
 		machines[w.m.Status().UID] = w
 	}
-	ranked := pressure.Rank(short.Signal, pods)
+	ranked := pressure.Rank(short, pods)
 	if len(ranked) == 0 {
 		a.log.Error("the node is short and no pod can be evicted", "signal", short.Signal, "available", short.Reading.Available)
 		return false
@@ -161,7 +161,7 @@ func (a *Agent) weigh(ctx context.Context, w *worker, memory bool) pressure.Pod 
 				used.Memory = u.Memory
 			}
 		} else {
-			used.Disk = a.written(ctx, p.UID, c)
+			used.Layer, used.Logs = a.written(ctx, c), a.logged(p.UID, c)
 		}
 		p.Containers = append(p.Containers, used)
 	}
@@ -175,22 +175,28 @@ func (a *Agent) weigh(ctx context.Context, w *worker, memory bool) pressure.Pod 
 	return p
 }
 
-// written is a container's writable layer with its logs, in bytes.
-func (a *Agent) written(ctx context.Context, uid nodes.UID, c nodes.ContainerStatus) int64 {
-	total, err := a.o.Runtime.Written(ctx, c.ID)
+// written is a container's writable layer.
+func (a *Agent) written(ctx context.Context, c nodes.ContainerStatus) nodes.DiskUsage {
+	used, err := a.o.Runtime.Written(ctx, c.ID)
 	if err != nil {
 		a.log.Debug("measure container", "container_id", c.ID, "err", err)
 	}
+	return used
+}
+
+// logged are the logs of a container.
+func (a *Agent) logged(uid nodes.UID, c nodes.ContainerStatus) nodes.DiskUsage {
+	var used nodes.DiskUsage
 	logs := filepath.Dir(logPath(a.on.logs, uid, c.Name, 0))
 	_ = filepath.WalkDir(logs, func(_ string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			if info, err := d.Info(); err == nil {
-				total += info.Size()
+				used.Add(nodes.DiskUsage{Bytes: info.Size(), Files: 1})
 			}
 		}
 		return nil
 	})
-	return total
+	return used
 }
 
 // alive are the containers of a pod that run, sidecars included.
@@ -213,16 +219,23 @@ func MachineReadings(dataDir string, imageRoot func(context.Context) (string, er
 		if r, err := memoryReading("/proc/meminfo"); err == nil {
 			readings[pressure.Memory] = r
 		}
-		var s unix.Statfs_t
-		if err := unix.Statfs(dataDir, &s); err == nil {
-			readings[pressure.NodeFS] = pressure.Reading{Available: int64(s.Bavail) * s.Bsize, Capacity: int64(s.Blocks) * s.Bsize}
-			readings[pressure.NodeFSFiles] = pressure.Reading{Available: int64(s.Ffree), Capacity: int64(s.Files)}
-		}
-		if root, err := imageRoot(ctx); err == nil && unix.Statfs(root, &s) == nil {
-			readings[pressure.ImageFS] = pressure.Reading{Available: int64(s.Bavail) * s.Bsize, Capacity: int64(s.Blocks) * s.Bsize}
+		readDisk(readings, dataDir, pressure.NodeFS, pressure.NodeFSFiles)
+		if root, err := imageRoot(ctx); err == nil {
+			readDisk(readings, root, pressure.ImageFS, pressure.ImageFSFiles)
 		}
 		return readings
 	}
+}
+
+// readDisk reads the file system that a directory lies on.
+func readDisk(readings map[pressure.Signal]pressure.Reading, dir string, space, files pressure.Signal) {
+	var s unix.Statfs_t
+	var at unix.Stat_t
+	if unix.Statfs(dir, &s) != nil || unix.Stat(dir, &at) != nil {
+		return
+	}
+	readings[space] = pressure.Reading{Available: int64(s.Bavail) * s.Bsize, Capacity: int64(s.Blocks) * s.Bsize, Device: at.Dev}
+	readings[files] = pressure.Reading{Available: int64(s.Ffree), Capacity: int64(s.Files), Device: at.Dev}
 }
 
 // memoryReading takes what the kernel says of memory that programs could have.

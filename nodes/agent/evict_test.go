@@ -13,6 +13,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent/pressure"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
+	"github.com/tallyman-dev/tallyman/nodes/runtime/fake"
 )
 
 // greedy says what containers use.
@@ -24,7 +25,9 @@ type greedy struct {
 func (g *greedy) Usage(_ context.Context, id string) (runtime.Usage, error) {
 	return runtime.Usage{Memory: g.memory[id]}, nil
 }
-func (g *greedy) Written(_ context.Context, id string) (int64, error) { return g.disk[id], nil }
+func (g *greedy) Written(_ context.Context, id string) (nodes.DiskUsage, error) {
+	return nodes.DiskUsage{Bytes: g.disk[id]}, nil
+}
 
 func (w *world) reads(readings map[pressure.Signal]pressure.Reading) {
 	w.mu.Lock()
@@ -80,10 +83,40 @@ func TestMemoryPressureEvictsInOrder(t *testing.T) {
 	})
 }
 
+// TestMemoryPressureHurriesWhatEndsSlowly: a pod that is being stopped with a
+// long grace keeps nobody else's place in the queue, and its memory no longer
+// than an evicted pod would.
+func TestMemoryPressureHurriesWhatEndsSlowly(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.behave = func(runtime.Container) fake.Behaviour { return fake.Behaviour{IgnoresTerm: true} }
+		w.reached = &greedy{Runtime: w.runtime, memory: map[string]int64{"u1_a_0": 300 << 20, "u2_a_0": 200 << 20}}
+		a, kill := w.start()
+		defer kill()
+		slow, other := pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}}), pod("u2", corev1.PodSpec{Containers: []corev1.Container{container("a")}})
+		a.Assign(assign(slow, other))
+		settle(time.Second)
+		stopped := *slow
+		stopped.Stop = &nodes.Stop{Grace: time.Hour}
+		a.Assign(assign(&stopped, other))
+		settle(time.Second)
+		expectRunning(t, w, "u1_a_0", "u2_a_0")
+		w.reads(map[pressure.Signal]pressure.Reading{pressure.Memory: {Available: 50 << 20, Capacity: 8 << 30}})
+		settle(15 * time.Second)
+		if !w.gone("u1") {
+			t.Fatal("the pod keeps its hour, and the node stays short")
+		}
+		settle(15 * time.Second)
+		expectRunning(t, w)
+		if s := w.last("u2"); s.Reason != "Evicted" {
+			t.Errorf("status %s: %s", s.Reason, s.Message)
+		}
+	})
+}
+
 func TestDiskPressureWaitsForImagesToGo(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.reached = &greedy{Runtime: w.runtime, disk: map[string]int64{"u1_a_0": 1 << 30, "u2_a_0": 2 << 30}}
-		w.onDisk = map[nodes.UID]map[string]int64{"u1": {"v": 3 << 30}}
+		w.onDisk = map[nodes.UID]map[string]nodes.DiskUsage{"u1": {"v": {Bytes: 3 << 30}}}
 		a, kill := w.start()
 		defer kill()
 		a.Assign(assign(pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}}), pod("u2", corev1.PodSpec{Containers: []corev1.Container{container("a")}})))
@@ -117,7 +150,7 @@ func TestContainerBeyondItsStorageLimitIsEvicted(t *testing.T) {
 
 func TestMachineIsRead(t *testing.T) {
 	readings := MachineReadings(t.TempDir(), func(context.Context) (string, error) { return t.TempDir(), nil })(t.Context())
-	for _, s := range []pressure.Signal{pressure.Memory, pressure.NodeFS, pressure.ImageFS} {
+	for _, s := range []pressure.Signal{pressure.Memory, pressure.NodeFS, pressure.NodeFSFiles, pressure.ImageFS, pressure.ImageFSFiles} {
 		if r := readings[s]; r.Available <= 0 || r.Capacity < r.Available {
 			t.Errorf("%s: %+v", s, r)
 		}

@@ -58,13 +58,17 @@ func (m *Machine) Drop() {
 // evictionGrace is what Kubernetes gives a pod that a node must end at once.
 const evictionGrace = time.Second
 
-// Evict ends the pod, nearly at once, and leaves it failed.
+// Evict ends the pod, nearly at once, and leaves it failed. One that is ending
+// already only does so faster.
 func (m *Machine) Evict(message string) {
 	m.post(func() {
-		if m.memory.Halt == nil && m.memory.Ended == "" {
-			m.event(true, "Evicted", "%s", message)
-			m.halt(Halt{Since: m.now(), Grace: min(evictionGrace, grace(m.pod)), Reason: "Evicted", Message: message})
+		if m.memory.Ended != "" {
+			return
 		}
+		if m.memory.Halt == nil {
+			m.event(true, "Evicted", "%s", message)
+		}
+		m.halt(Halt{Since: m.now(), Grace: min(evictionGrace, grace(m.pod)), Reason: "Evicted", Message: message})
 	})
 }
 

@@ -41,8 +41,8 @@ type Keeper interface {
 type Volumes interface {
 	Mount(ctx context.Context, pod *nodes.Pod, src volume.Source) (map[string]volume.Volume, error)
 	SubPath(uid nodes.UID, v volume.Volume, container string, index int, path string) (string, error)
-	// Disk measures the pod's emptyDir volumes on disk, in bytes by name.
-	Disk(ctx context.Context, pod *nodes.Pod) (map[string]int64, error)
+	// Disk measures the pod's emptyDir volumes on disk, by name.
+	Disk(ctx context.Context, pod *nodes.Pod) (map[string]nodes.DiskUsage, error)
 	Shm(uid nodes.UID) (string, error)
 	Dir(uid nodes.UID) (string, error)
 	Unmount(ctx context.Context, uid nodes.UID) error

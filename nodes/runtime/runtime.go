@@ -14,6 +14,8 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"github.com/tallyman-dev/tallyman/nodes"
 )
 
 var (
@@ -75,8 +77,8 @@ type Runtime interface {
 	// Usage reads the container's consumption.
 	Usage(ctx context.Context, id string) (Usage, error)
 
-	// Written is how many bytes a container's root file system holds beyond its image.
-	Written(ctx context.Context, id string) (int64, error)
+	// Written is what a container's root file system holds beyond its image.
+	Written(ctx context.Context, id string) (nodes.DiskUsage, error)
 
 	// Events yields exits and reconnections until ctx ends; the channel is
 	// closed then. After a Reconnected event the receiver must List again, for

@@ -338,9 +338,9 @@ func checkType(path string, kind corev1.HostPathType) error {
 	return nil
 }
 
-// diskUsage sums what lies below dir, in bytes on disk, each file once.
-func diskUsage(ctx context.Context, dir string) (int64, error) {
-	var total int64
+// diskUsage sums what lies below dir, each file once.
+func diskUsage(ctx context.Context, dir string) (nodes.DiskUsage, error) {
+	var total nodes.DiskUsage
 	seen := map[uint64]bool{}
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -355,7 +355,7 @@ func diskUsage(ctx context.Context, dir string) (int64, error) {
 		}
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok && !seen[stat.Ino] {
 			seen[stat.Ino] = stat.Nlink > 1
-			total += stat.Blocks * 512
+			total.Add(nodes.DiskUsage{Bytes: stat.Blocks * 512, Files: 1})
 		}
 		return ctx.Err()
 	})

@@ -223,10 +223,10 @@ func (m *Manager) Reset(ctx context.Context) error {
 	return err
 }
 
-// Disk measures the emptyDir volumes of the pod that lie on disk, in bytes by
-// the volume's name.
-func (m *Manager) Disk(ctx context.Context, pod *nodes.Pod) (map[string]int64, error) {
-	used := map[string]int64{}
+// Disk measures the emptyDir volumes of the pod that lie on disk, by the
+// volume's name.
+func (m *Manager) Disk(ctx context.Context, pod *nodes.Pod) (map[string]nodes.DiskUsage, error) {
+	used := map[string]nodes.DiskUsage{}
 	for i := range pod.Template.Spec.Volumes {
 		v := &pod.Template.Spec.Volumes[i]
 		if v.EmptyDir == nil || v.EmptyDir.Medium == corev1.StorageMediumMemory {

@@ -73,7 +73,9 @@ func TestVolumesAreMadeAdoptedAndRemoved(t *testing.T) {
 		t.Error("the memory volume took more than its limit")
 	}
 	must(t, os.WriteFile(filepath.Join(volumes["disk"].Path, "big"), make([]byte, 128<<10), 0o600))
-	if used, err := m.Disk(t.Context(), pod); err != nil || used["disk"] < 128<<10 || used["disk"] > 256<<10 || used["mem"] != 0 {
+	must(t, os.Link(filepath.Join(volumes["disk"].Path, "big"), filepath.Join(volumes["disk"].Path, "same")))
+	used, err := m.Disk(t.Context(), pod)
+	if disk := used["disk"]; err != nil || disk.Bytes < 128<<10 || disk.Bytes > 256<<10 || disk.Files != 2 || used["mem"] != (nodes.DiskUsage{}) {
 		t.Errorf("on disk: %v, %v", used, err)
 	}
 	uids, err := m.List(t.Context())

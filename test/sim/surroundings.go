@@ -149,7 +149,7 @@ func (v *volumes) SubPath(nodes.UID, volume.Volume, string, int, string) (string
 	return "", errors.New("the simulator mounts no volumes")
 }
 
-func (v *volumes) Disk(context.Context, *nodes.Pod) (map[string]int64, error) {
+func (v *volumes) Disk(context.Context, *nodes.Pod) (map[string]nodes.DiskUsage, error) {
 	return nil, nil
 }
 

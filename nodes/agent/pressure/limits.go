@@ -18,16 +18,17 @@ func Excess(p *Pod) string {
 		if v.EmptyDir == nil || v.EmptyDir.SizeLimit == nil {
 			continue
 		}
-		if limit := v.EmptyDir.SizeLimit; limit.Sign() > 0 && p.Volumes[v.Name] > limit.Value() {
+		if limit := v.EmptyDir.SizeLimit; limit.Sign() > 0 && p.Volumes[v.Name].Bytes > limit.Value() {
 			return fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, limit.String())
 		}
 	}
-	if total, limited := wholeLimit(spec); limited && p.usage(NodeFS) > total.Value() {
+	if total, limited := wholeLimit(spec); limited && p.usage(Short{Signal: NodeFS}) > total.Value() {
 		return fmt.Sprintf("Pod ephemeral local storage usage exceeds the total limit of containers %s. ", total.String())
 	}
-	for _, c := range p.Containers {
+	for i := range p.Containers {
+		c := &p.Containers[i]
 		limit, found := containerLimit(spec, c.Name)
-		if found && c.Disk > limit.Value() {
+		if found && c.usage(Short{Signal: NodeFS}) > limit.Value() {
 			return fmt.Sprintf("Container %s exceeded its local ephemeral storage limit %q. ", c.Name, limit.String())
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	resourcehelper "k8s.io/component-helpers/resource"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -26,11 +27,15 @@ const (
 	NodeFS      Signal = "nodefs.available"
 	NodeFSFiles Signal = "nodefs.inodesFree"
 	ImageFS     Signal = "imagefs.available"
+	// ImageFSFiles are files, as NodeFSFiles are.
+	ImageFSFiles Signal = "imagefs.inodesFree"
 )
 
 // Reading is how much of something there is, in bytes or files.
 type Reading struct {
 	Available, Capacity int64
+	// Device tells file systems apart; zero for memory.
+	Device uint64
 }
 
 // Short is a signal below its threshold.
@@ -38,18 +43,23 @@ type Short struct {
 	Signal    Signal
 	Reading   Reading
 	Threshold int64
+	// Apart: images have a file system of their own, which holds containers'
+	// writable layers too, and nothing else of theirs.
+	Apart bool
 }
 
 // memoryThreshold is the kubelet's; the others are hundredths of the capacity.
 const memoryThreshold = 100 << 20
 
-var shares = map[Signal]int64{NodeFS: 10, NodeFSFiles: 5, ImageFS: 15}
+var shares = map[Signal]int64{NodeFS: 10, NodeFSFiles: 5, ImageFS: 15, ImageFSFiles: 5}
 
 // Shortages are the signals below the kubelet's default hard thresholds, memory
 // first. What was not read is not short.
 func Shortages(readings map[Signal]Reading) []Short {
 	var short []Short
-	for _, s := range []Signal{Memory, NodeFS, NodeFSFiles, ImageFS} {
+	images, read := readings[ImageFS]
+	apart := read && images.Device != readings[NodeFS].Device
+	for _, s := range []Signal{Memory, NodeFS, NodeFSFiles, ImageFS, ImageFSFiles} {
 		r, found := readings[s]
 		if !found || r.Capacity <= 0 {
 			continue
@@ -59,7 +69,7 @@ func Shortages(readings map[Signal]Reading) []Short {
 			threshold = r.Capacity / 100 * shares[s]
 		}
 		if r.Available < threshold {
-			short = append(short, Short{Signal: s, Reading: r, Threshold: threshold})
+			short = append(short, Short{Signal: s, Reading: r, Threshold: threshold, Apart: apart})
 		}
 	}
 	return short
@@ -70,11 +80,14 @@ func (s Signal) resource() corev1.ResourceName {
 	switch s {
 	case Memory:
 		return corev1.ResourceMemory
-	case NodeFSFiles:
-		return "inodes"
+	case NodeFSFiles, ImageFSFiles:
+		return inodes
 	}
 	return corev1.ResourceEphemeralStorage
 }
+
+// inodes are files, as a resource in the kubelet's messages.
+const inodes corev1.ResourceName = "inodes"
 
 // Taint keeps new pods away while a signal is short.
 func (s Signal) Taint() corev1.Taint {
@@ -88,49 +101,70 @@ func (s Signal) Taint() corev1.Taint {
 // Container is what one container uses.
 type Container struct {
 	Name string
-	// Memory is its working set, Disk its writable layer and logs, in bytes.
-	Memory, Disk int64
+	// Memory is its working set in bytes.
+	Memory int64
+	// Layer is what it wrote into its root file system, Logs what it said.
+	Layer, Logs nodes.DiskUsage
 }
 
 // Pod is one pod that may be evicted.
 type Pod struct {
 	*nodes.Pod
 	Containers []Container
-	// Volumes are its emptyDir volumes on disk, in bytes.
-	Volumes map[string]int64
+	// Volumes are its emptyDir volumes on disk.
+	Volumes map[string]nodes.DiskUsage
 }
 
-// usage of the resource that is short.
-func (p *Pod) usage(s Signal) int64 {
-	total := int64(0)
-	for _, c := range p.Containers {
-		if s == Memory {
-			total += c.Memory
-		} else {
-			total += c.Disk
-		}
+// images tells the signals of the file system that images have.
+func (s Signal) images() bool { return s == ImageFS || s == ImageFSFiles }
+
+// counts is what of a file system's use a signal is about.
+func (s Signal) counts(d nodes.DiskUsage) int64 {
+	if s.resource() == inodes {
+		return d.Files
 	}
-	if s != Memory {
-		for _, v := range p.Volumes {
-			total += v
-		}
+	return d.Bytes
+}
+
+// usage of what is short.
+func (c *Container) usage(s Short) int64 {
+	used := c.Logs
+	switch {
+	case s.Signal == Memory:
+		return c.Memory
+	case !s.Apart:
+		used.Add(c.Layer)
+	case s.Signal.images():
+		used = c.Layer
+	}
+	return s.Signal.counts(used)
+}
+
+// usage of what is short.
+func (p *Pod) usage(s Short) int64 {
+	total := int64(0)
+	for i := range p.Containers {
+		total += p.Containers[i].usage(s)
+	}
+	if s.Signal == Memory || s.Apart && s.Signal.images() {
+		return total
+	}
+	for _, v := range p.Volumes {
+		total += s.Signal.counts(v)
 	}
 	return total
 }
 
-// request of it, 0 when the pod requests none.
+// request of it, as the kubelet reckons: 0 when the pod requests none.
 func (p *Pod) request(s Signal) int64 {
-	total := int64(0)
-	for i := range p.Template.Spec.Containers {
-		q := p.Template.Spec.Containers[i].Resources.Requests[s.resource()]
-		total += q.Value()
+	pod := &corev1.Pod{Spec: p.Template.Spec}
+	total := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{
+		SkipContainerLevelResources: resourcehelper.IsPodLevelResourcesSet(pod), ExcludeOverhead: true,
+	})[s.resource()]
+	if overhead, found := p.Template.Spec.Overhead[s.resource()]; found && !total.IsZero() {
+		total.Add(overhead)
 	}
-	if whole := p.Template.Spec.Resources; whole != nil {
-		if q, found := whole.Requests[s.resource()]; found {
-			total = q.Value()
-		}
-	}
-	return total
+	return total.Value()
 }
 
 func (p *Pod) priority() int32 {
@@ -147,10 +181,10 @@ const systemCritical = 2_000_000_000
 // Rank orders pods by who goes first: those that use more than they request,
 // then those of lower priority, then those that use most beyond their request.
 // Pods that are critical for the system are left out.
-func Rank(s Signal, pods []Pod) []Pod {
+func Rank(s Short, pods []Pod) []Pod {
 	ranked := slices.DeleteFunc(slices.Clone(pods), func(p Pod) bool { return p.priority() >= systemCritical })
 	slices.SortFunc(ranked, func(a, b Pod) int {
-		beyondA, beyondB := a.usage(s)-a.request(s), b.usage(s)-b.request(s)
+		beyondA, beyondB := a.usage(s)-a.request(s.Signal), b.usage(s)-b.request(s.Signal)
 		return cmp.Or(
 			compareBool(beyondB > 0, beyondA > 0),
 			cmp.Compare(a.priority(), b.priority()),
@@ -177,12 +211,12 @@ func Why(s Short, p *Pod) string {
 	name := s.Signal.resource()
 	fmt.Fprintf(&b, "The node was low on resource: %s. ", name)
 	fmt.Fprintf(&b, "Threshold quantity: %s, available: %s. ", amount(s.Signal, s.Threshold), amount(s.Signal, s.Reading.Available))
-	for _, c := range p.Containers {
-		used := c.Disk
-		if s.Signal == Memory {
-			used = c.Memory
-		}
-		request := requested(p, c.Name, name)
+	if name == inodes {
+		return b.String() // which nobody requests
+	}
+	for i := range p.Containers {
+		c := &p.Containers[i]
+		used, request := c.usage(Short{Signal: s.Signal}), requested(p, c.Name, name)
 		if used > request.Value() {
 			fmt.Fprintf(&b, "Container %s was using %s, request is %s, has larger consumption of %s. ", c.Name, amount(s.Signal, used), request.String(), name)
 		}
@@ -191,7 +225,7 @@ func Why(s Short, p *Pod) string {
 }
 
 func amount(s Signal, n int64) string {
-	if s == NodeFSFiles {
+	if s.resource() == inodes {
 		return resource.NewQuantity(n, resource.DecimalSI).String()
 	}
 	return resource.NewQuantity(n, resource.BinarySI).String()

@@ -22,6 +22,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
@@ -385,12 +386,12 @@ func (r *Runtime) Update(ctx context.Context, id string, to runtime.Resources) e
 }
 
 // Written implements runtime.Runtime.
-func (r *Runtime) Written(ctx context.Context, id string) (int64, error) {
+func (r *Runtime) Written(ctx context.Context, id string) (nodes.DiskUsage, error) {
 	used, err := r.snapshots.Usage(ctx, id)
 	if err != nil {
-		return 0, r.wrap("measure the root file system of", id, err)
+		return nodes.DiskUsage{}, r.wrap("measure the root file system of", id, err)
 	}
-	return used.Size, nil
+	return nodes.DiskUsage{Bytes: used.Size, Files: used.Inodes}, nil
 }
 
 // Usage implements runtime.Runtime; it asks the kernel, not containerd.

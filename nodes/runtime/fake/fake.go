@@ -20,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
@@ -399,13 +400,13 @@ func (r *Runtime) Update(ctx context.Context, id string, to runtime.Resources) e
 }
 
 // Written implements runtime.Runtime: nothing is ever written.
-func (r *Runtime) Written(ctx context.Context, id string) (int64, error) {
+func (r *Runtime) Written(ctx context.Context, id string) (nodes.DiskUsage, error) {
 	if err := r.enter(ctx); err != nil {
-		return 0, err
+		return nodes.DiskUsage{}, err
 	}
 	defer r.mu.Unlock()
 	_, err := r.find(id)
-	return 0, err
+	return nodes.DiskUsage{}, err
 }
 
 // Usage implements runtime.Runtime: a process uses a thousandth of its time and 1 MiB.
