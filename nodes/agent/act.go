@@ -402,11 +402,6 @@ func (m *Machine) finish(ctx context.Context) error {
 	if err := m.releaseImages(ctx); err != nil {
 		return err
 	}
-	if m.cgroups != nil {
-		if err := m.cgroups.Remove(spec.CgroupParent(m.pod)); err != nil {
-			return fmt.Errorf("remove control group: %w", err)
-		}
-	}
 	m.mu.Lock()
 	m.gone = true
 	m.mu.Unlock()
@@ -425,5 +420,22 @@ func leave(ctx context.Context, p *ports, on *surroundings, uid nodes.UID) error
 	if err := os.RemoveAll(filepath.Join(on.logs, string(uid))); err != nil {
 		return fmt.Errorf("remove logs of pod %s: %w", uid, err)
 	}
+	if err := ungroup(p, uid); err != nil {
+		return err
+	}
 	return release(p, uid)
+}
+
+// ungroup removes the control group around a pod, of which nobody may know any
+// more where it is.
+func ungroup(p *ports, uid nodes.UID) error {
+	if p.cgroups == nil {
+		return nil
+	}
+	for _, group := range spec.CgroupParents(uid) {
+		if err := p.cgroups.Remove(group); err != nil {
+			return fmt.Errorf("remove control group of pod %s: %w", uid, err)
+		}
+	}
+	return nil
 }

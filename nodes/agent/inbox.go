@@ -74,7 +74,11 @@ func (m *Machine) Evict(message string) {
 
 // Exited tells what became of one of the pod's containers.
 func (m *Machine) Exited(s runtime.Status) {
-	m.post(func() { m.seen[s.ID] = s })
+	m.post(func() {
+		if age(s.State) >= age(m.seen[s.ID].State) {
+			m.seen[s.ID] = s
+		}
+	})
 }
 
 // Vanished tells that the runtime knows a container no more.

@@ -41,3 +41,26 @@ func TestAnOlderLookUndoesNoStart(t *testing.T) {
 		}
 	})
 }
+
+// TestALateAnswerRevivesNothing: the runtime is asked what became of a container
+// while it ends, and the answer arrives after news of the end.
+func TestALateAnswerRevivesNothing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		a.Assign(assign(pod("u1", corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{container("a")}})))
+		settle(time.Second)
+		alive, err := w.runtime.Status(t.Context(), "u1_a_0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := alive
+		ended.State, ended.ExitCode = runtime.Exited, 3
+		a.worker("u1").m.Exited(ended)
+		a.worker("u1").m.Exited(alive)
+		settle(time.Second)
+		if s := w.last("u1"); s.Phase != corev1.PodFailed || s.Containers[0].ExitCode != 3 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}

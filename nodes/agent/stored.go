@@ -52,8 +52,11 @@ func (s *store) load() (*stored, error) {
 	out := &stored{memories: map[nodes.UID]*Memory{}, ledger: map[string]nodes.Decision{}}
 	err := s.each(memoryBucket, func(uid string, value []byte) error {
 		m := &Memory{}
+		if err := json.Unmarshal(value, m); err != nil {
+			return err
+		}
 		out.memories[nodes.UID(uid)] = m
-		return json.Unmarshal(value, m)
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read agent store: %w", err)
@@ -70,8 +73,12 @@ func (s *store) load() (*stored, error) {
 		return nil, fmt.Errorf("read agent store: %w", err)
 	}
 	err = s.each(routeBucket, func(_ string, value []byte) error {
-		out.table = &proxy.Table{}
-		return json.Unmarshal(value, out.table)
+		t := &proxy.Table{}
+		if err := json.Unmarshal(value, t); err != nil {
+			return err
+		}
+		out.table = t
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read agent store: %w", err)
@@ -83,8 +90,11 @@ func (s *store) loadAssignment(out *stored) error {
 	templates, readable := map[string]*nodes.Template{}, len(s.unreadable)
 	err := s.each(templateBucket, func(key string, value []byte) error {
 		t := &nodes.Template{}
+		if err := json.Unmarshal(value, t); err != nil {
+			return err
+		}
 		templates[key] = t
-		return json.Unmarshal(value, t)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("read agent store: %w", err)

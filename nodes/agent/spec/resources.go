@@ -132,11 +132,18 @@ func positive(list corev1.ResourceList, name corev1.ResourceName) bool {
 // request something share the processor among each other by what they request;
 // the others have one group for all, which gets what those leave.
 func CgroupParent(p *nodes.Pod) string {
-	leaf := "/pod" + string(p.UID)
+	groups := CgroupParents(p.UID)
 	if nodes.QoS(&p.Template.Spec) == corev1.PodQOSBestEffort {
-		return "/tallyman/besteffort" + leaf
+		return groups[1]
 	}
-	return "/tallyman" + leaf
+	return groups[0]
+}
+
+// CgroupParents are the control groups of which a pod has one: the first if it
+// requests something, else the second.
+func CgroupParents(uid nodes.UID) [2]string {
+	leaf := "/pod" + string(uid)
+	return [2]string{"/tallyman" + leaf, "/tallyman/besteffort" + leaf}
 }
 
 // OOMScore is how readily the kernel ends a container when memory is short.
