@@ -154,7 +154,7 @@ func (m *Manager) equipOne(ctx context.Context, c *Claim, name string, count int
 	if s == nil {
 		return Grant{}, errors.New("the node has no such devices (any more): see its --device flags, or whether its device plugin runs")
 	}
-	if !found || len(have.IDs) != count {
+	if !found || have.asked || len(have.IDs) != count {
 		var err error
 		if have, err = m.allocate(ctx, s, c, name, count); err != nil {
 			return Grant{}, err
@@ -197,7 +197,7 @@ func (m *Manager) reserve(c *Claim, name string, ids []string, s source) error {
 			return fmt.Errorf("device %s was taken at the same moment", id)
 		}
 	}
-	m.held.set(c.Pod, c.Container, name, holding{IDs: ids})
+	m.held.set(c.Pod, c.Container, name, holding{IDs: ids, asked: true})
 	return nil
 }
 

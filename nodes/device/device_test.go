@@ -187,6 +187,7 @@ func TestDevicePlugin(t *testing.T) {
 	eventually(t, m, "vendor.com/gpu", Count{4, 0})
 	stop()
 	m, _ = run(t, o)
+	must(t, os.MkdirAll(o.Dir, 0o755)) // the last run took it away
 	end = p.start(t, "vendor.com/gpu")
 	defer end()
 	p.lists <- healthy("g0", "g1", "g2")
@@ -221,6 +222,25 @@ func TestFailedAllocationHoldsNothing(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "no power") {
 			t.Fatalf("%v, want the plugin's words", err)
 		}
+	}
+}
+
+// TestWhatWasOnlyAskedForIsAskedForAgain: an agent that is killed while a plugin
+// thinks must not leave a container that has devices and no way to them.
+func TestWhatWasOnlyAskedForIsAskedForAgain(t *testing.T) {
+	o := Options{Record: filepath.Join(t.TempDir(), "record"), Static: map[string][]string{"vendor.com/x": {"/dev/null", "/dev/zero"}}, Log: slog.New(slog.DiscardHandler)}
+	m, err := New(o)
+	must(t, err)
+	asking := Claim{Pod: "u1", Container: "a", Wants: map[string]int64{"vendor.com/x": 1}}
+	must(t, m.reserve(&asking, "vendor.com/x", []string{"/dev/null"}, files(o.Static["vendor.com/x"])))
+	other := Claim{Pod: "u2", Container: "a", Wants: asking.Wants}
+	if g, err := m.Equip(t.Context(), other); err != nil || len(g.Devices) != 1 || g.Devices[0].HostPath != "/dev/zero" {
+		t.Fatalf("the other pod got %+v, %v", g, err)
+	}
+	again, err := New(o)
+	must(t, err)
+	if g, err := again.Equip(t.Context(), asking); err != nil || len(g.Devices) != 1 || g.Devices[0].HostPath != "/dev/null" {
+		t.Errorf("after a crash the pod got %+v, %v", g, err)
 	}
 }
 

@@ -19,6 +19,9 @@ type holdings map[nodes.UID]map[string]map[string]holding
 type holding struct {
 	IDs   []string `json:"ids"`
 	Grant Grant    `json:"grant"`
+
+	// asked: the source was asked for the grant and has not answered.
+	asked bool
 }
 
 // readHoldings reads the record. A damaged one is an error: going on without
@@ -38,9 +41,24 @@ func readHoldings(path string) (holdings, error) {
 	return h, nil
 }
 
+// granted are the holdings that are more than a question.
+func (h holdings) granted() holdings {
+	kept := holdings{}
+	for uid, containers := range h {
+		for container, resources := range containers {
+			for resource, have := range resources {
+				if !have.asked {
+					kept.set(uid, container, resource, have)
+				}
+			}
+		}
+	}
+	return kept
+}
+
 // write replaces the record at once.
 func (h holdings) write(path string) error {
-	content, err := json.Marshal(h)
+	content, err := json.Marshal(h.granted())
 	if err != nil {
 		return err
 	}
