@@ -14,6 +14,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/agent/spec"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
 )
@@ -389,6 +390,7 @@ func (m *Machine) volumeSource() volume.Source {
 	c, pod, tokens := m.context(), m.pod, maps.Clone(m.memory.Tokens)
 	return volume.Source{
 		Config: m.node.config, Field: c.Field,
+		Memory:   spec.MemoryBound(&pod.Template.Spec, m.node.allocatable),
 		Resource: func(r *corev1.ResourceFieldSelector) (string, error) { return c.Resource(r, nil) },
 		Token: func(s *corev1.ServiceAccountTokenProjection) (string, error) {
 			return projectedToken(tokens, tokenRequest(pod.UID, s), m.now())

@@ -70,7 +70,13 @@ func tmpfs(dir, options string) error {
 	if err != nil || mounted {
 		return err
 	}
-	if err := unix.Mount("tallyman", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+	// What is in it must never get to a disk. Kernels before 6.4 cannot promise
+	// that where the machine has swap.
+	err = unix.Mount("tallyman", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options+",noswap")
+	if err != nil {
+		err = unix.Mount("tallyman", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options)
+	}
+	if err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 	}
 	return nil
@@ -88,16 +94,17 @@ func isMount(dir string) (bool, error) {
 	return here.Dev != parent.Dev, nil
 }
 
-func (m *Manager) emptyDir(pod *nodes.Pod, name string, e *corev1.EmptyDirVolumeSource) (Volume, error) {
-	var limit int64
-	if e.SizeLimit != nil {
-		limit = e.SizeLimit.Value()
+// emptyDir in memory is no larger than what the pod could use, memory in bytes.
+func (m *Manager) emptyDir(pod *nodes.Pod, name string, e *corev1.EmptyDirVolumeSource, memory int64) (Volume, error) {
+	limit := memory
+	if own := e.SizeLimit; own != nil && own.Sign() > 0 && (limit <= 0 || own.Value() < limit) {
+		limit = own.Value()
 	}
-	memory := e.Medium == corev1.StorageMediumMemory
-	if e.Medium != corev1.StorageMediumDefault && !memory {
+	inMemory := e.Medium == corev1.StorageMediumMemory
+	if e.Medium != corev1.StorageMediumDefault && !inMemory {
 		return Volume{}, fmt.Errorf("medium %s is not supported", e.Medium)
 	}
-	if memory {
+	if inMemory {
 		dir := m.path(pod.UID, name)
 		return Volume{Path: dir}, m.memoryDir(dir, limit, fsGroup(pod))
 	}

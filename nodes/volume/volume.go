@@ -57,6 +57,8 @@ type Source struct {
 	// Field and Resource resolve the items of the downward API.
 	Field    func(*corev1.ObjectFieldSelector) (string, error)
 	Resource func(*corev1.ResourceFieldSelector) (string, error)
+	// Memory is what the pod could use at most, in bytes; 0 when that is not known.
+	Memory int64
 	// Token returns a valid service-account token.
 	Token func(*corev1.ServiceAccountTokenProjection) (string, error)
 	// Image mounts the root file system of an image volume's image on a directory.
@@ -144,7 +146,7 @@ func (m *Manager) mount(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, s
 	case v.HostPath != nil:
 		return Volume{Path: v.HostPath.Path}, hostPath(v.HostPath)
 	case v.EmptyDir != nil:
-		return m.emptyDir(pod, v.Name, v.EmptyDir)
+		return m.emptyDir(pod, v.Name, v.EmptyDir, src.Memory)
 	case fromFiles(v):
 		dir := m.path(pod.UID, v.Name)
 		files, err := payload(pod, v, src)

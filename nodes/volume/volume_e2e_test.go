@@ -37,6 +37,37 @@ func memoryVolume(limit string) corev1.Volume {
 	return corev1.Volume{Name: "mem", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &q}}}
 }
 
+// TestMemoryIsBounded: an emptyDir in memory is no larger than what its pod could
+// use, and never goes to swap where the kernel can promise that.
+func TestMemoryIsBounded(t *testing.T) {
+	m := testManager(t)
+	all := memoryVolume("0")
+	all.Name = "all"
+	src := testSource(nil)
+	src.Memory = 4 << 20
+	volumes, err := m.Mount(t.Context(), testPod(nil, memoryVolume("1Mi"), all), src)
+	must(t, err)
+	for name, want := range map[string]uint64{"mem": 1 << 20, "all": 4 << 20} {
+		var s unix.Statfs_t
+		must(t, unix.Statfs(volumes[name].Path, &s))
+		if got := s.Blocks * uint64(s.Bsize); got != want {
+			t.Errorf("volume %s has %d bytes, want %d", name, got, want)
+		}
+	}
+	probe := t.TempDir()
+	able := unix.Mount("probe", probe, "tmpfs", 0, "noswap") == nil
+	if able {
+		must(t, unix.Unmount(probe, 0))
+	}
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for line := range strings.Lines(string(info)) {
+		if fields := strings.Fields(line); strings.HasPrefix(fields[4], m.run) && strings.Contains(line, "noswap") != able {
+			t.Errorf("kernel can promise %v: %s", able, line)
+		}
+	}
+}
+
 func TestVolumesAreMadeAdoptedAndRemoved(t *testing.T) {
 	m := testManager(t)
 	q := resource.MustParse("64Ki")

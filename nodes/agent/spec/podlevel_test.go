@@ -64,3 +64,13 @@ func TestSidecarIsAsSafeAsWhatItServes(t *testing.T) {
 		t.Errorf("the sidecar scores %d, the least protected container %d", side, least)
 	}
 }
+
+func TestMemoryBound(t *testing.T) {
+	node := corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}
+	for limit, want := range map[string]int64{"": 1 << 30, "1/256Mi": 256 << 20, "1/4Gi": 1 << 30} {
+		s := corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Resources: resources("", limit)}}}
+		if got := MemoryBound(&s, node); got != want {
+			t.Errorf("limit %q: %d, want %d", limit, got, want)
+		}
+	}
+}

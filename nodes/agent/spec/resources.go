@@ -105,6 +105,16 @@ func PodLimits(s *corev1.PodSpec) runtime.Resources {
 	return r
 }
 
+// MemoryBound is how much memory a pod could use at most, in bytes: its limit,
+// or what the node has for pods.
+func MemoryBound(s *corev1.PodSpec, allocatable corev1.ResourceList) int64 {
+	node := allocatable.Memory().Value()
+	if own := PodLimits(s).Memory; own > 0 && (own < node || node <= 0) {
+		return own
+	}
+	return node
+}
+
 // limited reports whether the pod as a whole, or else every container, has a
 // limit for cpu and memory.
 func limited(s *corev1.PodSpec) (cpu, memory bool) {
