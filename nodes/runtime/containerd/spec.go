@@ -52,6 +52,11 @@ func (r *Runtime) spec(c runtime.Container, user specs.User, cgroup string) (*sp
 			Resources:   resources(c.Resources),
 		},
 	}
+	if r.host.unified {
+		// Out of memory, a container ends as a whole: one that goes on without some
+		// of its processes is neither alive nor restarted.
+		s.Linux.Resources.Unified = map[string]string{"memory.oom.group": "1"}
+	}
 	if c.Pod != "" {
 		s.Annotations[groupAnnotation] = c.Pod
 	}

@@ -31,6 +31,20 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// TestOutOfMemoryEndsAContainerAsAWhole: where the kernel can, in version 2.
+func TestOutOfMemoryEndsAContainerAsAWhole(t *testing.T) {
+	for unified, want := range map[bool]string{true: "1", false: ""} {
+		r := &Runtime{host: host{unified: unified}}
+		s, err := r.spec(runtime.Container{ID: "c"}, specs.User{}, "/c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Linux.Resources.Unified["memory.oom.group"]; got != want {
+			t.Errorf("version 2 %v: memory.oom.group is %q", unified, got)
+		}
+	}
+}
+
 func TestMountsAreOuterBeforeInnerAndReplaceTheSystems(t *testing.T) {
 	s := &specs.Spec{Linux: &specs.Linux{}}
 	setMounts(s, runtime.Container{Mounts: []runtime.Mount{
