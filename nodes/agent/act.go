@@ -42,7 +42,7 @@ func (m *Machine) act(ctx context.Context, a action) error {
 	case opResize:
 		return m.resize(ctx)
 	case opRenew:
-		m.restartToResize(a.container)
+		m.restartToResize(ctx, a.container)
 	case opYield:
 		m.yield(a.container, a.message)
 	case opReset:
@@ -191,7 +191,8 @@ func (m *Machine) attach(ctx context.Context) error {
 	if s.HostNetwork && len(m.node.addrs) > 0 {
 		m.memory.IP = m.node.addrs[0]
 	}
-	if err := m.fence(); err != nil {
+	// What runs already had its group before, and goes on with its limits.
+	if err := m.fence(ctx); err != nil && !errors.Is(err, errInUse) {
 		return err
 	}
 	m.attached = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,10 +20,13 @@ import (
 // greedy says what containers use.
 type greedy struct {
 	runtime.Runtime
-	memory, disk map[string]int64 // by container ID
+	mu           sync.Mutex
+	memory, disk map[string]int64 // by container ID; memory is guarded by mu
 }
 
 func (g *greedy) Usage(_ context.Context, id string) (runtime.Usage, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	return runtime.Usage{Memory: g.memory[id]}, nil
 }
 func (g *greedy) Written(_ context.Context, id string) (nodes.DiskUsage, error) {

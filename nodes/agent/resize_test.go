@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/agent/spec"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
@@ -72,4 +73,48 @@ func expectResources(t *testing.T, w *world, id string, quota, memory int64) {
 	if want := (runtime.Resources{CPUShares: c.Resources.CPUShares, CPUQuota: quota, CPUPeriod: 100_000, Memory: memory}); !found || c.Resources != want {
 		t.Errorf("container %s has %+v, want %+v", id, c.Resources, want)
 	}
+}
+
+// TestMemoryInUseIsNotTakenAway: the kernel would kill for it.
+func TestMemoryInUseIsNotTakenAway(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		uses := &greedy{Runtime: w.runtime, memory: map[string]int64{"u1_a_0": 100 << 20}}
+		w.reached = uses
+		a, kill := w.start()
+		defer kill()
+		a.Assign(assign(sized("one", "1", "128Mi")))
+		settle(time.Second)
+		a.Assign(assign(sized("two", "1", "64Mi")))
+		settle(time.Minute)
+		expectResources(t, w, "u1_a_0", 100_000, 128<<20)
+		if group := w.group("u1"); group.Memory != 128<<20 {
+			t.Errorf("the group around the pod has %d bytes, while 100 MiB are in use", group.Memory)
+		}
+		if !slices.Contains(w.reasons(), "ResizeError") {
+			t.Errorf("events %v", w.reasons())
+		}
+		// A new agent does not shrink the group either.
+		kill()
+		a, kill = w.start()
+		settle(time.Minute)
+		if group := w.group("u1"); group.Memory != 128<<20 || !w.last("u1").Ready {
+			t.Errorf("the group has %d bytes, status %+v", group.Memory, w.last("u1"))
+		}
+		uses.mu.Lock()
+		uses.memory["u1_a_0"] = 10 << 20
+		uses.mu.Unlock()
+		settle(3 * time.Minute)
+		expectRunning(t, w, "u1_a_0")
+		expectResources(t, w, "u1_a_0", 100_000, 64<<20)
+		if group := w.group("u1"); group.Memory != 64<<20 {
+			t.Errorf("the group around the pod has %d bytes", group.Memory)
+		}
+	})
+}
+
+// group is the control group around a pod that requests something.
+func (w *world) group(uid nodes.UID) runtime.Resources {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.groups[spec.CgroupParents(uid)[0]]
 }

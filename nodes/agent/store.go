@@ -139,14 +139,14 @@ type store struct {
 	db  *bbolt.DB
 	key *[32]byte
 	log *slog.Logger
-	// unreadable are the entries that load left out.
-	unreadable []entry
 
 	// guarded by mu
-	mu      sync.Mutex
-	pending map[entry][]byte
-	writing map[entry][]byte // by the flush under way, or by one that failed at the end
-	wake    chan struct{}
+	mu sync.Mutex
+	// unreadable are the entries that load left out.
+	unreadable []entry
+	pending    map[entry][]byte
+	writing    map[entry][]byte // by the flush under way, or by one that failed at the end
+	wake       chan struct{}
 }
 
 type entry struct{ bucket, key string }
@@ -311,7 +311,9 @@ func (s *store) each(bucket string, f func(key string, value []byte) error) erro
 				err = f(string(k), plain)
 			}
 			if err != nil {
+				s.mu.Lock()
 				s.unreadable = append(s.unreadable, entry{bucket, string(k)})
+				s.mu.Unlock()
 				s.log.Error("an entry of the agent's store is unreadable and was left out", "bucket", bucket, "key", string(k), "err", err)
 			}
 			return nil
@@ -321,10 +323,20 @@ func (s *store) each(bucket string, f func(key string, value []byte) error) erro
 
 // forgetUnreadable removes the entries that load left out.
 func (s *store) forgetUnreadable() {
-	for _, e := range s.unreadable {
+	s.mu.Lock()
+	lost := s.unreadable
+	s.unreadable = nil
+	s.mu.Unlock()
+	for _, e := range lost {
 		s.put(e.bucket, e.key, nil)
 	}
-	s.unreadable = nil
+}
+
+// lost is how many entries load has left out.
+func (s *store) lost() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.unreadable)
 }
 
 // note returns, once, what OpenStore has to say.

@@ -87,7 +87,7 @@ func (s *store) load() (*stored, error) {
 }
 
 func (s *store) loadAssignment(out *stored) error {
-	templates, readable := map[string]*nodes.Template{}, len(s.unreadable)
+	templates, lost := map[string]*nodes.Template{}, s.lost()
 	err := s.each(templateBucket, func(key string, value []byte) error {
 		t := &nodes.Template{}
 		if err := json.Unmarshal(value, t); err != nil {
@@ -125,7 +125,7 @@ func (s *store) loadAssignment(out *stored) error {
 		return err
 	}
 	slices.SortFunc(a.Pods, func(x, y *nodes.Pod) int { return strings.Compare(string(x.UID), string(y.UID)) })
-	out.assignment, out.partial = a, len(s.unreadable) > readable
+	out.assignment, out.partial = a, s.lost() > lost
 	return nil
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,16 +65,17 @@ func TestUsageOfMeasuredPods(t *testing.T) {
 // burning is a runtime in which containers use what a test says.
 type burning struct {
 	runtime.Runtime
-	cpu time.Duration
+	cpu atomic.Int64 // nanoseconds
 }
 
 func (b *burning) Usage(context.Context, string) (runtime.Usage, error) {
-	return runtime.Usage{CPU: b.cpu, Memory: 5}, nil
+	return runtime.Usage{CPU: time.Duration(b.cpu.Load()), Memory: 5}, nil
 }
 
 func TestARestartIsNoNegativeUsage(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		b := &burning{Runtime: w.runtime, cpu: time.Hour}
+		b := &burning{Runtime: w.runtime}
+		b.cpu.Store(int64(time.Hour))
 		w.reached = b
 		a, kill := w.start()
 		defer kill()
@@ -84,9 +86,9 @@ func TestARestartIsNoNegativeUsage(t *testing.T) {
 		x.Measured = []nodes.UID{"u1"}
 		a.Assign(x)
 		settle(time.Second)
-		b.cpu = time.Second // counted anew
+		b.cpu.Store(int64(time.Second)) // counted anew
 		settle(usageEvery)
-		b.cpu += usageEvery / 2
+		b.cpu.Add(int64(usageEvery / 2))
 		settle(usageEvery)
 		all := w.usages()["u1"]
 		if len(all) != 2 || all[0].Containers[0].CPU != 0 || all[1].Containers[0].CPU != 5e8 {
