@@ -260,18 +260,44 @@ func resize(w *world) {
 	if after.UID != before.UID || after.Status.Restarts() != 0 || after.Status.Containers[0].ID != before.Status.Containers[0].ID {
 		w.t.Errorf("the pod was replaced or restarted: %+v", after)
 	}
+	// What is in use is not taken away: the kernel would kill for it.
+	fill(w, w.ip("sized"), "/dev/shm/filler", 62, 1<<20)
+	w.clone.Write("pods.yaml", fields("1", "64Mi", "NotRequired"))
+	w.clone.Commit("too little for one")
+	w.clone.Push("-o", "tally.wait=false")
+	w.Eventually(patience, "the resize is refused", func() error {
+		page, err := w.page("/api/v1/events?kind=Pod&namespace=default&name=sized")
+		if err == nil && !strings.Contains(page, "ResizeError") {
+			err = fmt.Errorf("events %s", page)
+		}
+		return err
+	})
+	if got := memoryLimit(w, "sized"); got != "134217728" {
+		w.t.Errorf("memory limit %s while more than 64 MiB are in use", got)
+	}
+	if now := w.pod("sized", ready); now.Status.Containers[0].ID != before.Status.Containers[0].ID {
+		w.t.Errorf("the container was killed: %+v", now)
+	}
+	w.clone.Write("pods.yaml", fields("1", "128Mi", "NotRequired"))
+	w.clone.Commit("as before")
+	w.clone.Push("-o", "tally.wait=false")
 }
 
-func ephemeral(w *world) {
-	ip := w.ip("full")
-	line := strings.Repeat("x", 32<<10)
-	for range 16 {
-		response, err := fresh.Post("http://"+ip+":8080/append?path=/filler", "application/x-www-form-urlencoded", strings.NewReader("line="+line))
+// fill makes a container write lines into a file of its own.
+func fill(w *world, ip, path string, lines, size int) {
+	w.t.Helper()
+	line := strings.Repeat("x", size)
+	for range lines {
+		response, err := fresh.Post("http://"+ip+":8080/append?path="+path, "application/x-www-form-urlencoded", strings.NewReader("line="+line))
 		if err != nil || response.StatusCode != http.StatusOK {
-			w.t.Fatalf("fill the container: %v %v", response, err)
+			w.t.Fatalf("fill %s: %v %v", path, response, err)
 		}
 		response.Body.Close()
 	}
+}
+
+func ephemeral(w *world) {
+	fill(w, w.ip("full"), "/filler", 16, 32<<10)
 	w.Eventually(2*time.Minute, "the pod that holds too much is evicted", func() error {
 		for _, object := range w.overview().Objects {
 			if object.Pod != nil && object.Key.Name == "full" && object.Pod.Status.Reason == "Evicted" &&
