@@ -29,6 +29,7 @@ func (g *greedy) Usage(_ context.Context, id string) (runtime.Usage, error) {
 	defer g.mu.Unlock()
 	return runtime.Usage{Memory: g.memory[id]}, nil
 }
+
 func (g *greedy) Written(_ context.Context, id string) (nodes.DiskUsage, error) {
 	return nodes.DiskUsage{Bytes: g.disk[id]}, nil
 }
