@@ -111,6 +111,8 @@ type ObjectHealth struct {
 	// Job is set for Jobs, CronJob for CronJobs, once they were looked at.
 	Job     *JobOverview     `json:"job,omitempty"`
 	CronJob *CronJobOverview `json:"cron_job,omitempty"`
+	// Autoscaler is set for HorizontalPodAutoscalers.
+	Autoscaler *AutoscalerOverview `json:"autoscaler,omitempty"`
 }
 
 // StorageOverview is what pages show of a claim or a volume.
@@ -131,6 +133,35 @@ type StorageOverview struct {
 	Unenforced string `json:"unenforced,omitempty"`
 	// Until is when the data of a released volume is deleted; zero for never.
 	Until time.Time `json:"until,omitzero"`
+	// Pods that are on a node and mount the claim, by name.
+	Pods []string `json:"pods,omitempty"`
+}
+
+// AutoscalerOverview is what a HorizontalPodAutoscaler has found and decided.
+type AutoscalerOverview struct {
+	Target desired.Key `json:"target"`
+	// Replicas that the target is to have; 0 while nothing is known of it.
+	Replicas int `json:"replicas"`
+	Min      int `json:"min"`
+	Max      int `json:"max"`
+	// Metrics in the order of the object.
+	Metrics []MetricOverview `json:"metrics,omitempty"`
+	// Scaled is when it last gave the target another size; zero for never, or
+	// not in living memory.
+	Scaled time.Time `json:"scaled,omitzero"`
+	// Problem says why it cannot judge, Limits what keeps it from the number that
+	// the metrics propose: Kubernetes' word and sentence.
+	Problem string   `json:"problem,omitempty"`
+	Limits  []string `json:"limits,omitempty"`
+}
+
+// MetricOverview is one metric of an autoscaler, as it last read it.
+type MetricOverview struct {
+	Name string `json:"name"`
+	// Current and Target as people write them: "45%", "1500m"; Current is empty
+	// while there is no value.
+	Current string `json:"current,omitempty"`
+	Target  string `json:"target"`
 }
 
 // JobOverview is the status of a Job's run, in Kubernetes' words.

@@ -449,6 +449,25 @@ func (s *State) scalerHealth(sc *scaler) (nodes.Health, string) {
 	return nodes.Healthy, strings.Join(parts, "; ")
 }
 
+// scalerOverview is what pages show of an autoscaler.
+func (s *State) scalerOverview(sc *scaler) *nodes.AutoscalerOverview {
+	o := &nodes.AutoscalerOverview{
+		Target: sc.target, Min: int(scale.MinReplicas(sc.object)), Max: int(sc.object.Spec.MaxReplicas), Problem: sc.advice.Problem.String(),
+	}
+	if z, ok := s.sizes.Get(sc.target); ok && sc.advice.Problem.Reason != ambiguous {
+		o.Replicas, o.Scaled = int(z.Replicas), z.Memory.Last
+	}
+	for _, r := range sc.advice.Readings {
+		o.Metrics = append(o.Metrics, nodes.MetricOverview{Name: r.Metric, Current: r.Current, Target: r.Target})
+	}
+	for _, c := range []scale.Condition{sc.advice.Unable, sc.advice.Limited} {
+		if c.Reason != "" {
+			o.Limits = append(o.Limits, c.String())
+		}
+	}
+	return o
+}
+
 // scaledDifference compares two versions of a workload whose replicas are an
 // autoscaler's: the numbers in Git are no difference, only worth a note.
 func (st *step) scaledDifference(was, is *desired.Object, autoscaler *desired.Object) (before, after *desired.Object, note string) {

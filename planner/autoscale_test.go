@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -94,6 +95,13 @@ func TestAutoscalerFollowsTheLoad(t *testing.T) {
 	w.expectPods("web", 4)
 	if !slices.ContainsFunc(plan.Actions, func(a Action) bool { return a.Verb == "scale" && strings.Contains(a.Reason, "2 → 4 replicas") }) {
 		t.Errorf("no action says that it scales: %v", plan.Actions)
+	}
+	shown := w.health(keyOf(objects[1])).Autoscaler
+	want := nodes.AutoscalerOverview{
+		Target: keyOf(objects[0]), Replicas: 4, Min: 1, Max: 6, Scaled: shown.Scaled, Metrics: []nodes.MetricOverview{{Name: "cpu", Current: "100%", Target: "50%"}},
+	}
+	if diff := cmp.Diff(want, *shown); diff != "" || shown.Scaled.IsZero() {
+		t.Errorf("overview (-want +got):\n%s", diff)
 	}
 	if got := w.rescales(); len(got) != 1 || got[0] != "New size: 4; reason: cpu resource utilization (percentage of request) above target" {
 		t.Errorf("events %v", got)

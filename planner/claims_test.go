@@ -113,7 +113,7 @@ func TestAClaimIsBoundWithItsFirstPod(t *testing.T) {
 		t.Errorf("pod and volume did not come in one assignment: %v", got)
 	}
 	w.settle()
-	if h := w.health(storage.ClaimKey("default", "data")); h.Storage.Phase != "Bound" || h.Storage.Node != pod.Node || h.Storage.Capacity != "1Gi" {
+	if h := w.health(storage.ClaimKey("default", "data")); h.Storage.Phase != "Bound" || h.Storage.Node != pod.Node || h.Storage.Capacity != "1Gi" || !slices.Equal(h.Storage.Pods, []string{pod.Name}) {
 		t.Errorf("the overview says %+v", h.Storage)
 	}
 	// Pods that come later follow the data.

@@ -159,6 +159,7 @@ func (s *State) objects() []nodes.ObjectHealth {
 				h.Health, h.Reason = svc.health()
 			} else if sc, ok := s.scalers.Get(o.Key); ok {
 				h.Health, h.Reason = s.scalerHealth(sc)
+				h.Autoscaler = s.scalerOverview(sc)
 			} else {
 				s.storageHealth(&h)
 			}

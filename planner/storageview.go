@@ -2,6 +2,7 @@ package planner
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,6 +54,7 @@ func (s *State) claimHealth(h *nodes.ObjectHealth, c *claim) {
 	h.Health, h.Created = nodes.Healthy, c.Created
 	view := &nodes.StorageOverview{Phase: string(corev1.ClaimBound), Volume: c.Volume, AccessModes: modesOf(c.Spec.AccessModes)}
 	h.Storage = view
+	view.Pods = s.mounting(c.Key)
 	size := c.wants.Size()
 	view.Capacity = size.String()
 	if c.wants.Class != nil {
@@ -88,6 +90,22 @@ func (s *State) claimHealth(h *nodes.ObjectHealth, c *claim) {
 	case s.snapshot != nil && !c.ofGit() && c.Pod == "" && !s.inGit(c.Owner):
 		h.Reason = "kept after " + c.Owner.String() + " left Git; to delete it, write the claim in Git and remove it again"
 	}
+}
+
+// mounting lists the pods on nodes that use a claim, sorted by name.
+func (s *State) mounting(k desired.Key) []string {
+	users, ok := s.users.Get(k)
+	if !ok {
+		return nil
+	}
+	var names []string
+	for uid := range keys(users) {
+		if _, p := s.pod(uid); p != nil && p.Node != "" && !p.done() {
+			names = append(names, p.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func (s *State) volumeHealth(h *nodes.ObjectHealth, v *volume) {

@@ -73,14 +73,14 @@ func (in *Input) series(m *autoscalingv2.MetricSpec, id *autoscalingv2.MetricIde
 }
 
 // podsMetric proposes by the average of a metric over the target's pods.
-func (in *Input) podsMetric(m *autoscalingv2.MetricSpec) (int32, error) {
+func (in *Input) podsMetric(m *autoscalingv2.MetricSpec) (proposal, error) {
 	target := m.Pods.Target.AverageValue
 	if target == nil {
-		return 0, errors.New("a metric of pods needs an average value as its target")
+		return proposal{}, errors.New("a metric of pods needs an average value as its target")
 	}
 	list, answer, err := in.series(m, &m.Pods.Metric)
 	if err != nil {
-		return 0, err
+		return proposal{}, err
 	}
 	values := map[string]measured{}
 	for _, s := range list {
@@ -96,13 +96,13 @@ func (in *Input) podsMetric(m *autoscalingv2.MetricSpec) (int32, error) {
 }
 
 // total proposes by one value, or the sum of several.
-func (in *Input) total(m *autoscalingv2.MetricSpec, id *autoscalingv2.MetricIdentifier, target *autoscalingv2.MetricTarget) (int32, error) {
+func (in *Input) total(m *autoscalingv2.MetricSpec, id *autoscalingv2.MetricIdentifier, target *autoscalingv2.MetricTarget) (proposal, error) {
 	list, _, err := in.series(m, id)
 	if err != nil {
-		return 0, err
+		return proposal{}, err
 	}
 	if len(list) == 0 {
-		return 0, fmt.Errorf("the query for metric %s gave no value", id.Name)
+		return proposal{}, fmt.Errorf("the query for metric %s gave no value", id.Name)
 	}
 	sum := 0.0
 	for _, s := range list {
@@ -112,18 +112,19 @@ func (in *Input) total(m *autoscalingv2.MetricSpec, id *autoscalingv2.MetricIden
 	switch {
 	case target.AverageValue != nil:
 		goal := float64(target.AverageValue.MilliValue())
-		if within(sum / (goal * float64(in.Replicas))) {
-			return in.Replicas, nil
+		ratio := sum / (goal * float64(in.Replicas))
+		if within(ratio) {
+			return proposal{in.Replicas, ratio}, nil
 		}
-		return ceil(sum / goal), nil
+		return proposal{ceil(sum / goal), ratio}, nil
 	case target.Value != nil:
 		ratio := sum / float64(target.Value.MilliValue())
 		if within(ratio) {
-			return in.Replicas, nil
+			return proposal{in.Replicas, ratio}, nil
 		}
-		return ceil(ratio * float64(in.ready())), nil
+		return proposal{ceil(ratio * float64(in.ready())), ratio}, nil
 	default:
-		return 0, errors.New("neither a value target nor an average value target was set")
+		return proposal{}, errors.New("neither a value target nor an average value target was set")
 	}
 }
 

@@ -94,8 +94,19 @@ type Advice struct {
 	// Unable and Limited say what kept the advice from the recommendation. Words
 	// and sentences are Kubernetes' conditions.
 	Problem, Unable, Limited Condition
+	// Readings are the metrics as they were found, in the order of the object;
+	// nil when they were not looked at.
+	Readings []Reading
 	// Memory to give with the next Input.
 	Memory Memory
+}
+
+// Reading is the value of one metric and what it should be, as people write
+// them: "45%", "1500m".
+type Reading struct {
+	Metric string
+	// Current is empty when there is no value.
+	Current, Target string
 }
 
 // Condition is a word and a sentence; zero when there is nothing to say.
@@ -144,7 +155,7 @@ func Advise(in Input) Advice {
 
 // judge follows the metrics.
 func (in *Input) judge(out *Advice) {
-	wanted, metric, problem := in.metrics()
+	wanted, metric, problem := in.metrics(&out.Readings)
 	out.Problem = problem
 	if metric == "" {
 		return
@@ -172,19 +183,20 @@ func (in *Input) judge(out *Advice) {
 
 // metrics gives the highest proposal. A metric that cannot be judged may hide a
 // need for more: then nothing is scaled down, and metric is empty.
-func (in *Input) metrics() (wanted int32, metric string, problem Condition) {
+func (in *Input) metrics(readings *[]Reading) (wanted int32, metric string, problem Condition) {
 	specs := in.Object.Spec.Metrics
 	failures := 0
 	for i := range specs {
 		proposal, name, err := in.metric(&specs[i])
+		*readings = append(*readings, reading(&specs[i], proposal.ratio, err))
 		if err != nil {
 			if failures++; failures == 1 {
 				problem = Condition{"FailedGet" + string(specs[i].Type) + "Metric", "the HPA was unable to compute the replica count: " + err.Error()}
 			}
 			continue
 		}
-		if metric == "" || proposal > wanted {
-			wanted, metric = proposal, name
+		if metric == "" || proposal.replicas > wanted {
+			wanted, metric = proposal.replicas, name
 		}
 	}
 	if failures > 0 && wanted < in.Replicas {
@@ -193,27 +205,33 @@ func (in *Input) metrics() (wanted int32, metric string, problem Condition) {
 	return wanted, metric, problem
 }
 
+// proposal is what one metric asks for; ratio is that of its value to its target.
+type proposal struct {
+	replicas int32
+	ratio    float64
+}
+
 // metric gives the proposal of one metric.
-func (in *Input) metric(m *autoscalingv2.MetricSpec) (proposal int32, name string, err error) {
+func (in *Input) metric(m *autoscalingv2.MetricSpec) (p proposal, name string, err error) {
 	switch m.Type {
 	case autoscalingv2.ResourceMetricSourceType:
-		proposal, err = in.resource(m.Resource.Name, "", &m.Resource.Target)
-		return proposal, fmt.Sprintf("%s resource%s", m.Resource.Name, utilization(&m.Resource.Target)), err
+		p, err = in.resource(m.Resource.Name, "", &m.Resource.Target)
+		return p, fmt.Sprintf("%s resource%s", m.Resource.Name, utilization(&m.Resource.Target)), err
 	case autoscalingv2.ContainerResourceMetricSourceType:
 		c := m.ContainerResource
-		proposal, err = in.resource(c.Name, c.Container, &c.Target)
-		return proposal, fmt.Sprintf("%s container resource%s", c.Name, utilization(&c.Target)), err
+		p, err = in.resource(c.Name, c.Container, &c.Target)
+		return p, fmt.Sprintf("%s container resource%s", c.Name, utilization(&c.Target)), err
 	case autoscalingv2.PodsMetricSourceType:
-		proposal, err = in.podsMetric(m)
-		return proposal, "pods metric " + m.Pods.Metric.Name, err
+		p, err = in.podsMetric(m)
+		return p, "pods metric " + m.Pods.Metric.Name, err
 	case autoscalingv2.ObjectMetricSourceType:
-		proposal, err = in.total(m, &m.Object.Metric, &m.Object.Target)
-		return proposal, m.Object.DescribedObject.Kind + " metric " + m.Object.Metric.Name, err
+		p, err = in.total(m, &m.Object.Metric, &m.Object.Target)
+		return p, m.Object.DescribedObject.Kind + " metric " + m.Object.Metric.Name, err
 	case autoscalingv2.ExternalMetricSourceType:
-		proposal, err = in.total(m, &m.External.Metric, &m.External.Target)
-		return proposal, "external metric " + m.External.Metric.Name, err
+		p, err = in.total(m, &m.External.Metric, &m.External.Target)
+		return p, "external metric " + m.External.Metric.Name, err
 	default:
-		return 0, "", fmt.Errorf("unknown metric source type %q", m.Type)
+		return p, "", fmt.Errorf("unknown metric source type %q", m.Type)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -190,6 +191,20 @@ func TestRecommendations(t *testing.T) {
 				t.Errorf("limited: %q, want %q", got.Limited, c.limited)
 			}
 		})
+	}
+}
+
+func TestReadings(t *testing.T) {
+	object := autoscaler(1, 10, resourceMetric("cpu", 70), averageCPU("50m"), containerCPU("other", 50), external("queue", perPod("10"), nil))
+	got := scale.Advise(scale.Input{Now: now, Object: object, Replicas: 2, Pods: pods(2, 64), Sample: samples(scale.Series{Value: 25}), Memory: scale.Memory{}})
+	want := []scale.Reading{
+		{Metric: "cpu", Current: "64%", Target: "70%"},
+		{Metric: "cpu", Current: "64m", Target: "50m"},
+		{Metric: "cpu of other", Target: "50%"},
+		{Metric: "queue", Current: "12500m", Target: "10"},
+	}
+	if diff := cmp.Diff(want, got.Readings); diff != "" {
+		t.Errorf("readings (-want +got):\n%s", diff)
 	}
 }
 

@@ -65,7 +65,7 @@ func (in *Input) unready(p *Pod, v measured) bool {
 var errNoMetrics = errors.New("did not receive metrics for targeted pods (pods might be unready)")
 
 // resource proposes by what the pods' containers use.
-func (in *Input) resource(name corev1.ResourceName, container string, target *autoscalingv2.MetricTarget) (int32, error) {
+func (in *Input) resource(name corev1.ResourceName, container string, target *autoscalingv2.MetricTarget) (proposal, error) {
 	values := map[string]measured{}
 	for i := range in.Pods {
 		if v, ok := usageOf(&in.Pods[i], name, container, in.Now); ok {
@@ -77,14 +77,14 @@ func (in *Input) resource(name corev1.ResourceName, container string, target *au
 		return in.propose(g, average(target.AverageValue.MilliValue()))
 	}
 	if target.AverageUtilization == nil {
-		return 0, errors.New("neither an average utilization target nor an average value target was set")
+		return proposal{}, errors.New("neither an average utilization target nor an average value target was set")
 	}
 	if len(g.known) == 0 {
-		return 0, errNoMetrics
+		return proposal{}, errNoMetrics
 	}
 	requests, err := in.requests(name, container)
 	if err != nil {
-		return 0, err
+		return proposal{}, err
 	}
 	return in.propose(g, &share{requests: requests, target: int64(*target.AverageUtilization)})
 }
@@ -208,21 +208,21 @@ func (s *share) ratio(values map[string]int64) (float64, error) {
 // so that it dampens: pods without a measurement use all of their target when
 // the others would go down, nothing when they would go up; unready ones nothing
 // when the others would go up.
-func (in *Input) propose(g groups, by yardstick) (int32, error) {
+func (in *Input) propose(g groups, by yardstick) (proposal, error) {
 	if len(g.known) == 0 {
-		return 0, errNoMetrics
+		return proposal{}, errNoMetrics
 	}
 	within := tolerancesOf(in.Object.Spec.Behavior).within
 	ratio, err := by.ratio(g.known)
 	if err != nil {
-		return 0, err
+		return proposal{}, err
 	}
 	upWithUnready := len(g.unready) > 0 && ratio > 1
 	if !upWithUnready && len(g.missing) == 0 {
 		if within(ratio) {
-			return in.Replicas, nil
+			return proposal{in.Replicas, ratio}, nil
 		}
-		return ceil(ratio * float64(len(g.known))), nil
+		return proposal{ceil(ratio * float64(len(g.known))), ratio}, nil
 	}
 	for _, pod := range g.missing {
 		switch {
@@ -239,16 +239,16 @@ func (in *Input) propose(g groups, by yardstick) (int32, error) {
 	}
 	damped, err := by.ratio(g.known)
 	if err != nil {
-		return 0, err
+		return proposal{}, err
 	}
 	if within(damped) || ratio < 1 && damped > 1 || ratio > 1 && damped < 1 {
-		return in.Replicas, nil
+		return proposal{in.Replicas, ratio}, nil
 	}
-	proposal := ceil(damped * float64(len(g.known)))
-	if damped < 1 && proposal > in.Replicas || damped > 1 && proposal < in.Replicas {
-		return in.Replicas, nil
+	wanted := ceil(damped * float64(len(g.known)))
+	if damped < 1 && wanted > in.Replicas || damped > 1 && wanted < in.Replicas {
+		return proposal{in.Replicas, ratio}, nil
 	}
-	return proposal, nil
+	return proposal{wanted, ratio}, nil
 }
 
 // ceil rounds up to a number of replicas that an object can have.
