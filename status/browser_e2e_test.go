@@ -135,6 +135,16 @@ func (b *browser) shot(t *testing.T, name string) {
 
 func TestBrowserEveryPageOnEveryScreen(t *testing.T) {
 	b := open(t, statustest.Troubled())
+	everyScreen(t, b, "", paths)
+}
+
+func TestBrowserShowsStorageJobsAndAutoscalers(t *testing.T) {
+	b := open(t, statustest.Stateful())
+	everyScreen(t, b, "stateful-", statefulPaths)
+}
+
+func everyScreen(t *testing.T, b *browser, prefix string, paths []string) {
+	t.Helper()
 	for _, size := range []struct {
 		name          string
 		width, height int64
@@ -146,7 +156,7 @@ func TestBrowserEveryPageOnEveryScreen(t *testing.T) {
 				if over := b.eval(t, `String(document.documentElement.scrollWidth - innerWidth)`); over != "0" {
 					t.Errorf("%s on a %s scrolls sideways by %s", path, size.name, over)
 				}
-				b.shot(t, fmt.Sprintf("%02d-%s-%s", i, size.name, scheme))
+				b.shot(t, fmt.Sprintf("%s%02d-%s-%s", prefix, i, size.name, scheme))
 			}
 			if got, dark := b.eval(t, `getComputedStyle(document.documentElement).backgroundColor`), scheme == "dark"; dark != strings.HasPrefix(got, "rgb(1") {
 				t.Errorf("background in %s: %s", scheme, got)
@@ -212,11 +222,11 @@ func TestBrowserKeyboard(t *testing.T) {
 	b := open(t, statustest.Healthy())
 	b.do(t, chromedp.Navigate(b.url), chromedp.WaitReady(chromedp.CSS("footer")))
 	var got []string
-	for range 8 {
+	for range 9 {
 		b.do(t, chromedp.KeyEvent("\t"))
 		got = append(got, b.eval(t, `document.activeElement.tagName + " " + (document.activeElement.querySelector("strong") || document.activeElement).textContent.trim()`))
 	}
-	want := []string{"A Skip to content", "A Tallyman", "A Overview", "A Workloads", "A Services", "A Objects", "A History", "A Scale web to five replicas"}
+	want := []string{"A Skip to content", "A Tallyman", "A Overview", "A Workloads", "A Services", "A Storage", "A Objects", "A History", "A Scale web to five replicas"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("order of the tab key (-want +got):\n%s", diff)
 	}

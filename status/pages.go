@@ -82,6 +82,12 @@ func functions() template.FuncMap {
 		"address":   report.Address,
 		"ports":     report.Ports,
 		"endpoints": report.Endpoints,
+		"modes":     report.Modes,
+		"jobTook":   report.JobTook,
+		"volume":    volumePath,
+		"mounts":    mountPath,
+		"phaseWord": phaseWord,
+		"beyond":    func(n int, list []string) int { return max(0, len(list)-n) },
 		"took":      report.Took,
 		"signature": report.Signature,
 		"mark":      mark,
@@ -132,6 +138,16 @@ func objectPath(k desired.Key) string {
 	return "/object/" + url.PathEscape(kind) + "/" + url.PathEscape(namespace) + "/" + url.PathEscape(k.Name)
 }
 
+// volumePath is the address of a PersistentVolume's page, mountPath that of a
+// pod in a claim's namespace.
+func volumePath(name string) string {
+	return objectPath(desired.Key{Kind: "PersistentVolume", Name: name})
+}
+
+func mountPath(claim desired.Key, pod string) string {
+	return objectPath(desired.Key{Kind: "Pod", Namespace: claim.Namespace, Name: pod})
+}
+
 func logsPath(pod desired.Key, container string) string {
 	return "/logs/" + url.PathEscape(pod.Namespace) + "/" + url.PathEscape(pod.Name) + "?container=" + url.QueryEscape(container)
 }
@@ -145,16 +161,25 @@ func podState(p *nodes.PodOverview) [2]string {
 // mark is the sign of a state, so that colour is never all there is.
 func mark(state any) string {
 	switch fmt.Sprint(state) {
-	case "healthy", "converged", "Ready":
+	case "healthy", "converged", "Ready", "Complete":
 		return "✓"
 	case "progressing", "pending":
 		return "◐"
-	case "degraded", "failed", "rejected", "error":
+	case "degraded", "failed", "rejected", "error", "Failed":
 		return "✕"
 	case "suspended", "superseded":
 		return "–"
 	}
 	return "!"
+}
+
+// phaseWord names the state of a claim or volume in the words of health. One
+// that is well and that nothing has is neither good nor bad.
+func phaseWord(s *nodes.StorageOverview, h nodes.Health) string {
+	if h == nodes.Healthy && s.Phase != "Bound" {
+		return "suspended"
+	}
+	return string(h)
 }
 
 // outcomeWord names an outcome in the words of health, for its colour.
@@ -245,7 +270,7 @@ type navigation struct{ Path, Name string }
 func (p *pages) page(v *view, live *url.URL, since string, now time.Time) (template.HTML, error) {
 	w := whole{
 		view: v, Version: p.version, Assets: p.assets, Since: since, Header: v.title(),
-		Nav: []navigation{{"/", "Overview"}, {"/workloads", "Workloads"}, {"/services", "Services"}, {"/objects", "Objects"}, {"/history", "History"}},
+		Nav: []navigation{{"/", "Overview"}, {"/workloads", "Workloads"}, {"/services", "Services"}, {"/storage", "Storage"}, {"/objects", "Objects"}, {"/history", "History"}},
 	}
 	if live != nil {
 		w.Live = "/live" + strings.TrimSuffix(live.RequestURI(), "?")

@@ -127,7 +127,7 @@ func (s *Server) Handler() http.Handler {
 func (s *Server) SocketHandler() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, page := range map[string]pageFunc{
-		"/{$}": s.index, "/workloads": s.workloads, "/services": s.services, "/objects": s.objects, "/history": s.history,
+		"/{$}": s.index, "/workloads": s.workloads, "/services": s.services, "/storage": s.storage, "/objects": s.objects, "/history": s.history,
 		"/object/{kind}/{namespace}/{name}": s.object, "/revision/{sha}": s.revision,
 	} {
 		mux.HandleFunc(pattern, s.page(page))

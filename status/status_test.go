@@ -54,14 +54,27 @@ func get(t testing.TB, h http.Handler, path string) *httptest.ResponseRecorder {
 
 // paths are pages of every sort.
 var paths = []string{
-	"/", "/workloads", "/services", "/objects", "/objects?kind=ConfigMap", "/history",
+	"/", "/workloads", "/services", "/storage", "/objects", "/objects?kind=ConfigMap", "/history",
 	"/object/Deployment.apps/shop/payments", "/object/ReplicaSet.apps/shop/payments-5d9c8b7f6", "/object/Pod/shop/payments-5d9c8b7f6-a0000",
 	"/object/Service/shop/web", "/object/Namespace/-/shop", "/revision/8d4f2e0aa0000000000000000000000000000000",
 	"/logs/shop/payments-5d9c8b7f6-a0000?container=app",
 }
 
+// statefulPaths are the pages that show statustest.Stateful.
+var statefulPaths = []string{
+	"/", "/workloads", "/storage", "/object/PersistentVolumeClaim/shop/uploads", "/object/PersistentVolume/-/pvc-0f9e8d7c-6b5a-4948-b7a6-958473625140",
+	"/object/Job.batch/shop/import", "/object/CronJob.batch/shop/nightly-report", "/object/HorizontalPodAutoscaler.autoscaling/shop/web",
+	"/object/StatefulSet.apps/shop/postgres",
+}
+
 func TestPagesAreThere(t *testing.T) {
 	s, _ := newServer(t, statustest.Troubled())
+	full, _ := newServer(t, statustest.Stateful())
+	for _, path := range statefulPaths {
+		if w := get(t, full.Handler(), path); w.Code != 200 {
+			t.Errorf("%s: status %d: %s", path, w.Code, w.Body)
+		}
+	}
 	for _, path := range paths {
 		w := get(t, s.Handler(), path)
 		if w.Code != 200 || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") {
@@ -126,6 +139,22 @@ func hostile() *nodes.Overview {
 			p.Node, p.IP, p.Status.Reason, p.Status.Message, p.UID = bad, bad, bad, bad, bad
 			p.Status.Containers = []nodes.ContainerStatus{{Name: bad, State: nodes.Waiting, Reason: bad, Message: bad, Image: bad, Last: &nodes.Termination{Reason: bad, Message: bad}}}
 			object.Pod = &p
+		}
+	}
+	for _, object := range statustest.Stateful().Objects {
+		if object.Storage != nil {
+			s := *object.Storage
+			s.Phase, s.Volume, s.Class, s.Capacity, s.Node, s.Unenforced, s.Pods = bad, bad, bad, bad, bad, bad, []string{bad}
+			object.Storage = &s
+		}
+		if object.Autoscaler != nil {
+			a := *object.Autoscaler
+			a.Problem, a.Limits, a.Metrics = bad, []string{bad}, []nodes.MetricOverview{{Name: bad, Current: bad, Target: bad}}
+			object.Autoscaler = &a
+		}
+		if object.Job != nil || object.CronJob != nil || object.Storage != nil || object.Autoscaler != nil {
+			object.Reason = bad
+			o.Objects = append(o.Objects, object)
 		}
 	}
 	o.Objects = append(o.Objects, nodes.ObjectHealth{Key: desired.Key{Group: bad, Kind: bad, Namespace: bad, Name: bad}, Health: nodes.Degraded, Reason: bad})

@@ -21,6 +21,8 @@ const (
 	overviewProblems  = 20
 	overviewHistory   = 8
 	overviewUnwell    = 20
+	overviewClaims    = 20
+	overviewLoose     = 5
 	// perPage is the length of one page of a long list, workloadsPerPage that
 	// of workloads, which are larger.
 	perPage          = 100
@@ -80,7 +82,9 @@ func (s *Server) index(o *nodes.Overview, r *http.Request) *view {
 			{Class: "now", Fragments: []fragment{{"revision", o}, {"plan", o.Plan}}},
 			{Class: "runs", Fragments: []fragment{
 				{"workloads", workloadList{namespaces(workloads, overviewWorkloads), len(workloads), pager{Total: len(workloads), Shown: min(len(workloads), overviewWorkloads), More: "/workloads"}}},
+				{"autoscalers", report.Autoscalers(o)},
 				{"services", serviceList{firstN(o.Services, overviewServices), pager{Total: len(o.Services), Shown: min(len(o.Services), overviewServices), More: "/services"}}},
+				{"storage", storageOn(o)},
 				{"kinds", kindsOf(o)},
 			}},
 			{Class: "past", Fragments: []fragment{
@@ -169,7 +173,38 @@ func namespaces(workloads []*report.Workload, n int) []namespaceList {
 func (s *Server) workloads(o *nodes.Overview, r *http.Request) *view {
 	all := report.Workloads(o)
 	part, p := paged(all, workloadsPerPage, r)
-	return list(o, "Workloads", "/workloads", fragment{"workloads", workloadList{namespaces(part, len(part)), len(all), p}})
+	return list(o, "Workloads", "/workloads", fragment{"workloads", workloadList{namespaces(part, len(part)), len(all), p}}, fragment{"autoscalers", report.Autoscalers(o)})
+}
+
+// storageList are claims, and volumes that no claim has.
+type storageList struct {
+	Claims, Loose []*nodes.ObjectHealth
+	Pager         pager
+	// Unclaimed counts the volumes that no claim has.
+	Unclaimed int
+	// Whole is set on the page that is about nothing else.
+	Whole bool
+}
+
+// storageOn is the overview's part: what needs a human, what ends soonest, and
+// some of the rest.
+func storageOn(o *nodes.Overview) storageList {
+	s := report.StorageOf(o)
+	shown := firstN(s.Claims, overviewClaims)
+	return storageList{
+		Claims: shown, Loose: firstN(s.Loose, overviewLoose), Unclaimed: len(s.Loose),
+		Pager: pager{Total: len(s.Claims), Shown: len(shown), More: "/storage"},
+	}
+}
+
+func (s *Server) storage(o *nodes.Overview, r *http.Request) *view {
+	all := report.StorageOf(o)
+	part, p := paged(slices.Concat(all.Claims, all.Loose), perPage, r)
+	l := storageList{Pager: p, Unclaimed: len(all.Loose), Whole: true}
+	l.Pager.Total = len(all.Claims)
+	claims := min(len(part), max(0, len(all.Claims)-(p.Page-1)*perPage))
+	l.Claims, l.Loose = part[:claims], part[claims:]
+	return list(o, "Storage", "/storage", fragment{"storage", l})
 }
 
 type serviceList struct {
@@ -241,7 +276,7 @@ func kindsOf(o *nodes.Overview) kindList {
 	}
 	slices.SortFunc(l.Kinds, func(a, b kindCount) int { return strings.Compare(a.Kind, b.Kind) })
 	for i := range o.Objects {
-		if object := &o.Objects[i]; unwell(object) && !report.Runs(object.Key.Kind) {
+		if object := &o.Objects[i]; unwell(object) && !report.Listed(object) {
 			l.Unwell = append(l.Unwell, object)
 		}
 	}

@@ -49,6 +49,7 @@ func TestStatus(t *testing.T) {
 		"healthy.txt":  statustest.Healthy(),
 		"troubled.txt": statustest.Troubled(),
 		"held.txt":     held(),
+		"stateful.txt": statustest.Stateful(),
 		"new.txt":      {Sync: nodes.Sync{Repo: "embedded", Branch: "main", State: "waiting", Message: "nothing was pushed yet"}},
 	} {
 		golden(t, name, Status(o, statustest.Now))

@@ -23,10 +23,15 @@ func Status(o *nodes.Overview, now time.Time) string {
 		b.WriteString("\n")
 		table(&b, func(w io.Writer) { workloadTable(w, workloads, now) })
 	}
+	if list := Autoscalers(o); len(list) > 0 {
+		b.WriteString("\n")
+		table(&b, func(w io.Writer) { autoscalerTable(w, list, now) })
+	}
 	if len(o.Services) > 0 {
 		b.WriteString("\n")
 		table(&b, func(w io.Writer) { serviceTable(w, o.Services) })
 	}
+	stored(&b, StorageOf(o), now)
 	unwell(&b, o)
 	section(&b, "waiting", o.Plan.Waiting, func(item nodes.WaitingItem) string {
 		return Clean(item.Object.String() + ": " + item.Reason)
@@ -35,6 +40,17 @@ func Status(o *nodes.Overview, now time.Time) string {
 		return string(p.Severity) + ": " + Clean(p.String())
 	})
 	return b.String()
+}
+
+func stored(b *strings.Builder, s Storage, now time.Time) {
+	if len(s.Claims) > 0 {
+		b.WriteString("\n")
+		table(b, func(w io.Writer) { claimTable(w, s.Claims) })
+	}
+	if len(s.Loose) > 0 {
+		b.WriteString("\n")
+		table(b, func(w io.Writer) { looseTable(w, s.Loose, now) })
+	}
 }
 
 // History is what `tally history` prints: revisions, the newest first.
@@ -123,7 +139,11 @@ func workloadTable(w io.Writer, workloads []*Workload, now time.Time) {
 				restarts += p.Pod.Status.Restarts()
 			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", Clean(load.Key.String()), Ready(load), restarts, Age(load.Created, now), health(load.ObjectHealth))
+		state := health(load.ObjectHealth)
+		if text := timing(load, now); text != "" {
+			state += " (" + text + ")"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", Clean(load.Key.String()), Ready(load), restarts, Age(load.Created, now), state)
 		for _, p := range pods {
 			if p.Health == nodes.Healthy || p.Pod == nil || p.Key == load.Key {
 				continue
@@ -216,7 +236,7 @@ func unwell(b *strings.Builder, o *nodes.Overview) {
 	var list []*nodes.ObjectHealth
 	for i := range o.Objects {
 		object := &o.Objects[i]
-		if !runs[object.Key.Kind] && rank(object.Health) < 2 {
+		if !Listed(object) && rank(object.Health) < 2 {
 			list = append(list, object)
 		}
 	}
