@@ -23,8 +23,7 @@ func structuralOf(s *apiextensionsv1.JSONSchemaProps) (*schema.Structural, error
 }
 
 // ValidateDefinition says what is wrong with a definition that has its
-// defaults, as an API server does when one is created, except for rules in
-// x-kubernetes-validations.
+// defaults, as an API server does when one is created.
 func ValidateDefinition(d *apiextensionsv1.CustomResourceDefinition) field.ErrorList {
 	spec, path := &d.Spec, field.NewPath("spec")
 	named := func(name string, prefix bool) []string {
@@ -257,7 +256,7 @@ func validateSchema(s *apiextensionsv1.JSONSchemaProps, path *field.Path) field.
 	}
 	errs = append(errs, schema.ValidateStructural(path, structural)...)
 	if len(errs) == 0 {
-		errs = validateDefaults(structural, path)
+		errs = append(validateDefaults(structural, path), validateRules(structural, path)...)
 	}
 	return errs
 }
