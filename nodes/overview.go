@@ -261,7 +261,8 @@ const (
 type HistoryEntry struct {
 	Revision desired.Revision `json:"revision"`
 	Outcome  Outcome          `json:"outcome"`
-	// Message is one sentence: what failed, who superseded.
+	// Message is one sentence: what failed, who superseded, which silent node may
+	// not route to what converged.
 	Message string `json:"message,omitempty"`
 	// Seen is when Tallyman noticed it, Ended when the outcome was final.
 	Seen  time.Time `json:"seen"`

@@ -59,9 +59,10 @@ func runName(name, clock string) string {
 
 func TestCronJobRuns(t *testing.T) {
 	w := newWorld(t, "n1")
-	p := w.push(cronJob("backup", "*/10 * * * *"), configMap("other", nil))
-	if !p.Wake.Equal(epoch.Add(10*time.Minute)) || len(w.made()) != 0 {
-		t.Fatalf("wakes at %s", p.Wake)
+	w.push(cronJob("backup", "*/10 * * * *"), configMap("other", nil))
+	w.goners()
+	if !w.last.Wake.Equal(epoch.Add(10*time.Minute)) || len(w.made()) != 0 {
+		t.Fatalf("wakes at %s", w.last.Wake)
 	}
 	if converged, _ := w.s.Settled(); !converged {
 		t.Fatal("a CronJob is not waited for")
@@ -173,9 +174,10 @@ func TestCronJobSuspendZoneAndTTL(t *testing.T) {
 	berlin := func(c *batchv1.CronJob) { c.Spec.TimeZone = new("Europe/Berlin") }
 	brief := func(c *batchv1.CronJob) { c.Spec.JobTemplate.Spec.TTLSecondsAfterFinished = new(int32(5)) }
 	suspended := func(c *batchv1.CronJob) { c.Spec.Suspend = new(true) }
-	p := w.push(cronJob("zone", "0 14 * * *", berlin, brief), cronJob("idle", "* * * * *", suspended))
-	if !p.Wake.Equal(epoch.Add(time.Hour)) || w.verdict("idle").Health != nodes.Suspended {
-		t.Fatalf("wakes at %s, %+v", p.Wake, w.verdict("idle"))
+	w.push(cronJob("zone", "0 14 * * *", berlin, brief), cronJob("idle", "* * * * *", suspended))
+	w.goners()
+	if !w.last.Wake.Equal(epoch.Add(time.Hour)) || w.verdict("idle").Health != nodes.Suspended {
+		t.Fatalf("wakes at %s, %+v", w.last.Wake, w.verdict("idle"))
 	}
 	name := runName("zone", "13:00:00")
 	w.at("13:00:00")

@@ -99,6 +99,7 @@ func TestJobRunsOnce(t *testing.T) {
 	for range 2 {
 		w.end(w.working("once")[0], 0)
 	}
+	w.goners()
 	if converged, failed := w.s.Settled(); !converged || failed != "" {
 		t.Fatalf("not converged: %q, %v", failed, w.s.Progress())
 	}
@@ -244,6 +245,7 @@ func TestRunningJobHoldsNoLaterRevision(t *testing.T) {
 	w.push(job("long", 1, 1))
 	w.now = w.now.Add(time.Minute)
 	w.push(job("long", 1, 1), configMap("other", nil))
+	w.goners()
 	if converged, failed := w.s.Settled(); !converged || failed != "" {
 		t.Fatalf("%q", failed)
 	}
@@ -290,6 +292,7 @@ func TestJobExpires(t *testing.T) {
 	w := newWorld(t, "n1")
 	w.push(job("brief", 1, 1, brief))
 	w.end(w.working("brief")[0], 0)
+	w.goners()
 	if !w.last.Wake.Equal(w.now.Add(30 * time.Second)) {
 		t.Fatalf("wakes at %s", w.last.Wake)
 	}

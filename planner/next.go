@@ -46,6 +46,7 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 		st.routeServices()
 		st.drainPods()
 		st.assess()
+		st.oweRoutes()
 	}
 	return st.finish()
 }
@@ -86,7 +87,7 @@ func begin(s *State, now time.Time) *step {
 	if next.started.IsZero() {
 		next.started = now
 	}
-	next.actions = nil
+	next.at, next.actions = now, nil
 	return &step{
 		State:         &next,
 		base:          s,
@@ -175,7 +176,9 @@ func (st *step) finish() (*State, *Plan) {
 		st.wakeAt(g.wake)
 	}
 	st.plan.Waiting = append(st.plan.Waiting, st.storageWaits...)
+	st.plan.Waiting = append(st.plan.Waiting, st.routeWaits()...)
 	st.wakeAt(st.storageWake)
+	st.wakeForRoutes()
 	if st.snapshot != nil && st.routesWait() {
 		st.wakeAt(st.started.Add(startPatience))
 	}

@@ -54,10 +54,11 @@ func (s *State) waiting() []nodes.WaitingItem {
 			out = append(out, g.waiting...)
 		}
 	}
-	return append(out, s.storageWaits...)
+	out = append(out, s.storageWaits...)
+	return append(out, s.routeWaits()...)
 }
 
-// WorkloadProgress is how far one workload has come.
+// WorkloadProgress is how far one workload has come, or a node with its routes.
 type WorkloadProgress struct {
 	Object desired.Key
 	// Line is what a push prints about it.
@@ -65,7 +66,8 @@ type WorkloadProgress struct {
 	Health nodes.Health
 }
 
-// Progress has one entry for each workload that is not where it should be.
+// Progress has one entry for each workload that is not where it should be, and
+// for each node that takes its time to route to them.
 func (s *State) Progress() []WorkloadProgress {
 	var out []WorkloadProgress
 	for k := range keys(s.active) {
@@ -80,14 +82,23 @@ func (s *State) Progress() []WorkloadProgress {
 			}
 		}
 	}
-	return out
+	return append(out, s.slowRoutes()...)
 }
 
-// Settled says how the revision in force ended: converged and healthy, or
-// failed with one sentence. It is neither while something that it changed is in
-// progress. What failed before the revision, and is not changed by it, does
-// not decide how it ends.
+// Settled says how the revision in force ended: converged and healthy, every
+// live node routing to what it made, or failed with one sentence. It is neither
+// while something that it changed is in progress. What failed before the
+// revision, and is not changed by it, does not decide how it ends.
 func (s *State) Settled() (converged bool, failed string) {
+	done, failed := s.carriedOut()
+	if !done {
+		return false, failed
+	}
+	return s.routesInForce(), s.lateRoutes()
+}
+
+// carriedOut is Settled for all but the nodes' routes.
+func (s *State) carriedOut() (done bool, failed string) {
 	if s.snapshot == nil {
 		return false, ""
 	}

@@ -40,8 +40,8 @@ type State struct {
 	recorded, informed bool
 	// lent is set when the record is a node's ledger, which may be old.
 	lent bool
-	// started is the first instant that the planner saw.
-	started time.Time
+	// started is the first instant that the planner saw, at the newest.
+	started, at time.Time
 
 	groups   *immutable.SortedMap[desired.Key, *group]
 	services *immutable.SortedMap[desired.Key, *service]
@@ -71,6 +71,9 @@ type State struct {
 	addrs                      *immutable.Map[netip.Addr, desired.Key]
 	nodePorts                  *immutable.Map[route.NodePort, desired.Key]
 	routes                     *proxy.Table
+	// owed is the generation of routes that the revision in force needs; 0
+	// while something else of it is still to come.
+	owed uint64
 	// repelling counts the bound pods that keep others away.
 	repelling int
 	// troubled counts the services that can't have what they ask for.
@@ -229,6 +232,9 @@ type node struct {
 	reported bool
 	load     *place.Node
 	pods     *immutable.SortedMap[nodes.UID, *nodes.Pod]
+	// behind is since when the node, while live, has not had the routes that the
+	// revision in force needs; zero when it has them.
+	behind time.Time
 	// configs counts the pods that read each ConfigMap or Secret.
 	configs *immutable.SortedMap[desired.Key, int]
 }
@@ -322,6 +328,7 @@ const (
 	kindConfigMap = "ConfigMap"
 	kindSecret    = "Secret"
 	kindNamespace = "Namespace"
+	kindNode      = "Node"
 
 	kindClaim  = "PersistentVolumeClaim"
 	kindVolume = "PersistentVolume"

@@ -53,7 +53,8 @@ type machine struct {
 	status map[nodes.UID]*nodes.PodStatus
 	table  *proxy.Table
 	ledger []nodes.Decision
-	nextIP int
+	// index tells its addresses from those of others.
+	index, nextIP int
 	// disk holds the volumes whose data the node has; told are those whose state
 	// it has reported.
 	disk map[string]*nodes.Volume
@@ -66,8 +67,8 @@ type machine struct {
 
 func newWorld(t fataler, names ...string) *world {
 	w := &world{t: t, s: New(testConfig), now: epoch, record: map[decisionID]nodes.Decision{}, machines: map[string]*machine{}, source: "embedded"}
-	for _, name := range names {
-		w.machines[name] = &machine{name: name, held: map[nodes.UID]*nodes.Pod{}, status: map[nodes.UID]*nodes.PodStatus{}, disk: map[string]*nodes.Volume{}}
+	for i, name := range names {
+		w.machines[name] = &machine{name: name, index: i, held: map[nodes.UID]*nodes.Pod{}, status: map[nodes.UID]*nodes.PodStatus{}, disk: map[string]*nodes.Volume{}}
 	}
 	for _, name := range names {
 		w.join(name)
@@ -164,7 +165,33 @@ func (w *world) next(c Change) *Plan {
 	for _, m := range w.machines {
 		m.keep(w.s, p.Decisions)
 	}
+	w.checkReachable(before)
 	return p
+}
+
+// checkReachable: when a revision is said to be converged, every live node
+// routes to every pod that serves.
+func (w *world) checkReachable(before *State) {
+	if was, _ := before.Settled(); was && before.snapshot == w.s.snapshot {
+		return
+	}
+	if converged, _ := w.s.Settled(); !converged {
+		return
+	}
+	w.t.Helper()
+	for _, m := range w.machines {
+		if n, _ := w.s.nodes.Get(m.name); !n.live() {
+			continue
+		}
+		for _, g := range entries(w.s.groups) {
+			for _, p := range g.pods {
+				served := p.serving() && w.s.answersFor(g) && len(w.s.servicesOf(p.Namespace, p.AllLabels())) > 0
+				if n, _ := w.s.nodes.Get(p.Node); served && n.live() && !m.routesTo(p) {
+					w.t.Fatalf("converged, and node %s does not route to pod %s", m.name, p.Name)
+				}
+			}
+		}
+	}
 }
 
 // keep is the ledger of a node that is connected.
@@ -231,7 +258,7 @@ func (m *machine) setReady(uid nodes.UID, ready bool, now time.Time) nodes.PodSt
 	}
 	if s.IP == "" {
 		m.nextIP++
-		s.IP = fmt.Sprintf("10.244.%d.%d", m.nextIP/200, m.nextIP%200+1)
+		s.IP = fmt.Sprintf("10.244.%d.%d", 50*m.index+m.nextIP/200, m.nextIP%200+1)
 	}
 	if !ready {
 		s.Containers = []nodes.ContainerStatus{{Name: "main", State: nodes.Waiting, Reason: "CrashLoopBackOff", Message: "back-off"}}

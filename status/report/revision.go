@@ -37,19 +37,35 @@ func fateInForce(o *nodes.Overview) Fate {
 	case o.Outcome == nodes.OutcomeFailed:
 		return Fate{Done: true, Message: fmt.Sprintf("revision %s failed: %s", short, failure(o, verdict.Sentence))}
 	case o.Outcome == nodes.OutcomeConverged && Count(o).Degraded == 0:
-		return Fate{Done: true, Good: true, Message: fmt.Sprintf("revision %s is converged and healthy", short)}
+		return Fate{Done: true, Good: true, Message: fmt.Sprintf("revision %s is converged and healthy%s", short, caveat(o))}
 	}
 	return Fate{Message: fmt.Sprintf("revision %s: %s", short, verdict.Sentence)}
 }
 
 // failure is the sentence that a push is told, or otherwise.
 func failure(o *nodes.Overview, otherwise string) string {
+	if said := said(o, nodes.OutcomeFailed); said != "" {
+		return said
+	}
+	return otherwise
+}
+
+// caveat is what the convergence of the revision in force leaves out.
+func caveat(o *nodes.Overview) string {
+	if said := said(o, nodes.OutcomeConverged); said != "" {
+		return "; " + said
+	}
+	return ""
+}
+
+// said is the message of the revision in force with this outcome.
+func said(o *nodes.Overview, outcome nodes.Outcome) string {
 	for _, e := range o.History {
-		if e.Revision.SHA == o.InForce.SHA && e.Outcome == nodes.OutcomeFailed && e.Message != "" {
+		if e.Revision.SHA == o.InForce.SHA && e.Outcome == outcome {
 			return e.Message
 		}
 	}
-	return otherwise
+	return ""
 }
 
 func fateRecorded(e nodes.HistoryEntry) Fate {

@@ -70,7 +70,7 @@ func (r *runner) assess() {
 	converged, failed := r.state.Settled()
 	switch {
 	case converged:
-		r.end(e.Revision, nodes.OutcomeConverged, "", 0)
+		r.end(e.Revision, nodes.OutcomeConverged, r.state.Unrouted(), 0)
 		r.o.Log.Info("revision converged", "revision", e.Revision.SHA, "after", r.now().Sub(e.Seen))
 	case failed == "":
 	case e.Outcome != nodes.OutcomeFailed:

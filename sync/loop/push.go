@@ -121,7 +121,11 @@ func (l *Loop) Follow(ctx context.Context, sha string, w io.Writer) error {
 func verdict(out *lines, v *view, e nodes.HistoryEntry) bool {
 	switch e.Outcome {
 	case nodes.OutcomeConverged:
-		out.printf("converged in %.1f s", e.Ended.Sub(e.Seen).Seconds())
+		took := fmt.Sprintf("converged in %.1f s", e.Ended.Sub(e.Seen).Seconds())
+		if e.Message != "" {
+			took += "; " + e.Message
+		}
+		out.printf("%s", took)
 	case nodes.OutcomeFailed:
 		out.printf("failed: %s", e.Message)
 		out.printf("what runs is kept as it is; push a correction or revert (git revert %s)", e.Revision.Short())

@@ -1,0 +1,151 @@
+package planner
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+const (
+	// routesSlow is how long a node may take to put routes into force before
+	// anybody is told of it.
+	routesSlow = time.Second
+	// routesPatience is how long it may take before the revision that needs
+	// the routes has failed.
+	routesPatience = time.Minute
+)
+
+// oweRoutes notes which generation of the route table the revision in force
+// needs, and which nodes don't have it yet. It is the one with which all else
+// was done: tables after it follow what happens to pods later, and a node that
+// is always one behind holds nobody up.
+func (st *step) oweRoutes() {
+	done, _ := st.carriedOut()
+	switch {
+	case !done || st.routes == nil:
+		st.owed = 0
+	case st.owed == 0 || st.snapshot != st.base.snapshot || st.nodesTurned():
+		st.owed = st.routes.Generation
+	}
+	for name, n := range entries(st.nodes) {
+		since := n.behind
+		switch behind := n.live() && st.lacksRoutes(n); {
+		case !behind:
+			since = time.Time{}
+		case since.IsZero() || st.owed != st.base.owed:
+			since = st.now
+		}
+		if !since.Equal(n.behind) {
+			clone := *n
+			clone.behind = since
+			st.nodes = st.nodes.Set(name, &clone)
+		}
+	}
+}
+
+// nodesTurned reports whether a node came or went in this step.
+func (st *step) nodesTurned() bool {
+	for name, n := range entries(st.nodes) {
+		if before, _ := st.base.nodes.Get(name); n != before && n.live() != before.live() {
+			return true
+		}
+	}
+	return false
+}
+
+// lacksRoutes reports whether a node does not have the routes in force that
+// the revision in force needs.
+func (s *State) lacksRoutes(n *node) bool { return s.owed > 0 && n.Routes < s.owed }
+
+// routesInForce reports whether every live node has the routes that the
+// revision in force needs. Nothing is routed before a node has reported.
+func (s *State) routesInForce() bool {
+	if !s.informed {
+		return true
+	}
+	return s.owed > 0 && s.drained(s.owed)
+}
+
+// routeWaits are the nodes that the revision in force waits for, and until
+// when: those that have not put its routes into force, or without whose
+// reports there can be no table yet.
+func (s *State) routeWaits() (out []nodes.WaitingItem) {
+	unknown := s.snapshot != nil && s.informed && s.routes == nil
+	for name, n := range entries(s.nodes) {
+		switch {
+		case !n.behind.IsZero():
+			out = append(out, nodes.WaitingItem{
+				Object: nodeKey(name), Reason: "has not put the newest routes into force yet", Deadline: n.behind.Add(routesPatience),
+			})
+		case unknown && !n.reported && n.pods.Len() > 0:
+			out = append(out, nodes.WaitingItem{
+				Object: nodeKey(name), Reason: "has not reported since the server started; routes are made when it has, or without it", Deadline: s.started.Add(startPatience),
+			})
+		}
+	}
+	return out
+}
+
+// wakeForRoutes looks again when a node has been behind for long.
+func (st *step) wakeForRoutes() {
+	for _, n := range entries(st.nodes) {
+		for _, patience := range []time.Duration{routesSlow, routesPatience} {
+			if due := n.behind.Add(patience); !n.behind.IsZero() && due.After(st.now) {
+				st.wakeAt(due)
+				break
+			}
+		}
+	}
+}
+
+// lateRoutes is the failure of the first node that has not put the routes into
+// force in time; empty when there is none.
+func (s *State) lateRoutes() string {
+	for name, n := range entries(s.nodes) {
+		if s.behindFor(n, routesPatience) {
+			return clean(fmt.Sprintf("node %s has not put the routes of this revision into force for %s; its agent's log says why", name, routesPatience))
+		}
+	}
+	return ""
+}
+
+// slowRoutes tells a push of the nodes that take their time.
+func (s *State) slowRoutes() (out []WorkloadProgress) {
+	for name, n := range entries(s.nodes) {
+		if s.behindFor(n, routesSlow) {
+			k := nodeKey(name)
+			out = append(out, WorkloadProgress{
+				Object: k, Line: clean(k.String() + ": has not put the newest routes into force yet"), Health: nodes.Progressing,
+			})
+		}
+	}
+	return out
+}
+
+func (s *State) behindFor(n *node, d time.Duration) bool {
+	return !n.behind.IsZero() && !s.at.Before(n.behind.Add(d))
+}
+
+// Unrouted says which silent nodes don't have the routes of the revision in
+// force, in one clause; empty when there are none. Nobody waits for them.
+func (s *State) Unrouted() string {
+	var names []string
+	for name, n := range entries(s.nodes) {
+		if !n.live() && s.lacksRoutes(n) {
+			names = append(names, name)
+		}
+	}
+	switch len(names) {
+	case 0:
+		return ""
+	case 1:
+		return clean("node " + names[0] + " is silent and may route as before")
+	default:
+		return clean("nodes " + strings.Join(names, ", ") + " are silent and may route as before")
+	}
+}
+
+func nodeKey(name string) desired.Key { return desired.Key{Kind: kindNode, Name: name} }
