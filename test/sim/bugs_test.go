@@ -126,6 +126,21 @@ var bugs = []Bug{
 	{Name: "deletes data without being told", Invariants: []int{5}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
 		return withVolumes(a, func(v *nodes.Volume) { v.Delete = true })
 	}},
+	{Name: "believes that routes are in force when they are handed over", Invariants: []int{10}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		state, plan := planner.Next(s, c, now)
+		o := state.Overview(now)
+		stops := slices.ContainsFunc(o.Objects, func(h nodes.ObjectHealth) bool { return h.Pod != nil && h.Pod.Stopping })
+		if plan.Routes == nil || stops {
+			return state, plan // what drains is another matter
+		}
+		var believed planner.Change
+		for _, n := range o.Nodes {
+			believed.Reports = append(believed.Reports, nodes.Report{Node: n.Name, Routes: plan.Routes.Generation})
+		}
+		state, _ = planner.Next(state, believed, now)
+		plan.Waiting = nil
+		return state, plan
+	}},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
 		chance++

@@ -48,6 +48,16 @@ type intent struct {
 	keep time.Duration
 }
 
+// serves reports whether a service leads to the pods of a workload.
+func (i *intent) serves(k desired.Key) bool {
+	for service, v := range i.services {
+		if service.Namespace == k.Namespace && v.app == k.Name {
+			return true
+		}
+	}
+	return false
+}
+
 type workload struct {
 	storage
 

@@ -182,6 +182,7 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 	for _, check := range stepInvariants {
 		x.fail(check(st))
 	}
+	x.fail(x.convergedIsReachable(st))
 	if st.after.converged && len(p.Actions) == 0 && len(p.Waiting) == 0 {
 		_, more := plan(after, planner.Change{}, now)
 		x.fail(convergedPlansNothing(more))
@@ -189,6 +190,36 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 	x.noteRuns(st)
 	x.last = st.after
 	return after, p
+}
+
+// convergedIsReachable: invariant 10. When a revision is said to be converged,
+// every node that is connected routes to every ready pod behind a service.
+func (x *witness) convergedIsReachable(st *step) error {
+	if !st.after.converged || st.before.converged && st.before.force == st.after.force || st.intent == nil {
+		return nil
+	}
+	var want []string
+	for _, p := range st.after.pods {
+		if p.ready && !p.stopping && st.after.nodes[p.node].Ready && st.intent.serves(p.workload) {
+			want = append(want, p.namespace+"/"+p.name+" "+p.addr)
+		}
+	}
+	for _, m := range x.world.nodes {
+		// What an agent that came back has in force is the older table that it had
+		// stored, until its session begins.
+		back := m.since.After(x.world.began) && time.Since(m.since) < settled
+		if m.agent == nil || back || !st.after.nodes[m.name].Ready {
+			continue
+		}
+		routed := routed(m.kernel.table())
+		for _, pod := range want {
+			if !routed[pod] {
+				return violated(10, "revision %s is said to be converged, and node %s does not route to pod %s but by %s",
+					st.after.force[36:], m.name, pod, printRoutes(m.kernel.table()))
+			}
+		}
+	}
+	return nil
 }
 
 // run is what a Job's run was begun for, and when.
@@ -429,6 +460,7 @@ type view struct {
 type podView struct {
 	workload             desired.Key
 	namespace, name      string
+	addr                 string
 	node, revision, hash string
 	stopping, done       bool
 	ready                bool
@@ -470,7 +502,7 @@ func newView(o *nodes.Overview) *view {
 func newPodView(h *nodes.ObjectHealth, owners map[desired.Key]desired.Key) podView {
 	s := &h.Pod.Status
 	p := podView{
-		workload: h.Owner, namespace: h.Key.Namespace, name: h.Key.Name, node: h.Pod.Node, revision: h.Pod.Revision, hash: h.Template,
+		workload: h.Owner, namespace: h.Key.Namespace, name: h.Key.Name, addr: h.Pod.IP, node: h.Pod.Node, revision: h.Pod.Revision, hash: h.Template,
 		stopping: h.Pod.Stopping, done: s.Done(), ready: s.Ready, readySince: s.ReadySince,
 	}
 	if top, found := owners[h.Owner]; found {
