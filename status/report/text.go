@@ -34,7 +34,11 @@ func Status(o *nodes.Overview, now time.Time) string {
 	stored(&b, StorageOf(o), now)
 	unwell(&b, o)
 	section(&b, "waiting", o.Plan.Waiting, func(item nodes.WaitingItem) string {
-		return Clean(item.Object.String() + ": " + item.Reason)
+		line := Clean(item.Object.String() + ": " + item.Reason)
+		if left := item.Deadline.Sub(now); left > 0 {
+			line += " (for another " + Duration(left) + " at most)"
+		}
+		return line
 	})
 	section(&b, "warnings and notes", desired.Fold(o.Problems), func(p desired.Problem) string {
 		return string(p.Severity) + ": " + Clean(p.String())
