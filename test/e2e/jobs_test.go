@@ -101,8 +101,15 @@ podFailurePolicy: {rules: [{action: FailJob, onExitCodes: {operator: In, values:
 		r := w.clone.Push()
 		contains(t, "push", r.Err, "failed", "Job default/bad: PodFailurePolicy: Container main for pod bad-", "failed with exit code 3 matching FailJob rule at index 0")
 		contains(t, "status", w.Tally("status").Out, "Job default/bad", "degraded: PodFailurePolicy", "Job default/three", "3/3")
-		w.clone.Git("rm", "-q", "bad.yaml")
-		w.clone.Apply("without it")
+		w.clone.Write("bad.yaml", jobManifest("bad", "", w.jobSpec(`end, "no luck", "7"`, "backoffLimit: 0")))
+		w.clone.Commit("bad in another way")
+		r = w.clone.Push()
+		contains(t, "push", r.Err, "failed: Job default/bad: BackoffLimitExceeded", "exit code 7")
+		w.clone.Write("bad.yaml", jobManifest("bad", "", w.jobSpec("append, /out/good, x", "backoffLimit: 0")))
+		w.clone.Apply("a good one")
+		if got := w.lines("good"); len(got) != 1 {
+			t.Errorf("the corrected Job ran %d times", len(got))
+		}
 	})
 	t.Run("CronJob", func(t *testing.T) {
 		w := w.in(t)

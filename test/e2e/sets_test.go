@@ -186,30 +186,58 @@ func TestDaemonSet(t *testing.T) {
 	})
 }
 
-// TestSetRolloutsStop pushes what can't get ready: the push says what has failed
-// and why, and the next one repairs it, though a pod in order never got ready.
+// TestSetRolloutsStop pushes what can't get ready: push, page and commands say
+// what has failed and why, and the next push repairs it, though a pod in order
+// never got ready.
 func TestSetRolloutsStop(t *testing.T) {
 	w := newWorld(t)
 	host := t.TempDir()
-	manifest := func(kind, version, more string) string {
-		text := set(kind, "db", map[string]string{"StatefulSet": "serviceName: db\nreplicas: 2"}[kind], host, version)
-		text = strings.Replace(text, "metadata: {name: db}", "metadata: {name: db, annotations: {tallyman.dev/progress-deadline-seconds: \"2\"}}", 1)
-		return strings.Replace(text, `"/host/log=end $(NAME)"]`, `"/host/log=end $(NAME)"`+more+"]", 1) + governing
+	specs := map[string]string{
+		"StatefulSet": "serviceName: db\nreplicas: 2",
+		"DaemonSet":   "updateStrategy: {rollingUpdate: {maxUnavailable: 1}}",
 	}
-	for _, kind := range []string{"StatefulSet", "DaemonSet"} {
-		t.Run(kind, func(t *testing.T) {
+	manifest := func(kind, version string) string { return set(kind, "db", specs[kind], host, version) + governing }
+	impatient := strings.NewReplacer("metadata: {name: db}\nspec:\n  selector", "metadata: {name: db, annotations: {tallyman.dev/progress-deadline-seconds: \"4\"}}\nspec:\n  selector")
+	for _, c := range []struct {
+		kind, what string
+		before     bool // something good ran
+		from, to   string
+		far, why   string
+	}{
+		{"StatefulSet", "probe", true, `log=end $(NAME)"]`, `log=end $(NAME)", -ready=false]`, "0 of 2 updated pods available", "pod db-1: ContainersNotReady: container main: Readiness probe failed"},
+		{"StatefulSet", "image", true, insideImage, machine.RegistryAddress + "/inside:none", "0 of 2 updated pods available", "inside:none"},
+		{"StatefulSet", "stuck at ordinal 0", false, `log=end $(NAME)"]`, `log=end $(NAME)", -ready=false]`, "0 of 2 pods available", "pod db-0: ContainersNotReady: container main: Readiness probe failed"},
+		{"DaemonSet", "probe", true, `log=end $(NAME)"]`, `log=end $(NAME)", -ready=false]`, "0 of 1 pod available", "Readiness probe failed"},
+		{"DaemonSet", "image", true, insideImage, machine.RegistryAddress + "/inside:none", "0 of 1 pod available", "inside:none"},
+	} {
+		t.Run(c.kind+" "+c.what, func(t *testing.T) {
 			w := w.in(t)
-			w.clone.Write("db.yaml", manifest(kind, "1", ""))
-			w.clone.Apply(kind + " good")
-			w.clone.Write("db.yaml", manifest(kind, "2", ", -ready=false"))
-			sha := w.clone.Commit(kind + " bad")
-			r := w.clone.Push()
-			contains(t, "the push", r.Err, "failed: "+kind+" default/db: ProgressDeadlineExceeded: no progress for 2s", "Readiness probe failed", "git revert "+sha[:7])
-			if s := w.Tally("status"); s.Code != 3 || !strings.Contains(s.Out, "ProgressDeadlineExceeded") {
-				t.Errorf("tally status: exit code %d: %s", s.Code, s.Out)
+			w.clone.Write("keep.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: "+strings.ToLower(c.kind)+"}\n")
+			w.clone.Write("db.yaml", "# nothing yet\n")
+			if c.before {
+				w.clone.Write("db.yaml", manifest(c.kind, "1"))
 			}
-			w.clone.Write("db.yaml", manifest(kind, "3", ""))
-			w.clone.Apply(kind + " better")
+			w.clone.Apply(c.kind + " good")
+			w.clone.Write("db.yaml", strings.Replace(impatient.Replace(manifest(c.kind, "2")), c.from, c.to, 1))
+			sha := w.clone.Commit(c.kind + " bad")
+			r := w.clone.Push()
+			verdict := c.kind + " default/db: ProgressDeadlineExceeded: no progress for 4s, " + c.far
+			contains(t, "the push", r.Err, "failed: "+verdict, c.why, "git revert "+sha[:7])
+			waited := w.Tally("wait", "--commit", sha, "--timeout", "10s")
+			contains(t, "tally wait", waited.Err, verdict, c.why)
+			s := w.Tally("status")
+			contains(t, "tally status", s.Out, "ProgressDeadlineExceeded: no progress for 4s, "+c.far, c.why)
+			if waited.Code != 3 || s.Code != 3 {
+				t.Errorf("exit code %d of tally wait, %d of tally status, want 3", waited.Code, s.Code)
+			}
+			contains(t, "tally history", w.Tally("history").Out, verdict)
+			page, err := w.page("/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			contains(t, "the page", page, "ProgressDeadlineExceeded: no progress for 4s, "+c.far, c.why)
+			w.clone.Write("db.yaml", manifest(c.kind, "3"))
+			w.clone.Apply(c.kind + " better")
 			for name, p := range w.living("db-") {
 				if version := ask[map[string]string](w, p.Status.IP, "/env")["VERSION"]; version != "3" {
 					t.Errorf("%s has version %s", name, version)
