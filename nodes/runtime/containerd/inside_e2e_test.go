@@ -411,6 +411,8 @@ func TestPullByDigestAndMirrorAndLogin(t *testing.T) {
 		{nil, false},
 		{[]runtime.Auth{{Registry: locked.Addr, Username: "jo", Password: "wrong"}}, false},
 		{[]runtime.Auth{{Registry: "other.test", Username: "jo", Password: "secret"}}, false},
+		{[]runtime.Auth{{Registry: locked.Addr, Username: "jo", Password: "wrong"}, {Registry: locked.Addr, Username: "ann", Password: "secret"}}, false},
+		{[]runtime.Auth{{Registry: locked.Addr, Username: "jo", Password: "wrong"}, {Registry: locked.Addr, Username: "jo", Password: "secret"}}, true},
 		{[]runtime.Auth{{Registry: locked.Addr + "/public", Username: "x"}, {Registry: "https://" + locked.Addr + "/v2/", Username: "jo", Password: "secret"}}, true},
 	} {
 		_, err := r.Pull(t.Context(), ref, runtime.PullOptions{Auths: test.auths})

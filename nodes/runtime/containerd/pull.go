@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,12 +37,29 @@ func (r *Runtime) Pull(ctx context.Context, ref string, o runtime.PullOptions) (
 		return runtime.Image{}, &PullError{Ref: ref, Reason: "it is not a valid image reference", Err: err}
 	}
 	img, err := r.pulls.share(ctx, pullKey(named, o.Auths), o.Progress, func(ctx context.Context, meter *meter) (*image, error) {
-		return r.pull(ctx, named, o.Auths, meter)
+		return withLogins(o.Auths, named, func(auths []runtime.Auth) (*image, error) { return r.pull(ctx, named, auths, meter) })
 	})
 	if err != nil {
 		return runtime.Image{}, explainPull(named, err)
 	}
 	return img.Image, nil
+}
+
+// withLogins pulls with the first login that fits the image, and with the next
+// as long as the registry refuses: a Secret may still hold an old one.
+func withLogins(auths []runtime.Auth, named reference.Named, pull func([]runtime.Auth) (*image, error)) (*image, error) {
+	for {
+		img, err := pull(auths)
+		used := login(auths, reference.Domain(named), named)
+		if err == nil || used < 0 || !refused(native(err)) {
+			return img, err
+		}
+		rest := slices.Delete(slices.Clone(auths), used, used+1)
+		if login(rest, reference.Domain(named), named) < 0 {
+			return img, err
+		}
+		auths = rest
+	}
 }
 
 func (r *Runtime) pull(ctx context.Context, named reference.Named, auths []runtime.Auth, m *meter) (*image, error) {
@@ -77,20 +96,36 @@ func (r *Runtime) resolver(ctx context.Context, named reference.Named, auths []r
 
 // credentials returns the first login that fits a host that an image is fetched from.
 func credentials(auths []runtime.Auth, host string, named reference.Named) (user, secret string) {
-	for _, a := range auths {
-		registry, prefix, _ := strings.Cut(bare(a.Registry), "/")
-		if canonicalHost(registry) != canonicalHost(host) {
-			continue
-		}
-		if prefix != "" && !covers(prefix, reference.Path(named)) {
-			continue
-		}
-		if a.IdentityToken != "" {
-			return "", a.IdentityToken // containerd takes this for a token to exchange
-		}
-		return a.Username, a.Password
+	i := login(auths, host, named)
+	switch {
+	case i < 0:
+		return "", ""
+	case auths[i].IdentityToken != "":
+		return "", auths[i].IdentityToken // containerd takes this for a token to exchange
 	}
-	return "", ""
+	return auths[i].Username, auths[i].Password
+}
+
+// login finds the first login that fits; -1 when none does.
+func login(auths []runtime.Auth, host string, named reference.Named) int {
+	return slices.IndexFunc(auths, func(a runtime.Auth) bool {
+		registry, prefix, _ := strings.Cut(bare(a.Registry), "/")
+		return sameHost(canonicalHost(registry), canonicalHost(host)) && (prefix == "" || covers(prefix, reference.Path(named)))
+	})
+}
+
+// sameHost compares hosts part by part; the pattern's parts may have wildcards,
+// as in *.example.org, its port none.
+func sameHost(pattern, host string) bool {
+	pattern, wanted, _ := strings.Cut(pattern, ":")
+	host, port, _ := strings.Cut(host, ":")
+	if wanted != port {
+		return false
+	}
+	return slices.EqualFunc(strings.Split(pattern, "."), strings.Split(host, "."), func(pattern, part string) bool {
+		fits, err := path.Match(pattern, part)
+		return err == nil && fits
+	})
 }
 
 // bare takes off what docker's configuration files write around a registry.

@@ -66,8 +66,7 @@ func pullReason(named reference.Named, err error) string {
 		return fmt.Sprintf("the certificate of %s is not trusted (%s)", registry, lastPart(text, "x509: "))
 	case strings.Contains(text, "no match for platform"):
 		return fmt.Sprintf("the image is not made for %s/%s", goruntime.GOOS, goruntime.GOARCH)
-	case errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden),
-		strings.Contains(text, "pull access denied"), strings.Contains(text, "authorization failed"), strings.Contains(text, "401 Unauthorized"):
+	case refused(err):
 		return fmt.Sprintf("unauthorized: %s wants a login for this image, or another one", registry)
 	case errdefs.IsNotFound(err), strings.Contains(text, "manifest unknown"), strings.Contains(text, "404 Not Found"):
 		return fmt.Sprintf("manifest unknown: %s has no such image", registry)
@@ -81,6 +80,15 @@ func pullReason(named reference.Named, err error) string {
 		return fmt.Sprintf("%s does not answer in time", registry)
 	}
 	return oneLine(text)
+}
+
+// refused tells that a registry wants a login, or another one.
+func refused(err error) bool {
+	if status, ok := errors.AsType[remoteserrors.ErrUnexpectedStatus](err); ok && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden) {
+		return true
+	}
+	text := err.Error()
+	return strings.Contains(text, "pull access denied") || strings.Contains(text, "authorization failed") || strings.Contains(text, "401 Unauthorized")
 }
 
 // lastPart is what follows the last occurrence of a mark.

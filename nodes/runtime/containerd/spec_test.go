@@ -108,6 +108,7 @@ func TestCredentials(t *testing.T) {
 		{Registry: "registry.test:5000/team", Username: "team", Password: "p"},
 		{Registry: "registry.test:5000", Username: "all"},
 		{Registry: "https://index.docker.io/v1/", IdentityToken: "token"},
+		{Registry: "*.dkr.*.cloud.test", Username: "cloud"},
 	}
 	for _, test := range []struct {
 		host         string
@@ -117,6 +118,9 @@ func TestCredentials(t *testing.T) {
 		{"registry.test:5000", named, "team", "p"},
 		{"registry-1.docker.io", hub, "", "token"},
 		{"other.test", named, "", ""},
+		{"123.dkr.west-1.cloud.test", named, "cloud", ""},
+		{"a.123.dkr.west-1.cloud.test", named, "", ""},
+		{"123.dkr.west-1.cloud.test:5000", named, "", ""},
 	} {
 		user, secret := credentials(auths, test.host, test.image)
 		if user != test.user || secret != test.secret {
