@@ -74,3 +74,30 @@ func TestMemoryBound(t *testing.T) {
 		}
 	}
 }
+
+// TestLimitsThatAContainerIsTold: a program that sizes itself by its limit must
+// not take the node's memory for it when its pod has less.
+func TestLimitsThatAContainerIsTold(t *testing.T) {
+	whole := resources("", "2/2Gi")
+	zero := corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("0")}
+	p := &nodes.Pod{Template: &nodes.Template{Spec: corev1.PodSpec{Resources: &whole, Containers: []corev1.Container{
+		{Name: "own", Resources: resources("", "500m/256Mi")}, {Name: "none"}, {Name: "zero", Resources: corev1.ResourceRequirements{Limits: zero}},
+	}}}}
+	c := Context{Pod: p, Allocatable: corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("8"), corev1.ResourceMemory: resource.MustParse("64Gi"),
+		corev1.ResourceEphemeralStorage: resource.MustParse("1Ti"), "hugepages-2Mi": resource.MustParse("1Gi"),
+	}}
+	for _, test := range []struct{ container, resource, want string }{
+		{"own", "limits.memory", "268435456"}, {"none", "limits.memory", "2147483648"}, {"zero", "limits.memory", "2147483648"},
+		{"none", "limits.cpu", "2"}, {"none", "limits.ephemeral-storage", "1099511627776"}, {"none", "limits.hugepages-2Mi", "0"}, {"none", "requests.memory", "0"},
+	} {
+		got, err := c.Resource(&corev1.ResourceFieldSelector{ContainerName: test.container, Resource: test.resource}, nil)
+		if err != nil || got != test.want {
+			t.Errorf("%s of container %s is %s (%v), want %s", test.resource, test.container, got, err, test.want)
+		}
+	}
+	p.Template.Spec.Resources = nil
+	if got, err := c.Resource(&corev1.ResourceFieldSelector{ContainerName: "none", Resource: "limits.memory"}, nil); err != nil || got != "68719476736" {
+		t.Errorf("without any limit: %s, %v", got, err)
+	}
+}

@@ -128,11 +128,26 @@ func (c *Context) Resource(ref *corev1.ResourceFieldSelector, own *corev1.Contai
 	if kind == "limits" {
 		list = container.Resources.Limits
 	}
-	quantity, set := list[corev1.ResourceName(name)]
-	if !set && kind == "limits" {
-		quantity = c.Allocatable[corev1.ResourceName(name)]
+	quantity := list[corev1.ResourceName(name)]
+	if quantity.IsZero() && kind == "limits" {
+		quantity = c.bound(corev1.ResourceName(name))
 	}
 	return divide(quantity, ref.Divisor, name == string(corev1.ResourceCPU)), nil
+}
+
+// bound stands in for a limit that a container does not set: that of its pod, or
+// what the node has.
+func (c *Context) bound(name corev1.ResourceName) resource.Quantity {
+	switch name {
+	case corev1.ResourceCPU, corev1.ResourceMemory:
+		if whole := c.Pod.Template.Spec.Resources; whole != nil && positive(whole.Limits, name) {
+			return whole.Limits[name]
+		}
+	case corev1.ResourceEphemeralStorage:
+	default:
+		return resource.Quantity{} // pages of memory are never more than what is asked for
+	}
+	return c.Allocatable[name]
 }
 
 // divide rounds up, as the downward API does.
