@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -24,8 +26,15 @@ type pending struct {
 	gone     []nodes.UID
 	isGone   map[nodes.UID]bool
 	events   []nodes.Event
-	volumes  map[string]nodes.VolumeStatus
+	volumes  map[volumeKey]nodes.VolumeStatus
 	usage    map[nodes.UID]nodes.Usage
+}
+
+// volumeKey tells volumes apart: a name may come back with another uid.
+type volumeKey struct{ name, uid string }
+
+func (k volumeKey) compare(o volumeKey) int {
+	return cmp.Or(strings.Compare(k.name, o.name), strings.Compare(k.uid, o.uid))
 }
 
 func newPending() *pending {
@@ -33,7 +42,7 @@ func newPending() *pending {
 		wake:     make(chan struct{}, 1),
 		statuses: map[nodes.UID]nodes.PodStatus{},
 		isGone:   map[nodes.UID]bool{},
-		volumes:  map[string]nodes.VolumeStatus{},
+		volumes:  map[volumeKey]nodes.VolumeStatus{},
 		usage:    map[nodes.UID]nodes.Usage{},
 	}
 }
@@ -63,7 +72,7 @@ func (p *pending) add(r nodes.Report) {
 		}
 	}
 	for _, v := range r.Volumes {
-		p.volumes[v.Name] = v
+		p.volumes[volumeKey{v.Name, v.UID}] = v
 	}
 	for _, u := range r.Usage {
 		p.usage[u.Pod] = u
@@ -89,8 +98,8 @@ func (p *pending) take(node string) (r nodes.Report, ok bool) {
 			delete(p.statuses, uid)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(p.volumes)) {
-		r.Volumes = append(r.Volumes, p.volumes[name])
+	for _, key := range slices.SortedFunc(maps.Keys(p.volumes), volumeKey.compare) {
+		r.Volumes = append(r.Volumes, p.volumes[key])
 	}
 	for _, uid := range slices.Sorted(maps.Keys(p.usage)) {
 		r.Usage = append(r.Usage, p.usage[uid])

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -202,6 +203,20 @@ func TestReportsMergeWhileThereIsNoSession(t *testing.T) {
 	}
 	if _, ok := p.take("n1"); ok {
 		t.Error("taken twice")
+	}
+}
+
+// TestVolumesOfOneNameAreReportedApart: what is said of one that goes does not
+// hide that its successor is ready.
+func TestVolumesOfOneNameAreReportedApart(t *testing.T) {
+	p := newPending()
+	fresh := nodes.VolumeStatus{Name: "v", UID: "2", Phase: nodes.VolumeReady}
+	old := nodes.VolumeStatus{Name: "v", UID: "1", Phase: nodes.VolumeFailed}
+	p.add(nodes.Report{Volumes: []nodes.VolumeStatus{fresh}})
+	p.add(nodes.Report{Volumes: []nodes.VolumeStatus{old}})
+	r, _ := p.take("n1")
+	if diff := cmp.Diff([]nodes.VolumeStatus{old, fresh}, r.Volumes); diff != "" {
+		t.Error(diff)
 	}
 }
 
