@@ -88,8 +88,13 @@ func TestLimitsThatAContainerIsTold(t *testing.T) {
 		corev1.ResourceEphemeralStorage: resource.MustParse("1Ti"), "hugepages-2Mi": resource.MustParse("1Gi"),
 	}}
 	for _, test := range []struct{ container, resource, want string }{
-		{"own", "limits.memory", "268435456"}, {"none", "limits.memory", "2147483648"}, {"zero", "limits.memory", "2147483648"},
-		{"none", "limits.cpu", "2"}, {"none", "limits.ephemeral-storage", "1099511627776"}, {"none", "limits.hugepages-2Mi", "0"}, {"none", "requests.memory", "0"},
+		{"own", "limits.memory", "268435456"},
+		{"none", "limits.memory", "2147483648"},
+		{"zero", "limits.memory", "2147483648"},
+		{"none", "limits.cpu", "2"},
+		{"none", "limits.ephemeral-storage", "1099511627776"},
+		{"none", "limits.hugepages-2Mi", "0"},
+		{"none", "requests.memory", "0"},
 	} {
 		got, err := c.Resource(&corev1.ResourceFieldSelector{ContainerName: test.container, Resource: test.resource}, nil)
 		if err != nil || got != test.want {
