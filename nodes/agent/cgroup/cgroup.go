@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 
@@ -26,6 +27,9 @@ var controllers = []string{"cpu", "memory", "pids"}
 type Tree struct {
 	root string
 	v2   bool
+	// shares of the processor that all pods together have against the machine's
+	// own programs: as many as its cores are worth, as below a kubelet.
+	shares uint64
 }
 
 // New looks at the hierarchy mounted on root, usually /sys/fs/cgroup.
@@ -34,11 +38,14 @@ func New(root string) (*Tree, error) {
 	if err := unix.Statfs(root, &s); err != nil {
 		return nil, fmt.Errorf("look at control groups on %s: %w", root, err)
 	}
-	return &Tree{root: root, v2: s.Type == unix.CGROUP2_SUPER_MAGIC}, nil
+	return &Tree{root: root, v2: s.Type == unix.CGROUP2_SUPER_MAGIC, shares: uint64(goruntime.NumCPU()) * coreShares}, nil
 }
 
 // all is the group around everything that is ours.
 const all = "/tallyman"
+
+// coreShares are what one core is worth.
+const coreShares = 1024
 
 // Ensure makes the group parent ("/tallyman/…") and sets its limits. A group
 // in between ("/tallyman/besteffort/…") holds what asks for nothing: all that
@@ -52,11 +59,26 @@ func (t *Tree) Ensure(parent string, r runtime.Resources) error {
 			return err
 		}
 	}
-	return t.ensure(parent, r)
+	if err := t.ensure(parent, r); err != nil {
+		return err
+	}
+	return t.weigh()
 }
 
-// minShares is the least that the kernel takes.
-const minShares = 2
+// weigh gives the group around all pods its part of the processor. Limits that
+// somebody else has set on it stay.
+func (t *Tree) weigh() error {
+	if t.v2 {
+		return setting{dir: filepath.Join(t.root, all), file: "cpu.weight"}.write(strconv.FormatUint(weight(t.shares), 10))
+	}
+	return setting{dir: filepath.Join(t.root, "cpu", all), file: "cpu.shares"}.write(strconv.FormatUint(min(t.shares, maxShares), 10))
+}
+
+// minShares and maxShares are the least and the most that the kernel takes.
+const (
+	minShares = 2
+	maxShares = 262144
+)
 
 func (t *Tree) ensure(parent string, r runtime.Resources) error {
 	if t.v2 {
@@ -143,7 +165,7 @@ func (t *Tree) ensure2(parent string, r runtime.Resources) error {
 
 // weight converts version 1's shares (2…262144) to version 2's weight (1…10000).
 func weight(shares uint64) uint64 {
-	shares = min(max(shares, minShares), 262144)
+	shares = min(max(shares, minShares), maxShares)
 	return 1 + (shares-minShares)*9999/262142
 }
 

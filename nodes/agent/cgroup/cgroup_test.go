@@ -21,7 +21,7 @@ func hierarchy(t *testing.T, v2 bool, groups ...string) *Tree {
 	for _, group := range groups {
 		makeGroup(t, root, v2, group)
 	}
-	return &Tree{root: root, v2: v2}
+	return &Tree{root: root, v2: v2, shares: 4 * coreShares}
 }
 
 func makeGroup(t *testing.T, root string, v2 bool, group string) {
@@ -112,6 +112,33 @@ func TestBestEffortGetsWhatOthersLeave(t *testing.T) {
 		}
 		if got := values(t, tree, around); got["memory.max"] == "1048576" || got["memory.limit_in_bytes"] == "1048576" {
 			t.Error("the pod's memory limit is around all best-effort pods")
+		}
+	}
+}
+
+// TestPodsWeighAsMuchAsTheMachineHasCores: against its other programs, which
+// would otherwise leave all pods together a single one's part. What somebody
+// else limits them to stays.
+func TestPodsWeighAsMuchAsTheMachineHasCores(t *testing.T) {
+	for _, c := range []struct {
+		v2                bool
+		file, want        string
+		memory, limited   string
+		memoryFile, quota string
+	}{
+		{false, "cpu.shares", "4096", "memory/tallyman", "1048576", "memory.limit_in_bytes", "-1"},
+		{true, "cpu.weight", "157", "tallyman", "1048576", "memory.max", "max 100000"},
+	} {
+		tree := hierarchy(t, c.v2, all, group)
+		if err := os.WriteFile(filepath.Join(tree.root, c.memory, c.memoryFile), []byte(c.limited), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := tree.Ensure(group, runtime.Resources{CPUShares: 512, CPUQuota: 1000, CPUPeriod: 100_000}); err != nil {
+			t.Fatal(err)
+		}
+		got := values(t, tree, all)
+		if got[c.file] != c.want || got[c.memoryFile] != c.limited || got["cpu.max"] != "" && got["cpu.max"] != c.quota {
+			t.Errorf("the group around all pods has %v", got)
 		}
 	}
 }
