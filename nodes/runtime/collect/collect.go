@@ -27,13 +27,19 @@ type Policy struct {
 	// High is the percentage of the disk in use from which images are removed
 	// until it is at Low; 85 and 80 by default.
 	High, Low int
+	// HighFiles is the percentage of its files in use from which every unused
+	// image goes: what they free is not known. 95 by default.
+	HighFiles int
 	// MinAge is how long an image stays after its last use; 2 minutes by default.
 	MinAge time.Duration
 }
 
 // Disk is a file system's size.
 type Disk struct {
+	// Total and Used are bytes.
 	Total, Used int64
+	// Files that it can hold, and holds; zero where there is no bound.
+	Files, UsedFiles int64
 }
 
 // Image is an image with when it was last needed.
@@ -47,13 +53,19 @@ type Image struct {
 func (p Policy) withDefaults() Policy {
 	p.High = cmp.Or(p.High, 85)
 	p.Low = cmp.Or(p.Low, 80)
+	p.HighFiles = cmp.Or(p.HighFiles, 95)
 	p.MinAge = cmp.Or(p.MinAge, 2*time.Minute)
 	return p
 }
 
 // pressed reports whether the disk is too full.
 func (p Policy) pressed(disk Disk) bool {
-	return disk.Total > 0 && disk.Used*100 >= disk.Total*int64(p.withDefaults().High)
+	return disk.Total > 0 && disk.Used*100 >= disk.Total*int64(p.withDefaults().High) || p.crowded(disk)
+}
+
+// crowded reports whether the disk has room for hardly any more files.
+func (p Policy) crowded(disk Disk) bool {
+	return disk.Files > 0 && disk.UsedFiles*100 >= disk.Files*int64(p.withDefaults().HighFiles)
 }
 
 // Plan returns the IDs of the images to remove, in this order: those unused
@@ -73,7 +85,7 @@ func Plan(p Policy, images []Image, disk Disk, now time.Time) []string {
 	})
 	var remove []string
 	for _, image := range candidates {
-		if toFree <= 0 {
+		if toFree <= 0 && !p.crowded(disk) {
 			break
 		}
 		remove = append(remove, image.ID)
@@ -137,7 +149,10 @@ func StatFS(path string) func() (Disk, error) {
 		}
 		// Blocks kept for root count as used: nobody else gets them.
 		total := int64(s.Blocks) * s.Bsize
-		return Disk{Total: total, Used: total - int64(s.Bavail)*s.Bsize}, nil
+		return Disk{
+			Total: total, Used: total - int64(s.Bavail)*s.Bsize,
+			Files: int64(s.Files), UsedFiles: int64(s.Files - s.Ffree),
+		}, nil
 	}
 }
 
@@ -171,14 +186,16 @@ func (c *Collector) Round(ctx context.Context) error {
 		c.options.Pressed()
 	}
 	remove := Plan(c.options.Policy, images, disk, c.options.Now())
+	var failed []error // one image that stays must not keep the others
 	for _, id := range remove {
-		c.options.Log.Info("image removed", "image", id, "reason", "disk pressure", "disk_used", disk.Used, "disk_total", disk.Total)
 		if err := c.options.Runtime.RemoveImage(ctx, id); err != nil {
-			return err
+			failed = append(failed, err)
+			continue
 		}
+		c.options.Log.Info("image removed", "image", id, "reason", "disk pressure", "disk_used", disk.Used, "disk_total", disk.Total)
 		delete(c.lastUsed, id)
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // look brings lastUsed up to date and returns all images.

@@ -1,6 +1,8 @@
 package collect
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -26,11 +28,13 @@ func TestPlan(t *testing.T) {
 		disk Disk
 		want []string
 	}{
-		{"room enough", Disk{100, 84}, nil},
-		{"just full", Disk{100, 85}, []string{"older"}},
-		{"fuller", Disk{100, 90}, []string{"older", "old"}},
-		{"by age, then by name, never what is used or young", Disk{100, 100}, []string{"older", "old", "a", "b"}},
+		{"room enough", Disk{Total: 100, Used: 84}, nil},
+		{"just full", Disk{Total: 100, Used: 85}, []string{"older"}},
+		{"fuller", Disk{Total: 100, Used: 90}, []string{"older", "old"}},
+		{"by age, then by name, never what is used or young", Disk{Total: 100, Used: 100}, []string{"older", "old", "a", "b"}},
 		{"unknown disk", Disk{}, nil},
+		{"room for files", Disk{Total: 100, Files: 1000, UsedFiles: 949}, nil},
+		{"no room for files", Disk{Total: 100, Files: 1000, UsedFiles: 950}, []string{"older", "old", "a", "b"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -61,7 +65,7 @@ func TestRounds(t *testing.T) {
 	c, err := New(Options{
 		Pressed: func() { pressed++ },
 		Runtime: world, Now: clock, Log: slog.New(slog.DiscardHandler),
-		Disk: func() (Disk, error) { return Disk{100, used}, nil }, Needed: func() []string { return []string{"img2"} },
+		Disk: func() (Disk, error) { return Disk{Total: 100, Used: used}, nil }, Needed: func() []string { return []string{"img2"} },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -79,5 +83,47 @@ func TestRounds(t *testing.T) {
 	used = 50
 	if err := c.Round(t.Context()); err != nil || pressed != 2 {
 		t.Errorf("told %d times that the disk is too full, want 2 (%v)", pressed, err)
+	}
+}
+
+// stubborn keeps an image, whoever asks.
+type stubborn struct {
+	*fake.Runtime
+	id string
+}
+
+func (s stubborn) RemoveImage(ctx context.Context, id string) error {
+	if id == s.id {
+		return errors.New("it is stuck")
+	}
+	return s.Runtime.RemoveImage(ctx, id)
+}
+
+// TestOneImageThatStaysKeepsNoOther: it may be the one that is always first.
+func TestOneImageThatStaysKeepsNoOther(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	world := fake.New(fake.Options{Now: func() time.Time { return now }, Images: map[string]runtime.Image{"a": {ID: "a", Size: 10}, "b": {ID: "b", Size: 10}}})
+	for _, ref := range []string{"a", "b"} {
+		if _, err := world.Pull(t.Context(), ref, runtime.PullOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := New(Options{
+		Runtime: stubborn{world, "a"}, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler),
+		Disk: func() (Disk, error) { return Disk{Total: 100, Used: 100}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Round(t.Context()); err != nil { // sees them for the first time
+		t.Fatal(err)
+	}
+	now = now.Add(time.Hour)
+	if err := c.Round(t.Context()); err == nil {
+		t.Error("nothing is said of the image that stays")
+	}
+	left, err := world.Images(t.Context())
+	if err != nil || len(left) != 1 || left[0].ID != "a" {
+		t.Errorf("left %v, %v", left, err)
 	}
 }
