@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	goruntime "runtime"
 	"strconv"
@@ -40,12 +41,17 @@ func describe(o Options) (nodes.Node, int64, error) {
 		corev1.ResourcePods:             *resource.NewQuantity(maxPods, resource.DecimalSI),
 		corev1.ResourceEphemeralStorage: *resource.NewQuantity(diskSize(o.DataDir), resource.BinarySI),
 	}
-	for name, q := range o.Capacity {
-		capacity[name] = q
+	huge, err := hugePages(hugePagesDir)
+	if err != nil {
+		return nodes.Node{}, 0, fmt.Errorf("describe machine: %w", err)
 	}
+	maps.Copy(capacity, huge)
+	maps.Copy(capacity, o.Capacity)
+	allocatable := allocatable(capacity, o.Reserved)
+	withoutHugePages(capacity, allocatable)
 	return nodes.Node{
 		Name: o.Name, Labels: o.Labels, Addrs: o.Addrs,
-		Capacity: capacity, Allocatable: allocatable(capacity, o.Reserved),
+		Capacity: capacity, Allocatable: allocatable,
 		OS: goruntime.GOOS, Arch: goruntime.GOARCH, Kernel: unix.ByteSliceToString(uts.Release[:]),
 		Version: o.Version, BootID: boot,
 	}, memory, nil

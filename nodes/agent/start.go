@@ -182,7 +182,7 @@ func (m *Machine) container(name string, r *Run, attempt int) (runtime.Container
 	}
 	out.User, out.Group, out.Groups, out.StrictGroups = who.User, who.Group, who.Groups, who.Strict
 	out.Terminal, out.Stdin = c.TTY, c.Stdin
-	out.Resources = spec.Limits(s, c)
+	out.Resources, out.HugePages = spec.Limits(s, c), spec.HugePages(s, c)
 	out.OOMScoreAdj = spec.OOMScore(s, c, m.node.memory)
 	out.Security = spec.Security(s, c, m.node.seccomp)
 	if out.Devices, err = m.volumeDevices(c); err != nil {

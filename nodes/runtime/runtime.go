@@ -183,7 +183,11 @@ type Container struct {
 	Mounts  []Mount
 	Devices []Device
 
-	Resources    Resources
+	Resources Resources
+	// HugePages are what it may use of huge pages, in bytes by the size of a page
+	// in bytes; none of a size that is not there. Machines without control groups
+	// for huge pages cannot hold it to that.
+	HugePages    map[int64]int64
 	CgroupParent string
 	// OOMScoreAdj is applied as far as the machine allows.
 	OOMScoreAdj int

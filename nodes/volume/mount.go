@@ -100,15 +100,16 @@ func (m *Manager) emptyDir(pod *nodes.Pod, name string, e *corev1.EmptyDirVolume
 	if own := e.SizeLimit; own != nil && own.Sign() > 0 && (limit <= 0 || own.Value() < limit) {
 		limit = own.Value()
 	}
-	inMemory := e.Medium == corev1.StorageMediumMemory
-	if e.Medium != corev1.StorageMediumDefault && !inMemory {
-		return Volume{}, fmt.Errorf("medium %s is not supported", e.Medium)
-	}
-	if inMemory {
-		dir := m.path(pod.UID, name)
+	dir := m.path(pod.UID, name)
+	switch {
+	case e.Medium == corev1.StorageMediumMemory:
 		return Volume{Path: dir}, m.memoryDir(dir, limit, fsGroup(pod))
+	case isHugePages(e.Medium):
+		return Volume{Path: dir}, m.hugeDir(pod, dir, e)
+	case e.Medium != corev1.StorageMediumDefault:
+		return Volume{}, fmt.Errorf("medium %s is not known", e.Medium)
 	}
-	dir := m.diskPath(pod.UID, name)
+	dir = m.diskPath(pod.UID, name)
 	return Volume{Path: dir}, makeOnce(dir, fsGroup(pod))
 }
 

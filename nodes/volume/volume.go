@@ -231,7 +231,7 @@ func (m *Manager) Disk(ctx context.Context, pod *nodes.Pod) (map[string]nodes.Di
 	used := map[string]nodes.DiskUsage{}
 	for i := range pod.Template.Spec.Volumes {
 		v := &pod.Template.Spec.Volumes[i]
-		if v.EmptyDir == nil || v.EmptyDir.Medium == corev1.StorageMediumMemory {
+		if v.EmptyDir == nil || v.EmptyDir.Medium != corev1.StorageMediumDefault {
 			continue
 		}
 		n, err := diskUsage(ctx, m.diskPath(pod.UID, v.Name))

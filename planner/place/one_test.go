@@ -16,8 +16,9 @@ func TestFits(t *testing.T) {
 		pod        func(*nodes.Template)
 		node, want string
 	}{
-		"room":    {nil, "a", ""},
-		"no room": {needs("cpu", "3"), "a", "node a lacks cpu (want 3, most free 2)"},
+		"room":          {nil, "a", ""},
+		"no room":       {needs("cpu", "3"), "a", "node a lacks cpu (want 3, most free 2)"},
+		"no huge pages": {needs("hugepages-2Mi", "4Mi"), "a", "node a lacks hugepages-2Mi (want 4Mi, most free 0)"},
 		"no room for its overhead": {func(t *nodes.Template) {
 			t.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2500m")}
 		}, "a", "node a lacks cpu (want 2.5, most free 2)"},

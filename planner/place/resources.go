@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	helpers "k8s.io/component-helpers/resource"
+
+	"github.com/tallyman-dev/tallyman/nodes"
 )
 
 // Resources is an amount of everything that pods request: cpu in thousandths,
@@ -126,10 +128,11 @@ func short(name corev1.ResourceName, want, free int64, milli bool) refusal {
 
 // quantity writes cpu as 1.5, memory as 1.5Gi where that is exact.
 func quantity(v int64, milli bool, name corev1.ResourceName) string {
+	_, huge := nodes.HugePageSize(name)
 	switch {
 	case milli:
 		return trim(v, 1000)
-	case name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage:
+	case name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage || huge:
 		return resource.NewQuantity(v, resource.BinarySI).String()
 	default:
 		return resource.NewQuantity(v, resource.DecimalSI).String()

@@ -57,7 +57,7 @@ func containerLimit(s *corev1.PodSpec, name string) (resource.Quantity, bool) {
 // others need not be measured for it.
 func Limited(s *corev1.PodSpec) bool {
 	for i := range s.Volumes {
-		if e := s.Volumes[i].EmptyDir; e != nil && e.SizeLimit != nil && e.Medium != corev1.StorageMediumMemory {
+		if e := s.Volumes[i].EmptyDir; e != nil && e.SizeLimit != nil && e.Medium == corev1.StorageMediumDefault {
 			return true
 		}
 	}

@@ -26,6 +26,8 @@ type host struct {
 	caps []string
 	// minOOMScore is the lowest oom_score_adj that may be set.
 	minOOMScore int
+	// pages are the sizes of huge pages in bytes that cgroups limit.
+	pages []int64
 }
 
 func probeHost() (host, error) {
@@ -47,7 +49,44 @@ func probeHost() (host, error) {
 			return h, fmt.Errorf("read own oom_score_adj: %w", err)
 		}
 	}
+	if h.limitsHugePages() {
+		h.pages = pageSizes("/sys/kernel/mm/hugepages")
+	}
 	return h, nil
+}
+
+// limitsHugePages tells whether the machine's cgroups count huge pages.
+func (h host) limitsHugePages() bool {
+	if h.unified {
+		text, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
+		return err == nil && slices.Contains(strings.Fields(string(text)), "hugetlb")
+	}
+	var fs unix.Statfs_t
+	err := unix.Statfs(filepath.Join(cgroupRoot, "hugetlb"), &fs)
+	return err == nil && fs.Type == unix.CGROUP_SUPER_MAGIC
+}
+
+// pageSizes are the sizes of huge pages in bytes that the kernel has directories
+// for.
+func pageSizes(dir string) (sizes []int64) {
+	entries, _ := os.ReadDir(dir) // a kernel without huge pages has none
+	for _, e := range entries {
+		text, isSize := strings.CutSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB")
+		if kib, err := strconv.ParseInt(text, 10, 64); isSize && err == nil {
+			sizes = append(sizes, kib<<10)
+		}
+	}
+	return sizes
+}
+
+// pageName is how cgroups write the size of a huge page: 2MB.
+func pageName(size int64) string {
+	for i, unit := range []string{"KB", "MB", "GB"} {
+		if n := size >> (10 * (i + 1)); n < 1<<10 || unit == "GB" {
+			return strconv.FormatInt(n, 10) + unit
+		}
+	}
+	return ""
 }
 
 // controller returns the directory of a cgroup's controller.

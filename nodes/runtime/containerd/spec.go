@@ -63,6 +63,10 @@ func (r *Runtime) spec(c runtime.Container, user specs.User, cgroup string) (*sp
 	if c.UTS != "" {
 		s.Hostname = c.Hostname
 	}
+	for _, size := range r.host.pages {
+		limit := specs.LinuxHugepageLimit{Pagesize: pageName(size), Limit: uint64(c.HugePages[size])}
+		s.Linux.Resources.HugepageLimits = append(s.Linux.Resources.HugepageLimits, limit)
+	}
 	score := max(c.OOMScoreAdj, r.host.minOOMScore)
 	s.Process.OOMScoreAdj = &score
 	setMounts(s, c)

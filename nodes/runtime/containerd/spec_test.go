@@ -45,6 +45,19 @@ func TestOutOfMemoryEndsAContainerAsAWhole(t *testing.T) {
 	}
 }
 
+// TestHugePagesThatAreNotGrantedAreRefused: the kernel has no limit by itself.
+func TestHugePagesThatAreNotGrantedAreRefused(t *testing.T) {
+	r := &Runtime{host: host{pages: []int64{64 << 10, 2 << 20, 1 << 30}}}
+	s, err := r.spec(runtime.Container{HugePages: map[int64]int64{2 << 20: 4 << 20}}, specs.User{}, "/c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []specs.LinuxHugepageLimit{{Pagesize: "64KB"}, {Pagesize: "2MB", Limit: 4 << 20}, {Pagesize: "1GB"}}
+	if diff := cmp.Diff(want, s.Linux.Resources.HugepageLimits); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestMountsAreOuterBeforeInnerAndReplaceTheSystems(t *testing.T) {
 	s := &specs.Spec{Linux: &specs.Linux{}}
 	setMounts(s, runtime.Container{Mounts: []runtime.Mount{

@@ -151,6 +151,7 @@ func (s *server) handler() http.Handler {
 		return lookup(r.Context(), r.FormValue("type"), r.FormValue("name"))
 	})
 	answer(mux, "GET /fetch", fetch)
+	answer(mux, "POST /take", func(r *http.Request) (any, error) { return nil, take(r.FormValue("path"), r.FormValue("bytes")) })
 	answer(mux, "POST /try", func(r *http.Request) (any, error) { return nil, try(r.FormValue("what")) })
 	return mux
 }
@@ -241,6 +242,15 @@ func overwrite(path, text string) error {
 	}
 	_, err = f.WriteString(text)
 	return errors.Join(err, f.Close())
+}
+
+// take makes a file of a size, all of it there.
+func take(path, size string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	return errors.Join(syscall.Fallocate(int(f.Fd()), 0, 0, int64(number(size))), f.Close())
 }
 
 // head is the first line of a file or device.
