@@ -34,6 +34,7 @@ func (m *Machine) equip(ctx context.Context, name string, c *runtime.Container) 
 	}
 	c.Devices = append(c.Devices, grant.Devices...)
 	c.Mounts = append(c.Mounts, grant.Mounts...)
+	c.CDI = append(c.CDI, grant.CDI...)
 	c.Env = append(grant.Env[:len(grant.Env):len(grant.Env)], c.Env...)
 	return nil
 }

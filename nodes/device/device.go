@@ -52,6 +52,8 @@ type Grant struct {
 	Devices []runtime.Device `json:"devices,omitempty"`
 	Mounts  []runtime.Mount  `json:"mounts,omitempty"`
 	Env     []string         `json:"env,omitempty"`
+	// CDI are devices by the names that the node's CDI specs give them.
+	CDI []string `json:"cdi,omitempty"`
 }
 
 // Claim is what one container asks for.
@@ -142,6 +144,7 @@ func (m *Manager) Equip(ctx context.Context, c Claim) (Grant, error) {
 		all.Devices = append(all.Devices, g.Devices...)
 		all.Mounts = append(all.Mounts, g.Mounts...)
 		all.Env = append(all.Env, g.Env...)
+		all.CDI = append(all.CDI, g.CDI...)
 	}
 	return all, nil
 }

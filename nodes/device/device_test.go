@@ -64,8 +64,10 @@ func (p *fakePlugin) Allocate(_ context.Context, r *api.AllocateRequest) (*api.A
 		if id == "broken" {
 			return nil, errors.New("no power")
 		}
+		answer.CdiDevices = append(answer.CdiDevices, &api.CDIDevice{Name: "vendor.com/x=" + id})
 		answer.Devices = append(answer.Devices, &api.DeviceSpec{HostPath: "/dev/" + id, ContainerPath: "/dev/" + id, Permissions: "rw"})
 	}
+	answer.Annotations = map[string]string{"cdi.k8s.io/vendor.com_x": answer.CdiDevices[0].Name + ",vendor.com/net=all", "vendor.com/note": "more"}
 	answer.Mounts = []*api.Mount{{HostPath: "/usr/lib/driver", ContainerPath: "/driver", ReadOnly: true}}
 	return &api.AllocateResponse{ContainerResponses: []*api.ContainerAllocateResponse{answer}}, nil
 }
@@ -175,6 +177,7 @@ func TestDevicePlugin(t *testing.T) {
 		Devices: []runtime.Device{{HostPath: "/dev/g2", ContainerPath: "/dev/g2", Permissions: "rw"}, {HostPath: "/dev/g1", ContainerPath: "/dev/g1", Permissions: "rw"}},
 		Mounts:  []runtime.Mount{{Source: "/usr/lib/driver", Destination: "/driver", Type: "bind", Options: []string{"rbind", "ro", "rprivate"}}},
 		Env:     []string{"VISIBLE=g2,g1"},
+		CDI:     []string{"vendor.com/x=g2", "vendor.com/x=g1", "vendor.com/net=all"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

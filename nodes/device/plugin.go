@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	api "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
@@ -93,10 +94,19 @@ func (p *plugin) grant(ctx context.Context, ids []string) (Grant, error) {
 
 // granted turns a plugin's answer into what the runtime is told.
 func granted(r *api.ContainerAllocateResponse) (Grant, error) {
-	if len(r.GetCdiDevices()) > 0 {
-		return Grant{}, errors.New("its device plugin answers with CDI devices, which are not supported: have it use device nodes and mounts (of NVIDIA's plugin: DEVICE_LIST_STRATEGY=envvar)")
-	}
 	var g Grant
+	for _, d := range r.GetCdiDevices() {
+		g.CDI = append(g.CDI, d.GetName())
+	}
+	_, annotated, err := cdi.ParseAnnotations(r.GetAnnotations())
+	if err != nil {
+		return Grant{}, fmt.Errorf("its device plugin answers with annotations that name no devices: %w", err)
+	}
+	for _, name := range annotated {
+		if !slices.Contains(g.CDI, name) { // plugins may say it both ways
+			g.CDI = append(g.CDI, name)
+		}
+	}
 	for _, d := range r.GetDevices() {
 		g.Devices = append(g.Devices, runtime.Device{HostPath: d.GetHostPath(), ContainerPath: d.GetContainerPath(), Permissions: d.GetPermissions()})
 	}

@@ -182,6 +182,9 @@ type Container struct {
 
 	Mounts  []Mount
 	Devices []Device
+	// CDI are devices by their names ("vendor.com/gpu=0") in the node's CDI specs,
+	// which say what each of them needs.
+	CDI []string
 
 	Resources Resources
 	// HugePages are what it may use of huge pages, in bytes by the size of a page

@@ -36,6 +36,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
@@ -54,6 +55,9 @@ type Options struct {
 	// runc's state; it is made when needed and must be this instance's alone.
 	// /run/tallyman/containerd by default.
 	RunDir string
+	// CDIDirs hold the specs of CDI devices, later ones first; /etc/cdi and
+	// /var/run/cdi by default.
+	CDIDirs []string
 	// Log is required.
 	Log *slog.Logger
 }
@@ -70,6 +74,7 @@ type Runtime struct {
 	namespace   string
 	certsDir    string
 	runDir      string
+	cdiDirs     []string
 	host        host
 
 	images *images
@@ -97,6 +102,9 @@ func New(o Options) (*Runtime, error) {
 	o.Snapshotter = defaultTo(o.Snapshotter, "overlayfs")
 	o.CertsDir = defaultTo(o.CertsDir, "/etc/containerd/certs.d")
 	o.RunDir = defaultTo(o.RunDir, "/run/tallyman/containerd")
+	if o.CDIDirs == nil {
+		o.CDIDirs = cdi.DefaultSpecDirs
+	}
 	machine, err := probeHost()
 	if err != nil {
 		return nil, fmt.Errorf("containerd: %w", err)
@@ -114,7 +122,7 @@ func New(o Options) (*Runtime, error) {
 		log: o.Log, client: c,
 		containers: c.ContainerService(), tasks: c.TaskService(),
 		snapshots:   c.SnapshotService(o.Snapshotter),
-		snapshotter: o.Snapshotter, address: o.Address, namespace: o.Namespace, certsDir: o.CertsDir, runDir: o.RunDir,
+		snapshotter: o.Snapshotter, address: o.Address, namespace: o.Namespace, certsDir: o.CertsDir, runDir: o.RunDir, cdiDirs: o.CDIDirs,
 		host:  machine,
 		known: map[string]*known{},
 	}

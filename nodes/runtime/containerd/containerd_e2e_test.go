@@ -176,7 +176,7 @@ func (w *world) push(t testing.TB, ref, user, password string) {
 
 func (w *world) options() containerd.Options {
 	return containerd.Options{
-		Address: w.daemon.Address, Namespace: w.namespace(), CertsDir: filepath.Join(w.dir, "certs.d"), RunDir: filepath.Join(w.dir, "run"),
+		Address: w.daemon.Address, Namespace: w.namespace(), CertsDir: filepath.Join(w.dir, "certs.d"), RunDir: filepath.Join(w.dir, "run"), CDIDirs: []string{filepath.Join(w.dir, "cdi")},
 		Log: slog.New(slog.DiscardHandler),
 	}
 }

@@ -216,6 +216,41 @@ func TestHandlerHasItsOwnShim(t *testing.T) {
 	}
 }
 
+// TestDevicesThatSpecsDescribe: a vendor's file on the node says what its device
+// needs.
+func TestDevicesThatSpecsDescribe(t *testing.T) {
+	in := newInside(t)
+	dir, driver := filepath.Join(in.dir, "cdi"), filepath.Join(in.dir, "driver")
+	described := fmt.Sprintf(`
+cdiVersion: 0.6.0
+kind: vendor.com/x
+containerEdits: {env: [DRIVER=loaded]}
+devices:
+  - name: one
+    containerEdits:
+      deviceNodes: [{path: /dev/one, hostPath: /dev/zero}]
+      mounts: [{hostPath: %s, containerPath: /driver, options: [ro, bind]}]
+`, driver)
+	c := in.container("equipped", "serve")
+	c.CDI = []string{"vendor.com/x=one"}
+	if err := in.r.Create(t.Context(), c); err == nil || !strings.Contains(err.Error(), "vendor.com/x=one") {
+		t.Errorf("made with a device that nobody describes: %v", err)
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "vendor.yaml"), []byte(described), 0o644), os.WriteFile(driver, []byte("version 7"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	in.start(t, c)
+	if got := in.exec(t, c.ID, "env", "DRIVER"); got != "loaded" {
+		t.Errorf("DRIVER=%s", got)
+	}
+	if got := in.exec(t, c.ID, "cat", "/driver"); got != "version 7" {
+		t.Errorf("the driver: %q", got)
+	}
+	if got := in.exec(t, c.ID, "first", "/dev/one"); got != "0" {
+		t.Errorf("the first byte of the device: %q", got)
+	}
+}
+
 func TestPodSharesShimAndOutputGoesToPipes(t *testing.T) {
 	in := newInside(t)
 	pipe := filepath.Join(in.dir, "out")

@@ -73,7 +73,10 @@ func (r *Runtime) spec(c runtime.Container, user specs.User, cgroup string) (*sp
 	if err := setDevices(s, c); err != nil {
 		return nil, err
 	}
-	return s, r.setSecurity(s, c)
+	if err := r.setSecurity(s, c); err != nil {
+		return nil, err
+	}
+	return s, r.inject(s, c.CDI)
 }
 
 func process(c runtime.Container, user specs.User) *specs.Process {

@@ -40,6 +40,13 @@ func main() {
 		check(err)
 		_, err = os.Stdout.Write(content)
 		check(err)
+	case "first": // byte of a file or device
+		f, err := os.Open(arg(2))
+		check(err)
+		var b [1]byte
+		_, err = f.Read(b[:])
+		check(err)
+		fmt.Println(b[0])
 	case "write":
 		check(os.WriteFile(arg(2), []byte(arg(3)), 0o644))
 	case "env":
