@@ -42,7 +42,11 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 		st.autoscale()
 		st.reconcile()
 		st.settleStorage()
-		st.schedule()
+		for st.schedule(); st.madeRoom; st.schedule() {
+			st.madeRoom = false
+			st.reconcile() // what takes the place of those that went
+			st.settleStorage()
+		}
 		st.routeServices()
 		st.drainPods()
 		st.assess()
@@ -73,6 +77,8 @@ type step struct {
 	decisions map[decisionID]any
 	// retry is set when something happened that may make room for a waiting pod.
 	retry bool
+	// madeRoom is set when pods had to go for one of higher priority.
+	madeRoom bool
 	// storageDirty is set when claims and volumes must be looked at; lists are
 	// those of the rules, made when somebody asks.
 	storageDirty  bool

@@ -12,6 +12,10 @@ import (
 type scheduler struct {
 	cluster place.Cluster
 	refused map[refusalKey]string
+	// hopeless are those for which no others need to go.
+	hopeless map[refusalKey]bool
+	// lowest is the lowest priority of all pods; nil until somebody asks.
+	lowest *int32
 }
 
 // refusalKey tells pods that any node answers alike.
@@ -26,7 +30,9 @@ type refusalKey struct {
 // happened that may help.
 func (st *step) schedule() {
 	queue := slices.Clone(st.fresh)
-	if st.retry {
+	if st.retry || st.keepsRoom {
+		// For whom room was made comes before whoever is new.
+		st.keepsRoom = false
 		queue = slices.Collect(keys(st.pending))
 		slices.SortFunc(queue, st.compareAge)
 	}
@@ -71,7 +77,7 @@ func (s *State) compareAge(a, b nodes.UID) int {
 }
 
 func (st *step) newScheduler() *scheduler {
-	s := &scheduler{refused: map[refusalKey]string{}}
+	s := &scheduler{refused: map[refusalKey]string{}, hopeless: map[refusalKey]bool{}}
 	for _, n := range entries(st.nodes) {
 		s.cluster.Nodes = append(s.cluster.Nodes, n.load)
 	}
@@ -81,11 +87,13 @@ func (st *step) newScheduler() *scheduler {
 }
 
 // neighbours are the pods that are bound and have not ended.
-func (st *step) neighbours() []place.Neighbour {
+func (st *step) neighbours() []place.Neighbour { return st.neighboursBut(nil) }
+
+func (st *step) neighboursBut(gone map[nodes.UID]bool) []place.Neighbour {
 	var out []place.Neighbour
 	for name, n := range entries(st.nodes) {
 		for uid := range keys(n.pods) {
-			if _, p := st.pod(uid); p != nil && !p.released {
+			if _, p := st.pod(uid); p != nil && !p.released && !gone[uid] {
 				out = append(out, place.Neighbour{Node: name, Request: p.request})
 			}
 		}
@@ -132,6 +140,10 @@ func (st *step) placePod(s *scheduler, g *group, p *pod) {
 		}
 		s.refused[alike] = refusal
 	}
+	if !s.hopeless[alike] && st.preempt(s, p) {
+		return
+	}
+	s.hopeless[alike] = true
 	st.refuse(p, refusal)
 }
 
@@ -168,6 +180,7 @@ func (st *step) bind(s *scheduler, p *pod, name string) {
 	}
 	if p.request.Social() {
 		clear(s.refused)
+		clear(s.hopeless)
 	}
 	st.recordPod(p)
 	st.act("start", p.Key(), name, "")

@@ -66,6 +66,8 @@ type State struct {
 	active   *immutable.SortedMap[desired.Key, struct{}]
 	pending  *immutable.SortedMap[nodes.UID, struct{}]
 	draining *immutable.SortedMap[nodes.UID, struct{}]
+	// keepsRoom is set while pods of lower priority go for one that is pending.
+	keepsRoom bool
 
 	groupLabels, serviceLabels labelIndex
 	addrs                      *immutable.Map[netip.Addr, desired.Key]

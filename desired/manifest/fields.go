@@ -114,9 +114,8 @@ func podFields() []typeRule {
 			"volumes initContainers containers restartPolicy terminationGracePeriodSeconds activeDeadlineSeconds dnsPolicy nodeSelector nodeName "+
 				"hostNetwork hostPID hostIPC shareProcessNamespace securityContext imagePullSecrets hostname subdomain affinity tolerations hostAliases dnsConfig "+
 				"resources "+
-				"enableServiceLinks topologySpreadConstraints setHostnameAsFQDN hostnameOverride schedulingGates serviceAccountName serviceAccount priorityClassName priority runtimeClassName overhead",
+				"enableServiceLinks topologySpreadConstraints setHostnameAsFQDN hostnameOverride schedulingGates serviceAccountName serviceAccount priorityClassName priority preemptionPolicy runtimeClassName overhead",
 			noEffect("automountServiceAccountToken", noAutomount).unless(`false`),
-			noEffect("preemptionPolicy", noPreemption).unless(`"Never"`),
 			unsupported("ephemeralContainers", "they are added to a running pod through an API, never by a manifest"),
 			unsupported("schedulerName", "there is one scheduler, and without the one that is named the pod would wait for ever").unless(`"default-scheduler"`),
 			unsupported("readinessGates", "no controller sets conditions of pods, so the pod would never be ready"),

@@ -8,10 +8,7 @@ import (
 	schedulingv1 "k8s.io/api/scheduling/v1"
 )
 
-const (
-	noPreemption = "no pod is preempted yet; waiting pods of higher priority are placed first"
-	noAutomount  = "no token is mounted unasked, for there is no API that it would open; a projected serviceAccountToken volume asks"
-)
+const noAutomount = "no token is mounted unasked, for there is no API that it would open; a projected serviceAccountToken volume asks"
 
 func scalingFields() []typeRule {
 	return []typeRule{
@@ -41,8 +38,7 @@ func limitFields() []typeRule {
 		on[corev1.LimitRange]("metadata spec"),
 		on[corev1.LimitRangeSpec]("limits"),
 		on[corev1.LimitRangeItem]("type max min default defaultRequest maxLimitRequestRatio"),
-		on[schedulingv1.PriorityClass]("metadata value globalDefault description",
-			noEffect("preemptionPolicy", noPreemption).unless(`"Never"`)),
+		on[schedulingv1.PriorityClass]("metadata value globalDefault description preemptionPolicy"),
 		on[policyv1.PodDisruptionBudget]("metadata spec", statusField()),
 		on[policyv1.PodDisruptionBudgetSpec]("minAvailable selector maxUnavailable unhealthyPodEvictionPolicy"),
 		on[nodev1.RuntimeClass]("metadata handler overhead scheduling"),

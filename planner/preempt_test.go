@@ -1,0 +1,233 @@
+package planner
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/runtime"
+	"pgregory.net/rapid"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// important pods have a priority and request some of a node's 16 cores.
+func important(name string, replicas, priority int32, cores string, more ...option) *appsv1.Deployment {
+	d := deployment(name, replicas, more...)
+	d.Spec.Template.Spec.Priority = &priority
+	d.Spec.Template.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cores)}
+	return d
+}
+
+// placedOn counts the pods of a workload on each node that stay.
+func (w *world) placedOn(name string) map[string]int {
+	count := map[string]int{}
+	for _, p := range w.pods(name) {
+		if p.Stop == nil && p.leaving == "" {
+			count[p.Node]++
+		}
+	}
+	return count
+}
+
+// rest lets the nodes do all that they can.
+func (w *world) rest() {
+	for w.turn() {
+		w.now = w.now.Add(time.Millisecond)
+	}
+}
+
+// TestPreemption: a pod of higher priority has as few go as it takes, and nobody
+// takes the room while they end; they come back when there is room.
+func TestPreemption(t *testing.T) {
+	w := newWorld(t, "n1")
+	low, lower := important("low", 3, 5, "4"), important("lower", 1, -1, "3")
+	w.push(low, lower)
+	w.settle()
+	before := w.uids("lower")
+	w.push(low, lower, important("high", 1, 10, "9"))
+	// One core is free. Two pods of four cores make nine, so that the least of
+	// all may stay.
+	if got := fmt.Sprint(w.placedOn("low"), w.placedOn("lower")); got != "map[:2 n1:1] map[n1:1]" {
+		t.Fatalf("low and lower: %s", got)
+	}
+	if got, want := w.pods("high")[0].refusal, "waits for pods of lower priority to leave node n1"; got != want {
+		t.Errorf("it says %q, want %q", got, want)
+	}
+	if w.count("Preempted") != 2 {
+		t.Errorf("events: %v", w.events)
+	}
+	m := w.machines["n1"]
+	for _, uid := range slices.Sorted(maps.Keys(m.held)) {
+		stop := m.held[uid].Stop
+		if stop == nil {
+			continue
+		}
+		if !strings.HasPrefix(stop.Reason, "preempted by pod ") {
+			t.Errorf("a pod stops because %s", stop.Reason)
+		}
+		w.next(Change{Reports: []nodes.Report{{Node: "n1", Gone: []nodes.UID{m.gone(uid)}}}})
+		if got := fmt.Sprint(w.placedOn("low"), w.placedOn("lower")); got != "map[:2 n1:1] map[n1:1]" {
+			t.Fatalf("low and lower while others end: %s", got)
+		}
+	}
+	w.rest()
+	if got := fmt.Sprint(w.placedOn("high"), w.placedOn("low"), w.uids("lower")); got != fmt.Sprint("map[n1:1] map[:2 n1:1] ", before) {
+		t.Errorf("high, low and lower: %s", got)
+	}
+	w.push(low, lower)
+	w.settle()
+	if got := fmt.Sprint(w.placedOn("low"), w.uids("lower")); got != fmt.Sprint("map[n1:3] ", before) {
+		t.Errorf("afterwards: %s", got)
+	}
+}
+
+// TestPreemptionOutlivesTheServer: what has begun goes on, and no more is begun.
+func TestPreemptionOutlivesTheServer(t *testing.T) {
+	w := newWorld(t, "n1")
+	low, high := important("low", 4, 0, "4"), important("high", 1, 10, "8")
+	w.push(low)
+	w.settle()
+	w.push(low, high)
+	w.restart(true)
+	w.join("n1")
+	w.push(low, high)
+	if got := fmt.Sprint(w.placedOn("high"), w.placedOn("low")); got != "map[:1] map[:2 n1:2]" {
+		t.Errorf("high and low: %s", got)
+	}
+	w.rest()
+	if got := fmt.Sprint(w.placedOn("high"), w.placedOn("low")); got != "map[n1:1] map[:2 n1:2]" {
+		t.Errorf("high and low: %s", got)
+	}
+}
+
+// TestWhoIsNotPreempted: others stay where it would not help, or must not.
+func TestWhoIsNotPreempted(t *testing.T) {
+	never := func(d *appsv1.Deployment) { d.Spec.Template.Spec.PreemptionPolicy = new(corev1.PreemptNever) }
+	for name, c := range map[string]*appsv1.Deployment{
+		"of the same priority":        important("new", 1, 5, "8"),
+		"for one that must not":       important("new", 1, 10, "8", never),
+		"for one that fits nowhere":   important("new", 1, 10, "17"),
+		"for one that fits elsewhere": important("new", 1, 10, "1"),
+		"for one that selects nodes that are not there": important("new", 1, 10, "8", func(d *appsv1.Deployment) {
+			d.Spec.Template.Spec.NodeSelector = map[string]string{"a": "b"}
+		}),
+	} {
+		w := newWorld(t, "n1")
+		w.push(important("low", 3, 5, "5"))
+		w.settle()
+		before := w.uids("low")
+		w.push(important("low", 3, 5, "5"), c)
+		w.rest()
+		if got := w.uids("low"); !slices.Equal(got, before) {
+			t.Errorf("%s: %v, before %v", name, got, before)
+		}
+	}
+}
+
+// TestPreemptionChoosesTheCheapestNode: where the most important of those that
+// have to go is the least important, then where fewer go.
+func TestPreemptionChoosesTheCheapestNode(t *testing.T) {
+	on := func(node string) option {
+		return func(d *appsv1.Deployment) { d.Spec.Template.Spec.NodeName = node }
+	}
+	for _, c := range []struct {
+		name string
+		have []runtime.Object
+		want string
+	}{
+		{"less important", []runtime.Object{important("a", 1, 7, "16", on("n1")), important("b", 2, 5, "8", on("n2"))}, "n2"},
+		{"fewer", []runtime.Object{important("a", 4, 5, "4", on("n1")), important("b", 2, 5, "8", on("n2"))}, "n2"},
+		{"nobody at all", []runtime.Object{important("a", 1, 5, "16", on("n1")), important("b", 1, 5, "1", on("n2"))}, "n2"},
+	} {
+		w := newWorld(t, "n1", "n2")
+		w.push(c.have...)
+		w.settle()
+		w.push(append(c.have, important("high", 1, 10, "12"))...)
+		w.rest()
+		if got := w.placedOn("high"); got[c.want] != 1 {
+			t.Errorf("%s: %v, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// TestPreemptionSettles: whatever is pushed, nodes never hold more than they can,
+// the going comes to an end, and who still waits does so for pods that are no
+// less important.
+func TestPreemptionSettles(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, "n1", "n2")
+		for range rapid.IntRange(1, 4).Draw(t, "pushes") {
+			var objects []runtime.Object
+			for _, name := range []string{"a", "b", "c"} {
+				cores := fmt.Sprint(rapid.IntRange(1, 12).Draw(t, "cores"))
+				d := important(name, int32(rapid.IntRange(0, 4).Draw(t, "replicas")), rapid.SampledFrom([]int32{-5, 0, 5, 10}).Draw(t, "priority"), cores)
+				if rapid.Bool().Draw(t, "polite") {
+					d.Spec.Template.Spec.PreemptionPolicy = new(corev1.PreemptNever)
+				}
+				objects = append(objects, d)
+			}
+			w.push(objects...)
+			w.within(t)
+			for range rapid.IntRange(0, 3).Draw(t, "turns") {
+				w.turn()
+				w.within(t)
+			}
+			if rapid.IntRange(0, 3).Draw(t, "restarts") == 0 {
+				w.restart(true)
+				w.join("n1")
+				w.join("n2")
+				w.push(objects...)
+			}
+		}
+		for turns := 0; w.turn(); turns++ {
+			w.now = w.now.Add(time.Millisecond)
+			w.within(t)
+			if turns > 300 {
+				t.Fatalf("it does not come to an end: %v", w.s.Progress())
+			}
+		}
+		for uid := range keys(w.s.pending) {
+			_, p := w.s.pod(uid)
+			for _, node := range []string{"n1", "n2"} {
+				if left := 16000 - w.cores(node, priority(p)); preempts(p) && left >= milli(p) {
+					t.Errorf("%s waits (%s), but %d thousandths of %s are free or held by less important pods", p.Name, p.refusal, left, node)
+				}
+			}
+		}
+		if before := w.s; len(w.next(Change{}).Actions) > 0 {
+			t.Errorf("there is more to do: %v, after %v", w.last.Actions, before.Progress())
+		}
+	})
+}
+
+func milli(p *pod) int64 {
+	return p.Template.Spec.Containers[0].Resources.Requests.Cpu().MilliValue()
+}
+
+// cores are those that pods from a priority on hold on a node, in thousandths.
+func (w *world) cores(node string, from int32) (sum int64) {
+	n, _ := w.s.nodes.Get(node)
+	for uid := range keys(n.pods) {
+		if _, p := w.s.pod(uid); priority(p) >= from {
+			sum += milli(p)
+		}
+	}
+	return sum
+}
+
+// within checks that no node holds more than it can.
+func (w *world) within(t *rapid.T) {
+	for _, node := range []string{"n1", "n2"} {
+		if used := w.cores(node, math.MinInt32); used > 16000 {
+			t.Fatalf("%d thousandths of %s are used", used, node)
+		}
+	}
+}
