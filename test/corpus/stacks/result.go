@@ -2,7 +2,9 @@ package stacks
 
 import (
 	"encoding/csv"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,9 +104,12 @@ func Write(path string, results []Result) error {
 	return nil
 }
 
-// ReadResults reads what Write kept.
+// ReadResults reads what Write kept, nothing where it never did.
 func ReadResults(path string) ([]Result, error) {
 	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read earlier results: %w", err)
 	}
@@ -148,15 +153,18 @@ func (p Part) of(all []*Stack) []*Stack {
 	return all[len(all)*(p.Number-1)/p.Of : len(all)*p.Number/p.Of]
 }
 
-// begin are the results of the parts before.
-func (p Part) begin(path string) ([]Result, error) {
-	if p.Number == 1 {
-		return nil, nil
+// Merge puts newer results in the place of older ones, in the order of all stacks.
+// It leaves out stacks that there are no more.
+func Merge(all []*Stack, older, newer []Result) []Result {
+	known := map[string]Result{}
+	for _, r := range slices.Concat(older, newer) {
+		known[r.Name] = r
 	}
-	return ReadResults(path)
-}
-
-// complete reports whether results hold every stack once.
-func complete(all []*Stack, results []Result) bool {
-	return slices.EqualFunc(all, results, func(s *Stack, r Result) bool { return s.Name == r.Name })
+	var merged []Result
+	for _, s := range all {
+		if r, ok := known[s.Name]; ok {
+			merged = append(merged, r)
+		}
+	}
+	return merged
 }
