@@ -2,6 +2,7 @@ package stacks
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -55,9 +56,9 @@ func (l *lacks) hostPorts(all []template) {
 			}
 		}
 	}
-	for port, n := range pods {
+	for _, port := range slices.Sorted(maps.Keys(pods)) {
 		for _, k := range users[port] {
-			if n > 1 {
+			if n := pods[port]; n > 1 && l.found[k] == "" {
 				l.found[k] = fmt.Sprintf("%d pods want host port %s, which a node has once: %d nodes are needed", n, port[strings.LastIndex(port, " ")+1:], n)
 			}
 		}
@@ -153,15 +154,20 @@ func (l *lacks) selected(by *metav1.LabelSelector) bool {
 	})
 }
 
+// refusals are what stands behind a refusal here, by its code, where Kubernetes
+// would bring up no pod either.
+var refusals = map[string]string{
+	"invalid":           "its own validation refuses the same field",
+	"missing-secret":    "the container is not made before the Secret is there, and nothing in the directory brings it",
+	"missing-configmap": "the container is not made before the ConfigMap is there, and nothing in the directory brings it",
+}
+
 // Excuse tells why a stack that failed would fail in Kubernetes too: each of the
-// objects that did not become ready lacks something, or Kubernetes' own
-// validation refuses the manifests. It is empty when it would not.
+// objects that did not become ready lacks something, or what refuses the manifests
+// holds there too. It is empty when it would not.
 func (s *Stack) Excuse(stuck []desired.Key, p Profiles) string {
 	if s.Refused != nil {
-		if s.Refused.Code == "invalid" {
-			return "Kubernetes' own validation refuses the same field"
-		}
-		return ""
+		return refusals[s.Refused.Code]
 	}
 	found := s.Lacks(p)
 	var reasons []string

@@ -53,8 +53,10 @@ func kustomization(dir string) string {
 	return ""
 }
 
-// reached lists everything below a directory and below those that kustomizations
-// in there name, by paths below the innermost directory that holds them all.
+// reached lists everything below a directory and in those that kustomizations in
+// there name elsewhere, by paths below the innermost directory that holds them
+// all. Elsewhere, folders with kustomizations of their own belong to it only if
+// they are named.
 func reached(dir string) (base string, files []string, err error) {
 	base = dir
 	found, walked, todo := map[string]bool{}, map[string]bool{}, []string{dir}
@@ -71,12 +73,12 @@ func reached(dir string) (base string, files []string, err error) {
 			case !d.IsDir():
 				found[path] = true
 				return nil
-			case walked[path]:
+			case walked[path], next != dir && path != next && kustomization(path) != "":
 				return fs.SkipDir
 			}
 			walked[path] = true
-			named, err := outside(path)
-			todo = append(todo, named...)
+			n, err := named(path)
+			todo = append(todo, n...)
 			return err
 		})
 		if err != nil {
@@ -94,9 +96,8 @@ func reached(dir string) (base string, files []string, err error) {
 	return base, files, nil
 }
 
-// outside lists what the kustomization of a directory names that is there and
-// not below the directory.
-func outside(dir string) ([]string, error) {
+// named lists what the kustomization of a directory names that is there.
+func named(dir string) ([]string, error) {
 	file := kustomization(dir)
 	if file == "" {
 		return nil, nil
@@ -107,14 +108,14 @@ func outside(dir string) ([]string, error) {
 	}
 	var k struct{ Resources, Bases, Components []string }
 	_ = yaml.Unmarshal(content, &k) // whether it can be read is not for us to judge
-	var named []string
+	var there []string
 	for _, n := range slices.Concat(k.Resources, k.Bases, k.Components) {
 		path := filepath.Join(dir, n)
-		if _, err := os.Stat(path); err == nil && !within(dir, path) {
-			named = append(named, path)
+		if _, err := os.Stat(path); err == nil {
+			there = append(there, path)
 		}
 	}
-	return named, nil
+	return there, nil
 }
 
 // within reports whether a path is a directory or below it.

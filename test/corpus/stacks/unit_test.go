@@ -138,6 +138,7 @@ func TestObjectsThatAreWrittenTwiceComeInRevisions(t *testing.T) {
 			map[string]string{
 				"kustomization.yaml": "resources: [a.yaml, ../base]\n", "a.yaml": configMap("a"),
 				"../base/kustomization.yaml": "resources: [b.yaml]\n", "../base/b.yaml": configMap("b"), "../other/c.yaml": configMap("c"),
+				"../base/own/kustomization.yaml": "resources: [d.yaml]\n", "../base/own/d.yaml": configMap("d"),
 			}, [][]string{{"app/a.yaml", "app/kustomization.yaml", "base/b.yaml", "base/kustomization.yaml"}},
 		},
 		"kustomization": {map[string]string{"kustomization.yaml": "resources: [a.yaml, sub/b.yaml]\n", "a.yaml": configMap("a"), "sub/b.yaml": configMap("b")}, [][]string{{"a.yaml", "kustomization.yaml", "sub/b.yaml"}}},
