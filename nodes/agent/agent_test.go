@@ -154,7 +154,7 @@ func (w *world) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() 
 // testGroups are the control groups around pods.
 type testGroups struct{ *world }
 
-func (g testGroups) Ensure(parent string, r runtime.Resources) error {
+func (g testGroups) Ensure(parent string, r runtime.Resources, _ uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.groups[parent] = r

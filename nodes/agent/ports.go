@@ -79,7 +79,8 @@ type Prober interface {
 
 // Cgroups makes the control group around a pod; *cgroup.Tree is one.
 type Cgroups interface {
-	Ensure(parent string, r runtime.Resources) error
+	// Ensure makes it; node are the shares that all pods have together.
+	Ensure(parent string, r runtime.Resources, node uint64) error
 	Remove(parent string) error
 }
 

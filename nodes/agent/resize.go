@@ -108,7 +108,7 @@ func (m *Machine) fence(ctx context.Context) error {
 	if used := m.usingAll(ctx, limits.Memory); used > limits.Memory {
 		return fmt.Errorf("limit the pod's memory to %d bytes: %w: %d", limits.Memory, errInUse, used)
 	}
-	if err := m.cgroups.Ensure(spec.CgroupParent(m.pod), limits); err != nil {
+	if err := m.cgroups.Ensure(spec.CgroupParent(m.pod), limits, spec.NodeShares(m.node.allocatable)); err != nil {
 		return fmt.Errorf("make control group: %w", err)
 	}
 	return nil

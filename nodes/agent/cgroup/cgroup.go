@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"strconv"
 	"strings"
 
@@ -27,9 +26,6 @@ var controllers = []string{"cpu", "memory", "pids"}
 type Tree struct {
 	root string
 	v2   bool
-	// shares of the processor that all pods together have against the machine's
-	// own programs: as many as its cores are worth, as below a kubelet.
-	shares uint64
 }
 
 // New looks at the hierarchy mounted on root, usually /sys/fs/cgroup.
@@ -38,19 +34,18 @@ func New(root string) (*Tree, error) {
 	if err := unix.Statfs(root, &s); err != nil {
 		return nil, fmt.Errorf("look at control groups on %s: %w", root, err)
 	}
-	return &Tree{root: root, v2: s.Type == unix.CGROUP2_SUPER_MAGIC, shares: uint64(goruntime.NumCPU()) * coreShares}, nil
+	return &Tree{root: root, v2: s.Type == unix.CGROUP2_SUPER_MAGIC}, nil
 }
 
 // all is the group around everything that is ours.
 const all = "/tallyman"
 
-// coreShares are what one core is worth.
-const coreShares = 1024
-
 // Ensure makes the group parent ("/tallyman/…") and sets its limits. A group
 // in between ("/tallyman/besteffort/…") holds what asks for nothing: all that
-// is in it together gets the kernel's least share of the processor.
-func (t *Tree) Ensure(parent string, r runtime.Resources) error {
+// is in it together gets the kernel's least share of the processor. The group
+// around everything gets node, the shares that all pods together have against
+// the machine's own programs: what the node has for pods, as below a kubelet.
+func (t *Tree) Ensure(parent string, r runtime.Resources, node uint64) error {
 	if err := check(parent); err != nil {
 		return err
 	}
@@ -62,16 +57,16 @@ func (t *Tree) Ensure(parent string, r runtime.Resources) error {
 	if err := t.ensure(parent, r); err != nil {
 		return err
 	}
-	return t.weigh()
+	return t.weigh(node)
 }
 
 // weigh gives the group around all pods its part of the processor. Limits that
 // somebody else has set on it stay.
-func (t *Tree) weigh() error {
+func (t *Tree) weigh(shares uint64) error {
 	if t.v2 {
-		return setting{dir: filepath.Join(t.root, all), file: "cpu.weight"}.write(strconv.FormatUint(weight(t.shares), 10))
+		return setting{dir: filepath.Join(t.root, all), file: "cpu.weight"}.write(strconv.FormatUint(weight(shares), 10))
 	}
-	return setting{dir: filepath.Join(t.root, "cpu", all), file: "cpu.shares"}.write(strconv.FormatUint(min(t.shares, maxShares), 10))
+	return setting{dir: filepath.Join(t.root, "cpu", all), file: "cpu.shares"}.write(strconv.FormatUint(min(max(shares, minShares), maxShares), 10))
 }
 
 // minShares and maxShares are the least and the most that the kernel takes.

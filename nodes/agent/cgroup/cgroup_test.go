@@ -21,7 +21,7 @@ func hierarchy(t *testing.T, v2 bool, groups ...string) *Tree {
 	for _, group := range groups {
 		makeGroup(t, root, v2, group)
 	}
-	return &Tree{root: root, v2: v2, shares: 4 * coreShares}
+	return &Tree{root: root, v2: v2}
 }
 
 func makeGroup(t *testing.T, root string, v2 bool, group string) {
@@ -83,7 +83,7 @@ func TestEnsure(t *testing.T) {
 	} {
 		tree := hierarchy(t, c.v2, group)
 		for range 2 {
-			if err := tree.Ensure(group, c.r); err != nil {
+			if err := tree.Ensure(group, c.r, 2048); err != nil {
 				t.Fatalf("%s: %v", c.name, err)
 			}
 		}
@@ -104,7 +104,7 @@ func TestBestEffortGetsWhatOthersLeave(t *testing.T) {
 		{false, "cpu.shares", "2"}, {true, "cpu.weight", "1"},
 	} {
 		tree := hierarchy(t, c.v2, around, pod)
-		if err := tree.Ensure(pod, runtime.Resources{CPUShares: 2, Memory: 1 << 20}); err != nil {
+		if err := tree.Ensure(pod, runtime.Resources{CPUShares: 2, Memory: 1 << 20}, 2048); err != nil {
 			t.Fatal(err)
 		}
 		if got := values(t, tree, around); got[c.file] != c.want {
@@ -116,10 +116,10 @@ func TestBestEffortGetsWhatOthersLeave(t *testing.T) {
 	}
 }
 
-// TestPodsWeighAsMuchAsTheMachineHasCores: against its other programs, which
+// TestPodsWeighAsMuchAsTheNodeHasForThem: against its other programs, which
 // would otherwise leave all pods together a single one's part. What somebody
 // else limits them to stays.
-func TestPodsWeighAsMuchAsTheMachineHasCores(t *testing.T) {
+func TestPodsWeighAsMuchAsTheNodeHasForThem(t *testing.T) {
 	for _, c := range []struct {
 		v2                bool
 		file, want        string
@@ -133,7 +133,7 @@ func TestPodsWeighAsMuchAsTheMachineHasCores(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(tree.root, c.memory, c.memoryFile), []byte(c.limited), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := tree.Ensure(group, runtime.Resources{CPUShares: 512, CPUQuota: 1000, CPUPeriod: 100_000}); err != nil {
+		if err := tree.Ensure(group, runtime.Resources{CPUShares: 512, CPUQuota: 1000, CPUPeriod: 100_000}, 4096); err != nil {
 			t.Fatal(err)
 		}
 		got := values(t, tree, all)
@@ -146,7 +146,7 @@ func TestPodsWeighAsMuchAsTheMachineHasCores(t *testing.T) {
 func TestOnlyOursAreTouched(t *testing.T) {
 	tree := &Tree{root: t.TempDir()}
 	for _, parent := range []string{"/system.slice", "/tallyman", "/tallyman/../x", "tallyman/x"} {
-		if err := tree.Ensure(parent, runtime.Resources{}); err == nil {
+		if err := tree.Ensure(parent, runtime.Resources{}, 2048); err == nil {
 			t.Errorf("made %s", parent)
 		}
 		if err := tree.Remove(parent); err == nil {

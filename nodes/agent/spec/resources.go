@@ -115,6 +115,12 @@ func MemoryBound(s *corev1.PodSpec, allocatable corev1.ResourceList) int64 {
 	return node
 }
 
+// NodeShares are those of all pods of a node together, of what pods may request
+// of it.
+func NodeShares(allocatable corev1.ResourceList) uint64 {
+	return shares(allocatable.Cpu().MilliValue())
+}
+
 // limited reports whether the pod as a whole, or else every container, has a
 // limit for cpu and memory.
 func limited(s *corev1.PodSpec) (cpu, memory bool) {
