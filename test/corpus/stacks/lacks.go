@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,6 +34,7 @@ func (s *Stack) Lacks(p Profiles) map[desired.Key]string {
 		l.apart(t, all)
 		l.profiles(t, p)
 		l.claims(t)
+		l.probes(t)
 	}
 	return l.found
 }
@@ -143,6 +145,38 @@ func (l *lacks) claims(t template) {
 		}
 		why := fmt.Sprintf("claim %s selects its volume by labels that no PersistentVolume has, and volumes for a selector are not provisioned", k.Name)
 		l.found[t.owner], l.found[k] = why, why
+	}
+}
+
+// entering is the processor time that runc takes to enter a container, measured
+// with runc 1.1 and a command that does nothing: it counts for the container.
+const entering = 11 * time.Millisecond
+
+// period is that of the kernel's quota, and least what kubelet and Tallyman give
+// of it at least.
+const (
+	period = 100 * time.Millisecond
+	least  = time.Millisecond
+)
+
+// probes that run a command need more than to enter the container in time.
+func (l *lacks) probes(t template) {
+	for i := range t.spec.Containers {
+		c := &t.spec.Containers[i]
+		limit, limited := c.Resources.Limits[corev1.ResourceCPU]
+		if !limited {
+			continue
+		}
+		quota := max(period*time.Duration(limit.MilliValue())/1000, least)
+		for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+			if p == nil || p.Exec == nil {
+				continue
+			}
+			timeout := time.Duration(max(p.TimeoutSeconds, 1)) * time.Second
+			if has := quota * (timeout / period); has <= entering {
+				l.found[t.owner] = fmt.Sprintf("within the %s that its probe may take, container %s may use %s of cpu, and for runc to enter it takes %s", timeout, c.Name, has, entering)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package stacks
 
 import (
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -96,6 +97,32 @@ kind: Pod
 metadata: {name: with-bad}
 spec: {volumes: [{name: v, persistentVolumeClaim: {claimName: bad}}], containers: [{name: c, image: c}]}
 `
+
+const probing = `
+apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  containers:
+    - name: c
+      image: c
+      resources: {limits: {cpu: %s}}
+      readinessProbe: {exec: {command: [ok]}, timeoutSeconds: %d}
+`
+
+// A hundredth of a cpu is the least that the kernel gives.
+func TestProbesNeedMoreThanToEnter(t *testing.T) {
+	for _, c := range []struct {
+		cpu     string
+		timeout int
+		lacks   bool
+	}{{"2m", 1, true}, {"10m", 1, true}, {"12m", 1, false}, {"2m", 2, false}, {"1", 1, false}} {
+		s := lackingStack(t, fmt.Sprintf(probing, c.cpu, c.timeout))
+		if got := len(s.Lacks(Profiles{})) > 0; got != c.lacks {
+			t.Errorf("cpu %s, %d s: lacks %t", c.cpu, c.timeout, got)
+		}
+	}
+}
 
 func lackingStack(t *testing.T, manifests string) *Stack {
 	t.Helper()

@@ -214,7 +214,7 @@ func patience(s *Stack) time.Duration {
 			}
 		}
 	}
-	return 30*time.Second + time.Duration(min(longest, 300))*time.Second
+	return 2*time.Minute + time.Duration(min(longest, 300))*time.Second
 }
 
 // settled is how long nothing but one and the same reason must have been said
