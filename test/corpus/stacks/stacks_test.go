@@ -60,21 +60,21 @@ func TestStacks(t *testing.T) {
 		r := w.run(s)
 		t.Logf("%s (%.1f s)", r, r.Took.Seconds())
 		results = append(results, r)
+		keep(t, all, r)
 	}
 	fmt.Println(Summary(results))
-	keep(t, all, results)
 }
 
-// keep puts results to those of earlier runs, and once there is one of every
-// stack, onto the page.
-func keep(t *testing.T, all []*Stack, results []Result) {
+// keep puts a result to those of earlier runs, and once there is one of every
+// stack, all onto the page.
+func keep(t *testing.T, all []*Stack, newest Result) {
 	t.Helper()
 	table := filepath.Join(machine.Root(t), "build", "stacks.tsv")
 	older, err := ReadResults(table)
 	if err != nil {
 		t.Error(err)
 	}
-	results = Merge(all, older, results)
+	results := Merge(all, older, []Result{newest})
 	if err := Write(table, results); err != nil {
 		t.Error(err)
 	}
