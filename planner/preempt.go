@@ -16,21 +16,24 @@ type room struct {
 	// victims are those that would have to, the most important first; none where
 	// enough are going already.
 	victims []*pod
+	// broken is how many of them break a PodDisruptionBudget.
+	broken int
 }
 
 // preempt finds a node where a pod that fits nowhere fits once pods of lower
-// priority are gone, has those go, and keeps the room for it meanwhile. It
-// follows Kubernetes' rules, but asks no PodDisruptionBudget.
+// priority are gone, has those go, and keeps the room for it meanwhile, by
+// Kubernetes' rules: a PodDisruptionBudget is broken only where nothing else helps.
 func (st *step) preempt(s *scheduler, p *pod) bool {
 	if !preempts(p) || priority(p) <= st.lowestPriority(s) {
 		return false
 	}
 	var best *room
+	budgets := st.budgets()
 	for i, n := range s.cluster.Nodes {
 		if p.aim != "" && p.aim != n.Name() {
 			continue
 		}
-		if r := st.roomOn(s, p, i); r != nil && (best == nil || r.compare(best) < 0) {
+		if r := st.roomOn(s, p, i, budgets); r != nil && (best == nil || r.compare(best) < 0) {
 			best = r
 		}
 	}
@@ -76,7 +79,7 @@ func (st *step) lowestPriority(s *scheduler) int32 {
 }
 
 // roomOn says what it takes on one node; nil where it would not help.
-func (st *step) roomOn(s *scheduler, p *pod, i int) *room {
+func (st *step) roomOn(s *scheduler, p *pod, i int, budgets []budget) *room {
 	node, gone := s.cluster.Nodes[i], map[nodes.UID]bool{}
 	n, found := st.nodes.Get(node.Name())
 	if !found {
@@ -105,7 +108,8 @@ func (st *step) roomOn(s *scheduler, p *pod, i int) *room {
 	}
 	slices.SortFunc(lower, compareImportance)
 	r := &room{node: i}
-	for _, o := range lower {
+	over, within := overBudget(lower, budgets)
+	for k, o := range append(over, within...) {
 		delete(gone, o.UID)
 		if with := node.With(o.request); fits(with) {
 			node = with
@@ -113,7 +117,11 @@ func (st *step) roomOn(s *scheduler, p *pod, i int) *room {
 		}
 		gone[o.UID] = true
 		r.victims = append(r.victims, o)
+		if k < len(over) {
+			r.broken++
+		}
 	}
+	slices.SortFunc(r.victims, compareImportance)
 	return r
 }
 
@@ -122,14 +130,16 @@ func compareImportance(a, b *pod) int {
 	return cmp.Or(cmp.Compare(priority(b), priority(a)), a.Created.Compare(b.Created), compareUID(a.UID, b.UID))
 }
 
-// compare prefers the room that costs less: by the most important victim, by
-// all of them, by their number, by how long they have run.
+// compare prefers the room that costs less: by the budgets that it breaks, by
+// the most important victim, by all of them, by their number, by how long they
+// have run.
 func (r *room) compare(o *room) int {
 	if len(r.victims) == 0 || len(o.victims) == 0 {
 		return cmp.Compare(len(r.victims), len(o.victims))
 	}
 	first, other := r.victims[0], o.victims[0]
 	return cmp.Or(
+		cmp.Compare(r.broken, o.broken),
 		cmp.Compare(priority(first), priority(other)),
 		cmp.Compare(sumOfPriorities(r.victims), sumOfPriorities(o.victims)),
 		cmp.Compare(len(r.victims), len(o.victims)),

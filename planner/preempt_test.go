@@ -11,8 +11,11 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"pgregory.net/rapid"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -228,6 +231,37 @@ func (w *world) within(t *rapid.T) {
 	for _, node := range []string{"n1", "n2"} {
 		if used := w.cores(node, math.MinInt32); used > 16000 {
 			t.Fatalf("%d thousandths of %s are used", used, node)
+		}
+	}
+}
+
+// TestPreemptionSparesBudgets: of pods that are alike those go that a
+// PodDisruptionBudget does not hold, and where all are held it is broken.
+func TestPreemptionSparesBudgets(t *testing.T) {
+	low := func(name string) *appsv1.Deployment { return important(name, 2, 0, "4") }
+	high := func(cores string) *appsv1.Deployment { return important("high", 1, 10, cores) }
+	for _, c := range []struct {
+		name   string
+		spec   policyv1.PodDisruptionBudgetSpec
+		cores  string
+		held   int
+		others int
+	}{
+		{"all are to serve", policyv1.PodDisruptionBudgetSpec{MinAvailable: new(intstr.FromInt32(2))}, "8", 2, 0},
+		{"one may go", policyv1.PodDisruptionBudgetSpec{MaxUnavailable: new(intstr.FromString("50%"))}, "12", 1, 0},
+		{"nothing else helps", policyv1.PodDisruptionBudgetSpec{MinAvailable: new(intstr.FromString("100%"))}, "16", 0, 0},
+	} {
+		w := newWorld(t, "n1")
+		c.spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "a-held"}}
+		pdb := &policyv1.PodDisruptionBudget{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "policy/v1", Kind: "PodDisruptionBudget"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "held"}, Spec: c.spec,
+		}
+		w.push(low("a-held"), low("others"), pdb)
+		w.settle()
+		w.push(low("a-held"), low("others"), pdb, high(c.cores))
+		if got, others := w.placedOn("a-held")["n1"], w.placedOn("others")["n1"]; got != c.held || others != c.others {
+			t.Errorf("%s: %d of the budget's pods and %d others stay, want %d and %d", c.name, got, others, c.held, c.others)
 		}
 	}
 }

@@ -337,4 +337,5 @@ const (
 	kindClass  = "StorageClass"
 
 	kindRuntimeClass = "RuntimeClass"
+	kindBudget       = "PodDisruptionBudget"
 )

@@ -120,7 +120,7 @@ func podFields() []typeRule {
 			unsupported("schedulerName", "there is one scheduler, and without the one that is named the pod would wait for ever").unless(`"default-scheduler"`),
 			unsupported("readinessGates", "no controller sets conditions of pods, so the pod would never be ready"),
 			unsupported("os", "nodes run Linux").unless(`{"name":"linux"}`),
-			unsupported("hostUsers", "containers share the user namespace of the node").unless(`true`),
+			unsupported("hostUsers", "containers share the user namespace of the node: the runc of Debian 12 (1.1) cannot map the owners of volumes for another, 1.2 can").unless(`true`),
 			unsupported("resourceClaims", "devices are not allocated dynamically"),
 			unsupported("schedulingGroup", "pods are placed one by one"),
 		),

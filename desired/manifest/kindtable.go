@@ -108,7 +108,7 @@ func limitKinds() []kindRule {
 		{kind: "ResourceQuota", version: "v1", status: Works, make: fresh[corev1.ResourceQuota], validate: validateResourceQuota},
 		{kind: "LimitRange", version: "v1", status: Works, make: fresh[corev1.LimitRange], validate: validateLimitRange},
 		{kind: "PriorityClass", group: "scheduling.k8s.io", version: "v1", status: Works, clusterScoped: true, make: fresh[schedulingv1.PriorityClass], validate: validatePriorityClass},
-		{kind: "PodDisruptionBudget", group: "policy", version: "v1", status: NoEffect, reason: "no command drains nodes yet, and preemption does not ask it; in Kubernetes neither do rollouts, deletions or evictions under pressure", make: fresh[policyv1.PodDisruptionBudget], validate: validatePodDisruptionBudget},
+		{kind: "PodDisruptionBudget", group: "policy", version: "v1", status: Works, make: fresh[policyv1.PodDisruptionBudget], validate: validatePodDisruptionBudget},
 	}
 }
 
