@@ -24,9 +24,10 @@ type Config struct {
 	// SecretKey keys the hash by which a Secret's content enters a template's
 	// name, so that the name tells nothing about the content. At least 16 bytes.
 	SecretKey []byte
-	// Default sets today's defaults in a pod spec that was recorded by an
-	// earlier version, before it is compared; it must be a pure function. Nil
-	// compares records as they are.
+	// Default sets today's defaults in a pod spec: in one that was recorded by an
+	// earlier version, before it is compared, and those of pods in a template. It
+	// must be a pure function. Nil compares records as they are, and leaves
+	// templates as they are written.
 	Default func(*corev1.PodSpec)
 	// Location finds a time zone by its name; it must give the same one as long
 	// as the process runs. Nil knows UTC only.

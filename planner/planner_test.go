@@ -2,6 +2,7 @@ package planner
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -515,6 +516,42 @@ func TestHashOnlyNames(t *testing.T) {
 	if diff := cmp.Diff(before, w.uids("web")); diff != "" {
 		t.Fatalf("a new default rolled the pods:\n%s", diff)
 	}
+}
+
+// TestPodsRequestWhatTheyAreLimitedTo: the defaults of pods are in a template as
+// its pods have it, and one that was stored without them rolls nothing.
+func TestPodsRequestWhatTheyAreLimitedTo(t *testing.T) {
+	w := newWorld(t, "n1")
+	limited := func() *appsDeployment {
+		return deployment("web", 2, func(d *appsDeployment) {
+			d.Spec.Template.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m")}
+		})
+	}
+	w.push(limited())
+	w.settle()
+	before := w.uids("web")
+	w.restart(true)
+	w.s.config.Default = func(s *corev1.PodSpec) {
+		for i := range s.Containers {
+			s.Containers[i].Resources.Requests = maps.Clone(s.Containers[i].Resources.Limits)
+		}
+	}
+	w.join("n1")
+	w.push(limited())
+	w.settle()
+	if diff := cmp.Diff(before, w.uids("web")); diff != "" {
+		t.Fatalf("the default of pods rolled them:\n%s", diff)
+	}
+	changed := limited()
+	changed.Spec.Template.Spec.Containers[0].Image = "app:2"
+	w.push(changed, autoscaler("web", kindDeployment, 1, 6))
+	w.settle()
+	p := w.pods("web")[0]
+	if cpu := p.Template.Spec.Containers[0].Resources.Requests.Cpu(); cpu.MilliValue() != 100 || len(changed.Spec.Template.Spec.Containers[0].Resources.Requests) != 0 {
+		t.Errorf("pods request %s", cpu)
+	}
+	w.burn("web", 100)
+	w.expectPods("web", 4)
 }
 
 // TestRecreatedWorkloadHasNewIdentities: uids are never used twice.

@@ -49,6 +49,7 @@ func (s *State) wantedOf(o *desired.Object) (wanted, bool) {
 		return wanted{}, false
 	}
 	w := wanted{podTemplate: t, content: s.content(o.Key.Namespace, t.spec), handler: s.handler(t.spec)}
+	w.spec = s.asPods(t.spec)
 	w.steady = t.steady || t.own[restartAnnotation] == "false" || t.annotations[restartAnnotation] == "false"
 	return w, true
 }
@@ -103,10 +104,32 @@ func (s *State) matches(g *group, have *set, w *wanted) bool {
 	if s.config.Default == nil {
 		return false
 	}
-	// The template may have been stored before a default existed.
-	today := spec.DeepCopy()
+	// The template may have been stored before a default existed, or a default
+	// have followed from what was filled in.
+	today, wantedToday := spec.DeepCopy(), wantedSpec.DeepCopy()
 	s.config.Default(today)
-	return equality.Semantic.DeepEqual(today, wantedSpec)
+	s.config.Default(wantedToday)
+	return equality.Semantic.DeepEqual(today, wantedToday)
+}
+
+// asPods is a template's specification as its pods have it: Kubernetes defaults
+// some fields of pods, but not of templates.
+func (s *State) asPods(spec *corev1.PodSpec) *corev1.PodSpec {
+	if s.config.Default == nil || !defaultsPods(spec) {
+		return spec
+	}
+	spec = spec.DeepCopy()
+	s.config.Default(spec)
+	return spec
+}
+
+// defaultsPods reports whether there may be such fields: what is limited and
+// requests nothing, and ports in the host's network.
+func defaultsPods(spec *corev1.PodSpec) bool {
+	if spec.HostNetwork || spec.Resources != nil {
+		return true
+	}
+	return slices.ContainsFunc(slices.Concat(spec.InitContainers, spec.Containers), func(c corev1.Container) bool { return len(c.Resources.Limits) > 0 })
 }
 
 // newSet names and keeps a template that no set of the group has yet.
