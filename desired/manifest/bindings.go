@@ -14,13 +14,15 @@ import (
 
 // checkBindings looks for the objects that objects other than pods name: the
 // volume of a claim, the service of a StatefulSet, what an autoscaler scales.
-func (w *world) checkBindings() {
+func (w *world) checkBindings(config desired.Settings) {
 	for _, e := range w.objects {
 		switch v := e.object.Value.(type) {
 		case *appsv1.StatefulSet:
 			w.checkServiceName(e, v)
 		case *autoscalingv2.HorizontalPodAutoscaler:
-			w.checkScaleTarget(e, v)
+			if target := w.checkScaleTarget(e, v); target != nil {
+				w.checkMetrics(e, v, target, config)
+			}
 		}
 		for _, c := range claimsOf(e.object) {
 			w.checkClaim(e, c)
@@ -41,19 +43,25 @@ func (w *world) checkServiceName(e *entry, s *appsv1.StatefulSet) {
 // scalable are the kinds with a number of replicas, and their groups.
 var scalable = map[string]string{"Deployment": "apps", "StatefulSet": "apps", "ReplicaSet": "apps", "ReplicationController": ""}
 
-func (w *world) checkScaleTarget(e *entry, a *autoscalingv2.HorizontalPodAutoscaler) {
+// checkScaleTarget gives what an autoscaler scales; nil when there is nothing to
+// look at.
+func (w *world) checkScaleTarget(e *entry, a *autoscalingv2.HorizontalPodAutoscaler) *desired.Object {
 	target := a.Spec.ScaleTargetRef
 	group, ok := scalable[target.Kind]
 	if !ok {
 		w.found.report(e, desired.Error, "unsupported", "spec.scaleTargetRef.kind",
 			fmt.Sprintf("is not supported: a %s has no number of replicas here", target.Kind), "")
-		return
+		return nil
 	}
-	if target.Name == "" || w.known[desired.Key{Group: group, Kind: target.Kind, Namespace: e.key.Namespace, Name: target.Name}] != nil {
-		return
+	if target.Name == "" {
+		return nil
+	}
+	if known := w.known[desired.Key{Group: group, Kind: target.Kind, Namespace: e.key.Namespace, Name: target.Name}]; known != nil {
+		return known.object
 	}
 	w.found.report(e, desired.Error, "missing-"+strings.ToLower(target.Kind), "spec.scaleTargetRef",
 		fmt.Sprintf("there is no %s %q in namespace %s", target.Kind, target.Name, e.key.Namespace), "add what is to be scaled, or correct the reference")
+	return nil
 }
 
 // checkClaim warns only: the claim waits, as it would in Kubernetes.

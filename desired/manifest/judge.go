@@ -71,7 +71,7 @@ func (l *Loader) judge(found *findings, rev desired.Revision, o LoadOptions) *de
 	config := w.settings()
 	w.admit(l.rules, config)
 	w.checkReferences()
-	w.checkBindings()
+	w.checkBindings(config)
 	w.checkServices(config)
 	w.checkAnnotations()
 	w.checkSysctls()
