@@ -179,9 +179,8 @@ func (f *findings) remark(e *entry, d *custom.Definition, v *custom.Version, not
 		}
 		f.report(e, desired.Note, "deprecated", "apiVersion", warning, "")
 	}
-	if v.Transitions > 0 && !noted[v] {
+	if v.Rules > 0 && !noted[v] {
 		noted[v] = true
-		f.report(e, desired.Note, "not-checked", "kind",
-			fmt.Sprintf("rules in x-kubernetes-validations of %s that compare an object with what it was (%d) are not checked", d.Name, v.Transitions), "Kubernetes checks them at changes")
+		f.report(e, desired.Note, "not-checked", "kind", fmt.Sprintf("%d rules in x-kubernetes-validations of %s are not checked", v.Rules, d.Name), "Kubernetes checks them")
 	}
 }

@@ -110,13 +110,6 @@ func TestDefinitions(t *testing.T) {
 				`spec.versions[0].schema.openAPIV3Schema.properties[a].x-kubernetes-list-map-keys: Invalid value: ["k","l"]: entries must all be names of item properties`,
 			},
 		},
-		"rules": {
-			schema: `{type: object, properties: {a: {type: string, x-kubernetes-validations: [{rule: self.size() > 0}, {rule: self.b, message: x}]}}}`,
-			want: []string{
-				`spec.versions[0].schema.openAPIV3Schema.properties[a].x-kubernetes-validations[1].rule: Invalid value: "self.b": ` +
-					"compilation failed: ERROR: <input>:1:5: type 'string' does not support field selection",
-			},
-		},
 		"defaults": {
 			schema: `{type: object, properties: {a: {type: string, enum: [x], default: z}, b: {type: object, default: {c: 1}}}}`,
 			want: []string{
@@ -293,52 +286,6 @@ properties:
 	}
 }
 
-const ruled = `
-type: object
-x-kubernetes-validations:
-- {rule: "self.metadata.name.startsWith('w')", message: its name must begin with w}
-properties:
-  spec:
-    type: object
-    x-kubernetes-validations:
-    - {rule: "self.low <= self.high", messageExpression: "'%d is more than %d'.format([self.low, self.high])", fieldPath: .low, reason: FieldValueForbidden}
-    - {rule: "self.low == oldSelf.low"}
-    properties:
-      low: {type: integer, default: 1}
-      high: {type: integer, default: 9}
-      list: {type: array, maxItems: 5, items: {type: string, maxLength: 20, x-kubernetes-validations: [{rule: "isURL(self)"}]}}
-`
-
-func TestRules(t *testing.T) {
-	crd := definition(t, ruled)
-	if errs := ValidateDefinition(crd); len(errs) > 0 {
-		t.Fatal(errs)
-	}
-	d := NewDefinition(crd)
-	for spec, want := range map[string][]string{
-		`{low: 3}`: nil,
-		`{low: 10, list: ["http://a", "b c"]}`: {
-			`spec.list[1]: Invalid value: "b c": failed rule: isURL(self)`,
-			`spec.low: Forbidden: 10 is more than 9`,
-		},
-		`{low: "10"}`: {`spec.low: Invalid value: "string": spec.low in body must be of type integer: "string"`},
-	} {
-		_, errs := check(t, d, widget(t, spec))
-		slices.Sort(errs)
-		if diff := cmp.Diff(want, errs); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", spec, diff)
-		}
-	}
-	named := widget(t, "{}")
-	named["metadata"].(map[string]any)["name"] = "x"
-	if _, errs := check(t, d, named); len(errs) != 1 || errs[0] != `<nil>: Invalid value: its name must begin with w` {
-		t.Errorf("a rule about the whole: %v", errs)
-	}
-	if v, _ := d.Version("v1"); v.Transitions != 1 {
-		t.Errorf("%d rules are said not to be checked", v.Transitions)
-	}
-}
-
 // FuzzObject holds any object to any definition that is valid: that ends, and an
 // object that is accepted is accepted again, unchanged.
 func FuzzObject(f *testing.F) {
@@ -346,8 +293,6 @@ func FuzzObject(f *testing.F) {
 	f.Add("type: object\nx-kubernetes-preserve-unknown-fields: true", `{"a":[1,{"b":null}]}`)
 	f.Add("type: object\nproperties: {a: {x-kubernetes-int-or-string: true}, b: {type: array, x-kubernetes-list-type: set, items: {type: string}}}", `{"a":"1","b":["x","x"]}`)
 	f.Add("type: object\nproperties: {a: {type: string, format: date-time, pattern: '('}}", `{"a":"now"}`)
-	f.Add(ruled, `{"spec":{"low":2,"list":["http://a"]}}`)
-	f.Add("type: object\nx-kubernetes-validations: [{rule: 'self.all(x, self.all(y, self.all(z, x + y + z != x)))'}]\nadditionalProperties: {type: string}", `{"a":"1"}`)
 	f.Fuzz(func(t *testing.T, schema, text string) {
 		s := &apiextensionsv1.JSONSchemaProps{}
 		if len(schema)+len(text) > 1<<12 || yaml.Unmarshal([]byte(schema), s) != nil {

@@ -23,7 +23,8 @@ func structuralOf(s *apiextensionsv1.JSONSchemaProps) (*schema.Structural, error
 }
 
 // ValidateDefinition says what is wrong with a definition that has its
-// defaults, as an API server does when one is created.
+// defaults, as an API server does when one is created, except for rules in
+// x-kubernetes-validations.
 func ValidateDefinition(d *apiextensionsv1.CustomResourceDefinition) field.ErrorList {
 	spec, path := &d.Spec, field.NewPath("spec")
 	named := func(name string, prefix bool) []string {
@@ -256,7 +257,7 @@ func validateSchema(s *apiextensionsv1.JSONSchemaProps, path *field.Path) field.
 	}
 	errs = append(errs, schema.ValidateStructural(path, structural)...)
 	if len(errs) == 0 {
-		errs = append(validateDefaults(structural, path), validateRules(structural, path)...)
+		errs = validateDefaults(structural, path)
 	}
 	return errs
 }
