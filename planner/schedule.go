@@ -94,7 +94,7 @@ func (st *step) neighboursBut(gone map[nodes.UID]bool) []place.Neighbour {
 	for name, n := range entries(st.nodes) {
 		for uid := range keys(n.pods) {
 			if _, p := st.pod(uid); p != nil && !p.released && !gone[uid] {
-				out = append(out, place.Neighbour{Node: name, Request: p.request})
+				out = append(out, place.Neighbour{Node: name, Request: p.request, Leaving: p.leaving != "" || p.Stop != nil})
 			}
 		}
 	}

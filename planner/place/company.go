@@ -218,7 +218,7 @@ func (s constraint) count(r *Request, c Cluster, byName map[string]*Node, neighb
 	for _, p := range neighbours {
 		n := byName[p.Node]
 		value, ok := n.topology(s.topology)
-		if ok && s.counts(r, n) && p.Request.namespace == r.namespace && s.selector.Matches(p.Request.labels) {
+		if ok && !p.Leaving && s.counts(r, n) && p.Request.namespace == r.namespace && s.selector.Matches(p.Request.labels) {
 			out.counts[value]++
 		}
 	}

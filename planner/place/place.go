@@ -171,6 +171,9 @@ func (n *Node) Holds(r *Request) bool {
 type Neighbour struct {
 	Node    string
 	Request *Request
+	// Leaving pods are on their way out: they keep others away until they are
+	// gone, but take no part in a spread.
+	Leaving bool
 }
 
 // Cluster is all that a choice depends on.

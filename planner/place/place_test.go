@@ -141,15 +141,17 @@ func TestCompany(t *testing.T) {
 		neighbours []Neighbour
 		want       string
 	}{
-		"affinity":                  {attracted, []Neighbour{{"b", db}}, "b"},
-		"affinity to nobody":        {attracted, nil, "0/2 nodes fit: 2 have no pod that the pod affinity asks for"},
-		"affinity to itself":        {toItself, nil, "a"},
-		"anti-affinity":             {repelled, []Neighbour{{"a", web}}, "b"},
-		"anti-affinity everywhere":  {repelled, []Neighbour{{"a", web}, {"b", web}}, "0/2 nodes fit: 2 have a pod that the pod anti-affinity keeps away from"},
-		"anti-affinity of others":   {nil, []Neighbour{{"a", request(repelled)}}, "b"},
-		"spread":                    {spread, []Neighbour{{"a", web}}, "b"},
-		"spread evenly":             {spread, []Neighbour{{"a", web}, {"b", web}}, "a"},
-		"spread over nothing known": {func(t *nodes.Template) { spread(t); t.Spec.TopologySpreadConstraints[0].TopologyKey = "rack" }, nil, "0/2 nodes fit: 2 lack the label rack to spread over"},
+		"affinity":                 {attracted, []Neighbour{{Node: "b", Request: db}}, "b"},
+		"affinity to nobody":       {attracted, nil, "0/2 nodes fit: 2 have no pod that the pod affinity asks for"},
+		"affinity to itself":       {toItself, nil, "a"},
+		"anti-affinity":            {repelled, []Neighbour{{Node: "a", Request: web}}, "b"},
+		"anti-affinity everywhere": {repelled, []Neighbour{{Node: "a", Request: web}, {Node: "b", Request: web}}, "0/2 nodes fit: 2 have a pod that the pod anti-affinity keeps away from"},
+		"anti-affinity of others":  {nil, []Neighbour{{Node: "a", Request: request(repelled)}}, "b"},
+		"spread":                   {spread, []Neighbour{{Node: "a", Request: web}}, "b"},
+		"spread evenly":            {spread, []Neighbour{{Node: "a", Request: web}, {Node: "b", Request: web}}, "a"},
+		"spread as if those that leave were gone": {spread, []Neighbour{{Node: "a", Request: web, Leaving: true}, {Node: "b", Request: web}}, "a"},
+		"anti-affinity to one that leaves":        {repelled, []Neighbour{{Node: "a", Request: web, Leaving: true}}, "b"},
+		"spread over nothing known":               {func(t *nodes.Template) { spread(t); t.Spec.TopologySpreadConstraints[0].TopologyKey = "rack" }, nil, "0/2 nodes fit: 2 lack the label rack to spread over"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
