@@ -76,6 +76,7 @@ func (l *Loader) judge(found *findings, rev desired.Revision, o LoadOptions) *de
 	w.checkAnnotations()
 	w.checkSysctls()
 	w.checkStorage()
+	w.checkSizes()
 	if o.Previous != nil {
 		w.checkImmutable(config, o.Previous)
 	}
@@ -169,7 +170,7 @@ func (w *world) soften(config desired.Settings, lenient bool) {
 // survivable reports whether an error of this code leaves a usable object.
 func survivable(code string) bool {
 	switch code {
-	case "syntax", "unreadable", "too-large", "kustomize", "not-a-manifest", "removed-version", "unknown-kind":
+	case "syntax", "unreadable", "too-large", "kustomize", "not-a-manifest", "removed-version", "unknown-kind", tooManyPods:
 		return false
 	}
 	return true

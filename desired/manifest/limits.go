@@ -23,6 +23,9 @@ const (
 	maxNodes = 1_000_000
 	// maxAliasNodes bounds what aliases may add to it.
 	maxAliasNodes = 100_000
+	// maxPods bounds the pods of a revision, those of one autoscaler apart:
+	// Kubernetes' own bound for a cluster.
+	maxPods = 150_000
 	// maxFileProblems and maxProblems bound what is reported of one file and of
 	// one revision; what is beyond is counted.
 	maxFileProblems = 200
