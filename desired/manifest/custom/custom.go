@@ -6,7 +6,7 @@
 // it never panics, whatever either says; an object without errors has its
 // defaults and no field that the schema does not know. Rules in
 // x-kubernetes-validations are counted, not checked: their compiler would cost
-// an idle machine 5 MiB.
+// an idle machine 4 MiB.
 package custom
 
 import (
