@@ -199,12 +199,14 @@ const pauseName = "@pause"
 // takes 76 characters, a uid has 36, and a run's number may have 8.
 const maxIDName = 30
 
-// containerID names one run of a container in the runtime.
+// containerID names one run of a container in the runtime. containerd takes no
+// two separators in a row, which a container's name may have.
 func containerID(uid nodes.UID, name string, attempt int) string {
 	name = strings.TrimPrefix(name, "@")
-	if len(name) > maxIDName {
+	if len(name) > maxIDName || strings.Contains(name, "--") {
 		sum := sha256.Sum256([]byte(name))
-		name = name[:maxIDName-9] + "-" + hex.EncodeToString(sum[:4])
+		words := strings.FieldsFunc(name[:min(len(name), maxIDName-9)], func(r rune) bool { return r == '-' })
+		name = strings.Join(append(words, hex.EncodeToString(sum[:4])), "-")
 	}
 	return fmt.Sprintf("%s_%s_%d", uid, name, attempt)
 }

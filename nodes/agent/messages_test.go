@@ -6,7 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 )
 
 // A container that crashes again and again, with a last word each time, does
@@ -37,18 +39,39 @@ func TestMessagesOfEarlierRunsGo(t *testing.T) {
 	}
 }
 
-// TestContainerIDsFitTheRuntime: containerd refuses more than 76 characters.
+// TestContainerIDsFitTheRuntime: containerd refuses more than 76 characters, and
+// separators that are not between letters or digits.
 func TestContainerIDsFitTheRuntime(t *testing.T) {
 	const uid = "0d5a8f6e-8f2b-8c1d-9b1e-2f3a4b5c6d7e"
 	long := strings.Repeat("a", 63)
-	id := containerID(uid, long, 99999999)
-	if len(id) > 76 || podOf(id) != uid {
-		t.Errorf("%d characters: %s, of pod %q", len(id), id, podOf(id))
+	seen := map[string]string{}
+	for _, name := range []string{
+		"web", long, long[:62] + "b", "simple-secret-secret-key-ref-container", "a--b", "a-b", "a---b", "@pause",
+		strings.Repeat("a-", 31) + "a", strings.Repeat("a--", 20) + "a",
+	} {
+		id := containerID(uid, name, 99999999)
+		if err := identifiers.Validate(id); err != nil || podOf(id) != uid {
+			t.Errorf("%s is %s, of pod %q: %v", name, id, podOf(id), err)
+		}
+		if other := seen[id]; other != "" {
+			t.Errorf("%s and %s are both %s", name, other, id)
+		}
+		seen[id] = name
 	}
-	if other := containerID(uid, long[:62]+"b", 99999999); other == id {
-		t.Errorf("two containers are both %s", id)
+	for _, name := range []string{"web", "a-b", long[:30]} {
+		if id := containerID(uid, name, 2); id != uid+"_"+name+"_2" {
+			t.Errorf("%s became %s", name, id)
+		}
 	}
-	if id := containerID(uid, "web", 2); id != uid+"_web_2" {
-		t.Errorf("a short name became %s", id)
-	}
+}
+
+// TestEveryContainerNameFits: whatever Kubernetes takes for a name.
+func TestEveryContainerNameFits(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.StringMatching(`[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?`).Draw(t, "name")
+		id := containerID("0d5a8f6e-8f2b-8c1d-9b1e-2f3a4b5c6d7e", name, rapid.IntRange(0, 99999999).Draw(t, "run"))
+		if err := identifiers.Validate(id); err != nil {
+			t.Errorf("%s is %s: %v", name, id, err)
+		}
+	})
 }
