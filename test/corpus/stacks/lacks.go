@@ -3,6 +3,8 @@ package stacks
 import (
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +36,7 @@ func (s *Stack) Lacks(p Profiles) map[desired.Key]string {
 		l.apart(t, all)
 		l.profiles(t, p)
 		l.claims(t)
+		l.drivers(t)
 		l.probes(t)
 	}
 	return l.found
@@ -180,6 +183,47 @@ func (l *lacks) probes(t template) {
 	}
 }
 
+// noDriver is why a volume is never there.
+const noDriver = "nothing in the directory brings the CSI driver of its volume"
+
+// drivers of CSI come with the machine or with a manifest, which has an object
+// for each.
+func (l *lacks) drivers(t template) {
+	for _, v := range t.spec.Volumes {
+		switch {
+		case v.CSI != nil && !l.driver(v.CSI.Driver):
+			l.found[t.owner] = noDriver
+		case v.PersistentVolumeClaim != nil:
+			k := desired.Key{Kind: "PersistentVolumeClaim", Namespace: t.namespace, Name: v.PersistentVolumeClaim.ClaimName}
+			if volume := l.volume(k); volume != nil && volume.Spec.CSI != nil && !l.driver(volume.Spec.CSI.Driver) {
+				l.found[t.owner], l.found[k] = noDriver, noDriver
+			}
+		}
+	}
+}
+
+func (l *lacks) driver(name string) bool {
+	return l.snapshot.Get(desired.Key{Group: "storage.k8s.io", Kind: "CSIDriver", Name: name}) != nil
+}
+
+// volume is the one that a claim names; nil if it names none.
+func (l *lacks) volume(claim desired.Key) *corev1.PersistentVolume {
+	o := l.snapshot.Get(claim)
+	if o == nil {
+		return nil
+	}
+	c, ok := o.Value.(*corev1.PersistentVolumeClaim)
+	if !ok || c.Spec.VolumeName == "" {
+		return nil
+	}
+	o = l.snapshot.Get(desired.Key{Kind: "PersistentVolume", Name: c.Spec.VolumeName})
+	if o == nil {
+		return nil
+	}
+	v, _ := o.Value.(*corev1.PersistentVolume)
+	return v
+}
+
 func (l *lacks) selected(by *metav1.LabelSelector) bool {
 	selector, err := metav1.LabelSelectorAsSelector(by)
 	return err != nil || slices.ContainsFunc(l.snapshot.Kind("PersistentVolume"), func(o *desired.Object) bool {
@@ -200,7 +244,11 @@ var refusals = map[string]string{
 // objects that did not become ready lacks something, or what refuses the manifests
 // holds there too. It is empty when it would not.
 func (s *Stack) Excuse(stuck []desired.Key, p Profiles) string {
-	if s.Refused != nil {
+	switch {
+	case s.Refused == nil:
+	case s.Refused.Code == "unsupported" && strings.HasSuffix(s.Refused.Field, "csi") && !s.bring("CSIDriver"):
+		return noDriver
+	default:
 		return refusals[s.Refused.Code]
 	}
 	found := s.Lacks(p)
@@ -213,4 +261,20 @@ func (s *Stack) Excuse(stuck []desired.Key, p Profiles) string {
 	}
 	slices.Sort(reasons)
 	return strings.Join(slices.Compact(reasons), "; ")
+}
+
+// bring reports whether a file of the stack writes an object of a kind.
+func (s *Stack) bring(kind string) bool {
+	for _, file := range slices.Concat(s.Revisions...) {
+		content, err := os.ReadFile(filepath.Join(s.Dir, file))
+		if err != nil {
+			return true // nobody knows
+		}
+		for name := range objects(content) {
+			if _, rest, _ := strings.Cut(name, "/"); strings.HasPrefix(rest, kind+"/") {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -98,6 +98,23 @@ metadata: {name: with-bad}
 spec: {volumes: [{name: v, persistentVolumeClaim: {claimName: bad}}], containers: [{name: c, image: c}]}
 `
 
+const csiVolume = `
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: v}
+spec: {accessModes: [ReadWriteOnce], capacity: {storage: 1M}, csi: {driver: d, volumeHandle: h}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: c}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1M}}, volumeName: v, storageClassName: ""}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec: {volumes: [{name: v, persistentVolumeClaim: {claimName: c}}], containers: [{name: c, image: c}]}
+`
+
 const probing = `
 apiVersion: v1
 kind: Pod
@@ -174,9 +191,12 @@ func TestEveryObjectThatIsNotReadyNeedsAnExcuse(t *testing.T) {
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: c, ports: [{containerPort: 0}]}]}":            true,
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {schedulerName: own, containers: [{name: c, image: c}]}":                     false,
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: c, envFrom: [{secretRef: {name: nobody}}]}]}": true,
+		csiVolume: true,
+		csiVolume + "---\napiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {name: d}\nspec: {}": false,
 	} {
 		s := lackingStack(t, manifests)
-		if got := s.Excuse(nil, Profiles{}) != ""; got != excused {
+		pod := desired.Key{Kind: "Pod", Namespace: "default", Name: "p"}
+		if got := s.Excuse([]desired.Key{pod}, Profiles{}) != ""; got != excused {
 			t.Errorf("excuse %t: %s", got, manifests)
 		}
 	}

@@ -53,7 +53,7 @@ func writeFailed(b *strings.Builder, results []Result) {
 	}
 	b.WriteString("\nThose that do not converge. That Kubernetes would not bring one up either, on one node that is this machine, is looked up in its\n" +
 		"manifests, for each of the objects that are not ready: more than one pod for a host port, required anti-affinity, profiles that the\n" +
-		"node does not have, a claim whose selector fits no volume, less cpu for a probe's\n" +
+		"node does not have, a claim whose selector fits no volume, a CSI driver that nobody brings, less cpu for a probe's\n" +
 		"command than runc itself takes to run one. Of what is refused here, Kubernetes' own validation refuses the same, or its containers wait\n" +
 		"for a Secret or ConfigMap that is not in the directory.\n\n" +
 		"| directory | step | reason | in Kubernetes |\n|---|---|---|---|\n")
