@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -90,6 +91,36 @@ func TestPagesLinkToWhatIsThere(t *testing.T) {
 				t.Errorf("%s links to %s: %v", page, match[1], err)
 			}
 		}
+	}
+}
+
+// TestPagesShowManifestsThatWork reads every manifest of the guides as a push
+// would be read.
+func TestPagesShowManifestsThatWork(t *testing.T) {
+	block := regexp.MustCompile(`(?m)^    apiVersion:.*\n(?:(?:    .*)?\n)*`)
+	found := 0
+	for _, page := range []string{"docs/coming-from.md", "docs/manifests.md"} {
+		content, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range block.FindAllString(string(content), -1) {
+			found++
+			text = strings.ReplaceAll("\n"+text, "\n    ", "\n")
+			files := fstest.MapFS{"page.yaml": &fstest.MapFile{Data: []byte(text)}}
+			_, problems, err := manifest.NewLoader().Load(t.Context(), files, desired.Revision{SHA: strings.Repeat("1", 40)}, manifest.LoadOptions{Path: "."})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range problems {
+				if p.Severity == desired.Error {
+					t.Errorf("%s shows what would be refused: %s\n%s", page, p, text)
+				}
+			}
+		}
+	}
+	if found < 4 {
+		t.Errorf("%d manifests found", found)
 	}
 }
 
