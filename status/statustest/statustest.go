@@ -172,6 +172,7 @@ func Troubled() *nodes.Overview {
 		Waiting: []nodes.WaitingItem{
 			{Object: key("apps", "Deployment", "shop", "catalog"), Reason: "1 new pod is not ready yet; an old one stops when it is", Deadline: Now.Add(9 * time.Minute)},
 			{Object: key("", "Pod", "shop", "payments-5d9c8b7f6-a0000"), Reason: "the image is tried again", Deadline: Now.Add(40 * time.Second)},
+			{Object: key("", "Node", "", "quay-2"), Reason: "has not put the newest routes into force yet", Deadline: Now.Add(50 * time.Second)},
 		},
 	}
 	o.Nodes = append(o.Nodes, node("quay-2"))
