@@ -52,11 +52,11 @@ func TestExampleRepositoryPlans(t *testing.T) {
 			starts++
 		}
 	}
-	// hello: 3 in production and 1 in staging; front: 1 in each.
-	if starts != 6 {
+	// hello: 3 in production and 1 in staging; front and visits: 1 in each.
+	if starts != 8 {
 		var text bytes.Buffer
 		_ = plan.Text(&text)
-		t.Errorf("%d pods start, want 6:\n%s\n%+v", starts, text.String(), plan.Waiting)
+		t.Errorf("%d pods start, want 8:\n%s\n%+v", starts, text.String(), plan.Waiting)
 	}
 }
 

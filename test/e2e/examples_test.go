@@ -3,12 +3,17 @@
 package e2e_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
@@ -26,7 +31,7 @@ func TestExamples(t *testing.T) {
 	}
 	w.clone.Apply("everything")
 	for port, words := range map[string][]string{
-		"30080": {"Front, says front-", "Hello, production from hello-", "The tally agrees with the manifest.", "signed with a secret of 32 characters"},
+		"30080": {"Front, says front-", "Hello, production from hello-", "The tally agrees with the manifest.", "signed with a secret of 32 characters", "visit ", "kept by visits-0"},
 		"30090": {"Hello, production from hello-"}, "30081": {"Hello, staging from hello-"}, "30091": {"Hello, staging from hello-"},
 	} {
 		w.answers(port, words...)
@@ -52,6 +57,15 @@ func TestExamples(t *testing.T) {
 		t.Errorf("pods %v became %v: want two new ones", before, after)
 	}
 
+	seen := w.visits()
+	w.edit("base/visits.yaml", "terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds: 4")
+	w.clone.Apply("another pod on the same volume")
+	if after := w.visits(); after <= seen {
+		t.Errorf("visit %d after visit %d: the volume has forgotten", after, seen)
+	}
+	w.runsEveryMinute()
+	w.grows()
+
 	at := w.remoteMain()
 	w.edit("base/hello.yaml", "  replicas: 2", "  replica: 2")
 	w.clone.Commit("misspelt")
@@ -65,6 +79,58 @@ func TestExamples(t *testing.T) {
 	r = w.clone.Push()
 	contains(t, "the push of nothing", r.Err, "held: ", "Tally-Confirm: delete ")
 	w.answers("30080", "Welcome from hello-")
+}
+
+// visits is the number of a visit to production.
+func (w *world) visits() (n int) {
+	w.t.Helper()
+	text, err := get("127.0.0.1:30080", "/")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	_, count, _ := strings.Cut(text, "visit ")
+	if _, err := fmt.Sscan(count, &n); err != nil {
+		w.t.Fatalf("%q: %v", text, err)
+	}
+	return n
+}
+
+// runsEveryMinute waits until the check of production has run.
+func (w *world) runsEveryMinute() {
+	w.t.Helper()
+	w.Eventually(time.Minute+patience, "a check that succeeded", func() error {
+		for _, h := range w.overview().Objects {
+			if h.CronJob != nil && h.Key.Namespace == "production" {
+				if h.CronJob.Succeeded.IsZero() || h.Health != nodes.Healthy {
+					return fmt.Errorf("%s %s: %+v", h.Health, h.Reason, h.CronJob)
+				}
+				return nil
+			}
+		}
+		return errors.New("no CronJob")
+	})
+}
+
+// grows sends load until production has more fronts.
+func (w *world) grows() {
+	w.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = get("127.0.0.1:30080", "/")
+			}
+		})
+	}
+	w.Eventually(2*patience, "more fronts under load", func() error {
+		if n := len(w.podNames("front-")); n < 2 {
+			return fmt.Errorf("%d fronts", n)
+		}
+		return nil
+	})
+	stop()
+	clients.Wait()
 }
 
 // answers waits until a node port says the words.
