@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -22,6 +23,9 @@ func adopt(p *nodes.Pod, containers []runtime.Status, boot string, now time.Time
 	for _, s := range containers {
 		if !s.Created.IsZero() && s.Created.Before(m.Started) {
 			m.Started = s.Created
+		}
+		if ip, err := netip.ParseAddr(s.Labels[labelAddress]); err == nil {
+			m.IP = ip
 		}
 		if r := m.Runs[s.Labels[labelContainer]]; r != nil && r.ID == s.ID && s.State == runtime.Running {
 			r.Hooked, r.Presumed = true, true

@@ -324,6 +324,29 @@ func TestNextProcessAdopts(t *testing.T) {
 	}
 }
 
+// TestALostStoreMovesNoAddress: pods keep theirs, whoever is looked at first,
+// and a new pod gets one that nobody has.
+func TestALostStoreMovesNoAddress(t *testing.T) {
+	o := options(t)
+	n := open(t, o)
+	a, b := add(t, n, Sandbox{UID: "a", Hostname: "a"}), add(t, n, Sandbox{UID: "b", Hostname: "b"})
+	before, err := netlink.LinkByName(linkName("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.DB = options(t).DB
+	n = open(t, o)
+	c := add(t, n, Sandbox{UID: "c", Hostname: "c"})
+	b2, a2 := add(t, n, Sandbox{UID: "b", Hostname: "b"}), add(t, n, Sandbox{UID: "a", Hostname: "a"})
+	if a2 != a || b2 != b || c.IP == a.IP || c.IP == b.IP {
+		t.Errorf("before %v %v, after %v %v, new %v", a, b, a2, b2, c)
+	}
+	after, err := netlink.LinkByName(linkName("a"))
+	if err != nil || after.Attrs().Index != before.Attrs().Index {
+		t.Errorf("the link of a pod that is well was made anew (%v)", err)
+	}
+}
+
 func TestLeftoversOfACrash(t *testing.T) {
 	n := open(t, options(t))
 	// A directory and files without mounts: killed between two steps.

@@ -33,6 +33,9 @@ func (n *Network) Setup(ctx context.Context) error {
 	if err := n.setupBridge(); err != nil {
 		return err
 	}
+	if err := n.recoverAddresses(); err != nil {
+		return err
+	}
 	if err := n.reattach(); err != nil {
 		return err
 	}
