@@ -238,7 +238,7 @@ func TestCorruptFiles(t *testing.T) {
 	c := newCluster(t)
 	c.put(deployment{name: "web", replicas: 2, image: c.images[0], nodePort: 30080})
 	sha, _ := c.clone.Apply("begin")
-	before := c.processes(c.pods("web"))
+	before, addresses := c.processes(c.pods("web")), c.addresses("web")
 	service, sets := c.serviceOf("web"), c.replicaSets()
 	// Who asks the service never meets a moment without it.
 	traffic := startLoad(c.serviceAddress(service), 4, false)
@@ -258,6 +258,9 @@ func TestCorruptFiles(t *testing.T) {
 			c.checkUnmoved(before, what)
 			c.checkSame(service, sets)
 			c.checkExactly(map[string]int{"web": 2})
+			if now := c.addresses("web"); !maps.Equal(now, addresses) {
+				t.Errorf("%s: the pods had the addresses %v, and have %v", what, addresses, now)
+			}
 			if name == "empty" {
 				continue // as if it was lost
 			}
@@ -270,6 +273,15 @@ func TestCorruptFiles(t *testing.T) {
 		}
 	}
 	traffic.check(t, "while files were damaged", 50)
+}
+
+// addresses are those of a deployment's pods, by name.
+func (c *cluster) addresses(name string) map[string]string {
+	found := map[string]string{}
+	for _, p := range c.pods(name) {
+		found[p.Key.Name] = p.Pod.Status.IP
+	}
+	return found
 }
 
 func (c *cluster) logged() string {

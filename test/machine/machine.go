@@ -114,10 +114,16 @@ func (m *Machine) checkNothingLeft() {
 	if err == nil && bytes.Contains(links, []byte("tally")) {
 		m.t.Errorf("reset left network links:\n%s", links)
 	}
-	for _, line := range strings.Split(processes(), "\n") {
-		if strings.Contains(line, m.RunDir) || strings.Contains(line, "containerd-shim") {
-			m.t.Errorf("reset left a process: %s", line)
+	err = retry(30*time.Second, func() error { // a shim ends a moment after its last container
+		for line := range strings.Lines(processes()) {
+			if strings.Contains(line, m.RunDir) || strings.Contains(line, "containerd-shim") {
+				return fmt.Errorf("reset left a process: %s", line)
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		m.t.Error(err)
 	}
 }
 
@@ -303,16 +309,17 @@ func (m *Machine) PushImage(program, name string, env ...string) string {
 // last error. It is the one place where tests wait.
 func (m *Machine) Eventually(patience time.Duration, what string, try func() error) {
 	m.t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
-		err := try()
-		if err == nil {
-			return
+	if err := retry(patience, try); err != nil {
+		m.t.Fatalf("%s: not after %s: %v", what, patience, err)
+	}
+}
+
+// retry returns the last error when patience ends.
+func retry(patience time.Duration, try func() error) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		if err := try(); err == nil || time.Now().After(deadline) {
+			return err
 		}
-		if time.Now().After(deadline) {
-			m.t.Fatalf("%s: not after %s: %v", what, patience, err)
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }
 
