@@ -279,6 +279,39 @@ func TestSilenceAndReturn(t *testing.T) {
 	}
 }
 
+// TestAnOldTimerCountsNobodySilent: one that fired at the moment when the node
+// came back must not count it silent when it goes again.
+func TestAnOldTimerCountsNobodySilent(t *testing.T) {
+	w := newWorld(t, time.Hour)
+	timer := func() (now *time.Timer) {
+		for deadline := time.Now().Add(20 * time.Second); now == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			w.mu.Lock()
+			now = w.members["n1"].silence
+			w.mu.Unlock()
+		}
+		return now
+	}
+	_, leave := w.join("n1")
+	w.joined("n1")
+	leave()
+	old := timer()
+	_, leave = w.join("n1")
+	w.joined("n1")
+	leave()
+	fresh := timer()
+	if old == nil || fresh == nil || old == fresh {
+		t.Fatalf("timers %p and %p", old, fresh)
+	}
+	w.silent("n1", time.Now(), old)
+	if all := w.Nodes(); !all[0].Ready {
+		t.Errorf("the node is silent: %s", all[0].Reason)
+	}
+	w.silent("n1", time.Now(), fresh)
+	if all := w.Nodes(); all[0].Ready {
+		t.Error("the node's own timer does not count")
+	}
+}
+
 func TestNewerSessionTakesOver(t *testing.T) {
 	w := newWorld(t, time.Minute)
 	w.Assign(nodes.Assignment{Node: "n1"})

@@ -117,16 +117,20 @@ func (r *Registry) leave(s *session) {
 	}
 	m.session = nil
 	lost := r.o.Now()
-	m.silence = time.AfterFunc(r.o.SilentAfter, func() { r.silent(name, lost) })
+	var timer *time.Timer
+	timer = time.AfterFunc(r.o.SilentAfter, func() { r.silent(name, lost, timer) })
+	m.silence = timer
 	r.appointLedger()
 	r.o.Log.Info("node has no session", "node", name, "silent_in", r.o.SilentAfter)
 }
 
-func (r *Registry) silent(name string, lost time.Time) {
+// silent counts a node silent when its timer fires. One that fired while the
+// node came back, and that could not be stopped any more, is not the node's.
+func (r *Registry) silent(name string, lost time.Time, timer *time.Timer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.members[name]
-	if m.session != nil {
+	if m.session != nil || m.silence != timer {
 		return
 	}
 	m.silence = nil
