@@ -24,11 +24,9 @@ func adopt(p *nodes.Pod, containers []runtime.Status, boot string, now time.Time
 		if !s.Created.IsZero() && s.Created.Before(m.Started) {
 			m.Started = s.Created
 		}
-		if ip, err := netip.ParseAddr(s.Labels[labelAddress]); err == nil {
-			m.IP = ip
-		}
 		if r := m.Runs[s.Labels[labelContainer]]; r != nil && r.ID == s.ID && s.State == runtime.Running {
 			r.Hooked, r.Presumed = true, true
+			m.IP, _ = netip.ParseAddr(s.Labels[labelAddress]) // invalid until it is attached again
 		}
 	}
 	return m

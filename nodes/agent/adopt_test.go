@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
 // stored is the agent's store as it is on the disk now.
@@ -82,4 +85,19 @@ func TestRunThatWasNotWrittenDownIsTakenUp(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestAnAdoptedPodHasItsAddress: from the first status on, that of containers
+// that run, which a pod that went down with the machine has no more.
+func TestAnAdoptedPodHasItsAddress(t *testing.T) {
+	p := pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}})
+	ip := netip.MustParseAddr("10.244.0.9")
+	s := runtime.Status{ID: "u1_a_0", State: runtime.Running, Labels: labels(p, "a", 0, ip)}
+	if got := adopt(p, []runtime.Status{s}, "boot", time.Now()).IP; got != ip {
+		t.Errorf("a running pod has the address %s, want %s", got, ip)
+	}
+	s.State = runtime.Exited
+	if got := adopt(p, []runtime.Status{s}, "boot", time.Now()).IP; got.IsValid() {
+		t.Errorf("a pod of which nothing runs has the address %s", got)
+	}
 }
