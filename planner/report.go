@@ -215,6 +215,9 @@ func (st *step) adoptPod(held *nodes.Pod, on string) {
 		return
 	}
 	g := st.groupFor(held.Workload)
+	if g.succeeded(held) {
+		return
+	}
 	s := g.set(held.Template.Hash)
 	if s == nil {
 		s = &set{
@@ -239,6 +242,13 @@ func (st *step) adoptPod(held *nodes.Pod, on string) {
 	st.recordWorkload(g)
 	st.recordable(g)
 	st.act("adopt", p.Key(), on, "the node runs it and the record did not know")
+}
+
+// succeeded reports whether a StatefulSet has another pod of a pod's ordinal: it
+// was decided when that one was gone, and an agent that died since had not
+// forgotten it.
+func (g *group) succeeded(held *nodes.Pod) bool {
+	return g.key.Kind == kindStatefulSet && slices.ContainsFunc(g.pods, func(p *pod) bool { return p.Name == held.Name && p.UID != held.UID })
 }
 
 // observe takes in a pod's status.

@@ -404,3 +404,21 @@ func TestSetTexts(t *testing.T) {
 		}
 	}
 }
+
+// TestAPodWithASuccessorIsNotAdopted: an agent that died before it forgot a pod
+// which it had reported gone names it again.
+func TestAPodWithASuccessorIsNotAdopted(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(statefulSet("db", 1))
+	w.settle()
+	m := w.machines["n1"]
+	old := w.pods("db")[0]
+	w.push(statefulSet("db", 1, setImage("app:2")))
+	w.settle()
+	r := m.complete()
+	r.Held = append(r.Held, old.Pod)
+	w.next(Change{Reports: []nodes.Report{r}})
+	if _, p := w.s.pod(old.UID); p != nil {
+		t.Errorf("%s is a pod again, beside %d of its name", old.UID, len(w.pods("db")))
+	}
+}

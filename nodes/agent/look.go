@@ -121,6 +121,7 @@ func (a *Agent) sweepPod(ctx context.Context, uid nodes.UID, containers []runtim
 		a.log.Info("sweep pod that is not assigned", "uid", uid, "containers", len(containers))
 	}
 	err := a.remove(ctx, uid, containers)
+	a.store.settle(ctx, podBucket, string(uid))
 	if err != nil && ctx.Err() == nil {
 		a.log.Warn("sweep pod", "uid", uid, "err", err)
 	}

@@ -196,6 +196,17 @@ func (s *store) written(bucket, key string) bool {
 	return !pending && !writing
 }
 
+// settle waits until all that was put under a key is on the disk, or ctx ends.
+func (s *store) settle(ctx context.Context, bucket, key string) {
+	for !s.written(bucket, key) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(group):
+		}
+	}
+}
+
 // flushAgain is how long what could not be written waits, for room on the
 // disk, say.
 const flushAgain = 2 * time.Second

@@ -46,6 +46,11 @@ func (w *worker) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		next, done, _ := w.m.Step(ctx) // the status tells the error
+		if done {
+			// The server may have another run in its place as soon as it hears that
+			// it is gone. An agent that dies must not find it among those to run.
+			w.agent.store.settle(ctx, podBucket, string(w.m.pod.UID))
+		}
 		if ctx.Err() != nil {
 			return
 		}
