@@ -259,3 +259,17 @@ func TestCronJobSurvivesAnything(t *testing.T) {
 		}
 	})
 }
+
+// TestTheOverviewOfRunsBeforeTheRevision: after a start the record has the Jobs
+// of a CronJob before the revision is known.
+func TestTheOverviewOfRunsBeforeTheRevision(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(cronJob("backup", "*/10 * * * *"), configMap("other", nil))
+	w.at("12:10:00")
+	w.settle()
+	w.restart(true)
+	w.join("n1")
+	if h := w.health(jobKey("default", runName("backup", "12:10:00"))); h.Owner.Kind != kindCronJob {
+		t.Errorf("the run is shown as %+v", h)
+	}
+}

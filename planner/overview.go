@@ -178,7 +178,7 @@ func (s *State) objects() []nodes.ObjectHealth {
 		}
 	}
 	for k, g := range entries(s.groups) {
-		if g.object == nil || s.snapshot.Get(k) == nil {
+		if g.object == nil || !s.inGit(k) {
 			out = append(out, g.health(nil)...)
 		}
 	}
