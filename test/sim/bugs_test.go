@@ -7,9 +7,11 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -84,15 +86,15 @@ var bugs = []Bug{
 			return j
 		})
 	}},
-	{Name: "forgets the time of grace", Invariants: []int{5}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+	{Name: "forgets the time of grace", Invariants: []int{5}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
 		settings := s.Settings()
 		settings.KeepData = time.Second
 		return desired.NewSnapshot(s.Revision(), settings, slices.Collect(s.All()), nil)
 	}},
-	{Name: "deletes data that was released", Invariants: []int{5}, Assign: func(_ *world, a nodes.Assignment) nodes.Assignment {
+	{Name: "deletes data that was released", Invariants: []int{5}, Rich: true, Assign: func(_ *world, a nodes.Assignment) nodes.Assignment {
 		return withVolumes(a, func(v *nodes.Volume) { v.Delete = !v.Released.IsZero() })
 	}},
-	{Name: "takes retained data for data to be deleted", Invariants: []int{5}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+	{Name: "takes retained data for data to be deleted", Invariants: []int{5}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
 		return withObjects(s, func(v runtime.Object) runtime.Object {
 			if c, ok := v.(*storagev1.StorageClass); ok {
 				c = c.DeepCopy()
@@ -102,20 +104,20 @@ var bugs = []Bug{
 			return v
 		})
 	}},
-	{Name: "begins anew with an empty volume", Invariants: []int{5}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+	{Name: "begins anew with an empty volume", Invariants: []int{5}, Rich: true, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
 		if time.Since(w.began) < 10*time.Second {
 			return a
 		}
 		return withVolumes(a, func(v *nodes.Volume) { v.UID, v.Made = "other", false })
 	}},
-	{Name: "gives claims the data of others", Invariants: []int{5}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+	{Name: "gives claims the data of others", Invariants: []int{5}, Rich: true, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
 		if n := len(a.Volumes); n > 1 && time.Since(w.began) > 10*time.Second {
 			next := a.Volumes[0].Claim
 			return withVolumes(a, func(v *nodes.Volume) { v.Claim, next = next, v.Claim })
 		}
 		return a
 	}},
-	{Name: "never grows volumes", Invariants: []int{2}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+	{Name: "never grows volumes", Invariants: []int{2}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
 		return withObjects(s, func(v runtime.Object) runtime.Object {
 			if c, ok := v.(*corev1.PersistentVolumeClaim); ok {
 				return claimObject(c.ObjectMeta, 1)
@@ -123,7 +125,7 @@ var bugs = []Bug{
 			return v
 		})
 	}},
-	{Name: "deletes data without being told", Invariants: []int{5}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+	{Name: "deletes data without being told", Invariants: []int{5}, Rich: true, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
 		return withVolumes(a, func(v *nodes.Volume) { v.Delete = true })
 	}},
 	{Name: "believes that routes are in force when they are handed over", Invariants: []int{10}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
@@ -141,12 +143,69 @@ var bugs = []Bug{
 		plan.Waiting = nil
 		return state, plan
 	}},
+	{Name: "runs what is suspended", Invariants: []int{1}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withSchedules(s, func(c *batchv1.CronJob) { c.Spec.Suspend = nil })
+	}},
+	{Name: "runs at other times", Invariants: []int{1}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withSchedules(s, func(c *batchv1.CronJob) {
+			if c.Spec.Schedule == "*/2 * * * *" {
+				c.Spec.Schedule = "* * * * *"
+			}
+		})
+	}},
+	{Name: "runs later than it may", Invariants: []int{1}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withSchedules(s, func(c *batchv1.CronJob) { c.Spec.StartingDeadlineSeconds = nil })
+	}},
+	{Name: "lets runs overlap", Invariants: []int{9}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withSchedules(s, func(c *batchv1.CronJob) { c.Spec.ConcurrencyPolicy = batchv1.AllowConcurrent })
+	}},
+	{Name: "forgets to run", Invariants: []int{2}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withSchedules(s, func(c *batchv1.CronJob) { c.Spec.Suspend = new(true) })
+	}},
+	{Name: "keeps the Jobs of all runs", Invariants: []int{2}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withSchedules(s, func(c *batchv1.CronJob) { c.Spec.SuccessfulJobsHistoryLimit = nil })
+	}},
+	{Name: "exceeds what an autoscaler allows", Invariants: []int{1}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withScalers(s, func(v *autoscalingv2.HorizontalPodAutoscaler) { v.Spec.MaxReplicas += 3 })
+	}},
+	{Name: "sizes against the usage", Invariants: []int{1}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withScalers(s, func(v *autoscalingv2.HorizontalPodAutoscaler) {
+			v.Spec.Metrics[0].Resource.Target.AverageValue = resource.NewMilliQuantity(10, resource.DecimalSI)
+		})
+	}},
+	{Name: "never sizes", Invariants: []int{2}, Rich: true, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withScalers(s, func(v *autoscalingv2.HorizontalPodAutoscaler) {
+			v.Spec.ScaleTargetRef.Name = "nobody"
+		})
+	}},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
 		chance++
 		plan.Actions = append(plan.Actions, planner.Action{Verb: "start", Reason: time.Duration(chance).String()})
 		return state, plan
 	}},
+}
+
+func withSchedules(s *desired.Snapshot, with func(*batchv1.CronJob)) *desired.Snapshot {
+	return withObjects(s, func(v runtime.Object) runtime.Object {
+		if c, ok := v.(*batchv1.CronJob); ok {
+			c = c.DeepCopy()
+			with(c)
+			return c
+		}
+		return v
+	})
+}
+
+func withScalers(s *desired.Snapshot, with func(*autoscalingv2.HorizontalPodAutoscaler)) *desired.Snapshot {
+	return withObjects(s, func(v runtime.Object) runtime.Object {
+		if a, ok := v.(*autoscalingv2.HorizontalPodAutoscaler); ok {
+			a = a.DeepCopy()
+			with(a)
+			return a
+		}
+		return v
+	})
 }
 
 // withVolumes changes the volumes of an assignment.
@@ -203,7 +262,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 	for _, b := range bugs {
 		t.Run(b.Name, func(t *testing.T) {
 			for n := range uint64(tries) {
-				r := play(t, Options{Seed: n + 1, Bug: &b})
+				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Bug: &b})
 				if r.Err == nil {
 					continue
 				}

@@ -41,6 +41,9 @@ func (w *world) checkNow() error {
 	if !w.connected() || time.Since(w.troubled) < settled || !w.witness.knowsIntent(settled) || w.rng.IntN(3) > 0 {
 		return nil
 	}
+	if err := w.schedulesAreKept(); err != nil {
+		return err
+	}
 	return w.routesFollow()
 }
 
@@ -168,6 +171,9 @@ func (w *world) agrees() error {
 	if err := w.dataAgrees(want.intent); err != nil {
 		return err
 	}
+	if err := w.historyAgrees(want.intent, o); err != nil {
+		return err
+	}
 	return w.routesAgree(want.intent, ready)
 }
 
@@ -183,7 +189,13 @@ func (w *world) podsAgree(i *intent) (map[desired.Key][]netip.Addr, error) {
 		for _, c := range m.runtime.all() {
 			k := workloadOf(c)
 			v, wanted := i.workloads[k]
+			_, scheduled := i.workloads[cronOf(k)]
 			switch {
+			case !wanted && k.Kind == kindJob && scheduled:
+				if c.State == runtime.Running {
+					return nil, fmt.Errorf("%s is at work", k)
+				}
+				continue
 			case !wanted:
 				return nil, violated(2, "container %s on %s is of %s, which Git does not have", c.ID, m.name, k)
 			case c.State != runtime.Running:
@@ -191,7 +203,7 @@ func (w *world) podsAgree(i *intent) (map[desired.Key][]netip.Addr, error) {
 			case c.Image != v.image && c.Image != "sha256:"+v.image:
 				return nil, violated(2, "container %s of %s runs %s instead of %s", c.ID, k, c.Image, v.image)
 			case !w.hasConfig(m, c, i, v.config):
-				return nil, violated(2, "container %s of %s has another %s than %q: %v", c.ID, k, v.config, i.configs[v.config], m.runtime.envOf(c.ID))
+				return nil, violated(2, "container %s of %s, made for revision %s, has another %s than %q: %v", c.ID, k, c.Labels[labelRevision], v.config, i.configs[v.config], m.runtime.envOf(c.ID))
 			}
 			have[k]++
 			uid := nodes.UID(c.Labels[labelPod])
@@ -204,8 +216,11 @@ func (w *world) podsAgree(i *intent) (map[desired.Key][]netip.Addr, error) {
 		}
 	}
 	for k, v := range i.workloads {
-		if k.Kind == kindJob {
+		if k.Kind == kindJob || k.Kind == kindCronJob {
 			v.replicas = 0 // all that is wanted has been done
+		}
+		if err := w.sizeAgrees(i, k, &v); err != nil {
+			return nil, err
 		}
 		if have[k] != v.replicas {
 			return nil, violated(2, "%s runs %d times instead of %d", k, have[k], v.replicas)

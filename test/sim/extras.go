@@ -17,6 +17,8 @@ type extras struct {
 	// storage tells whether there are claims, keep how long their data outlives them.
 	storage bool
 	keep    time.Duration
+	// scalers and schedules tell whether there are autoscalers and CronJobs.
+	scalers, schedules bool
 }
 
 func drawExtras(seed uint64) *extras {
@@ -25,25 +27,40 @@ func drawExtras(seed uint64) *extras {
 	if x.storage {
 		x.keep = pick(x.rng, 15*time.Second, time.Minute, 24*time.Hour)
 	}
+	x.scalers, x.schedules = x.rng.IntN(6) == 0, x.rng.IntN(8) == 0
 	return x
 }
 
 // plainExtras are none.
 func plainExtras(seed uint64) *extras {
 	x := drawExtras(seed)
-	x.storage, x.keep = false, desired.DefaultSettings().KeepData
+	x.storage, x.keep, x.scalers, x.schedules = false, desired.DefaultSettings().KeepData, false, false
+	return x
+}
+
+// richExtras are all of them.
+func richExtras(seed uint64) *extras {
+	x := drawExtras(seed)
+	x.storage, x.scalers, x.schedules = true, true, true
+	x.keep = pick(x.rng, 15*time.Second, time.Minute)
 	return x
 }
 
 // any reports whether the seed has extras at all.
-func (x *extras) any() bool { return x.storage }
+func (x *extras) any() bool { return x.storage || x.scalers || x.schedules }
 
 // begin adds to the first revision.
-func (x *extras) begin(i *intent) {
+func (x *extras) begin(w *world, i *intent) {
 	if x.storage {
 		i.classes[keptClass] = true
 		x.changeStorage(i)
 		x.changeStorage(i)
+	}
+	if x.scalers {
+		x.changeScaler(w, i)
+	}
+	if x.schedules {
+		x.changeSchedule(w, i)
 	}
 }
 
@@ -52,12 +69,31 @@ func (x *extras) event(w *world) {
 	if !x.any() || x.rng.IntN(5) < 3 {
 		return
 	}
+	if x.scalers && x.rng.IntN(3) > 0 {
+		x.changeDemand(w)
+		return
+	}
 	i := w.repo.head().intent.clone()
 	subject := ""
 	for range 1 + x.rng.IntN(2) {
-		subject += x.changeStorage(i) + "; "
+		subject += x.change(w, i) + "; "
 	}
 	w.pushMaybeConfirmed(i, subject)
+}
+
+// change changes one of what the seed has.
+func (x *extras) change(w *world, i *intent) string {
+	var can []func() string
+	if x.storage {
+		can = append(can, func() string { return x.changeStorage(i) })
+	}
+	if x.scalers {
+		can = append(can, func() string { return x.changeScaler(w, i) })
+	}
+	if x.schedules {
+		can = append(can, func() string { return x.changeSchedule(w, i) })
+	}
+	return pick(x.rng, can...)()
 }
 
 // changeStorage changes claims, or who uses them, and says what.

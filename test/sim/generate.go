@@ -60,7 +60,7 @@ func (w *world) firstIntent() *intent {
 	for range w.shape.workloads {
 		w.addWorkload(i)
 	}
-	w.extras.begin(i)
+	w.extras.begin(w, i)
 	return i
 }
 
@@ -68,7 +68,7 @@ func (w *world) firstIntent() *intent {
 func newIntent(keep time.Duration) *intent {
 	return &intent{
 		workloads: map[desired.Key]workload{}, services: map[desired.Key]service{}, configs: map[desired.Key]string{},
-		namespaces: map[string]bool{}, claims: map[desired.Key]int{}, classes: map[string]bool{}, keep: keep,
+		namespaces: map[string]bool{}, claims: map[desired.Key]int{}, classes: map[string]bool{}, scalers: map[desired.Key]scaler{}, keep: keep,
 	}
 }
 
@@ -125,7 +125,7 @@ func (w *world) drawWorkload(k desired.Key) workload {
 // size is how many pods a workload has that would have n if it could choose.
 func (w *world) size(kind string, n int) int {
 	switch kind {
-	case kindPod:
+	case kindPod, kindCronJob:
 		return 1
 	case kindStatefulSet: // one after the other: many would take too long
 		return min(n, 5)
@@ -190,9 +190,12 @@ func (w *world) mutate(i *intent) string {
 	case "selector":
 		v.generation = w.rng.IntN(3)
 	case "redraw":
-		kept := v.storage
+		data, times, done := v.storage, v.schedule, v.completions
 		v = w.drawWorkload(k)
-		v.storage = kept
+		v.storage, v.schedule = data, times
+		if k.Kind == kindCronJob {
+			v.completions = done
+		}
 	case "strategy":
 		fresh := w.drawWorkload(k)
 		v.surge, v.unavailable, v.recreate, v.minReady = fresh.surge, fresh.unavailable, fresh.recreate, fresh.minReady
@@ -241,6 +244,7 @@ func (i *intent) dropNamespace(name string) {
 	maps.DeleteFunc(i.services, func(k desired.Key, _ service) bool { return k.Namespace == name })
 	maps.DeleteFunc(i.configs, func(k desired.Key, _ string) bool { return k.Namespace == name })
 	maps.DeleteFunc(i.claims, func(k desired.Key, _ int) bool { return k.Namespace == name })
+	maps.DeleteFunc(i.scalers, func(k desired.Key, _ scaler) bool { return k.Namespace == name })
 }
 
 // complete adds the configs that the workloads read: a valid revision has them.

@@ -44,6 +44,7 @@ type intent struct {
 	namespaces map[string]bool
 	claims     map[desired.Key]int // PersistentVolumeClaims by their size in Gi
 	classes    map[string]bool
+	scalers    map[desired.Key]scaler
 	// keep is how long data outlives its claim.
 	keep time.Duration
 }
@@ -60,6 +61,7 @@ func (i *intent) serves(k desired.Key) bool {
 
 type workload struct {
 	storage
+	schedule
 
 	// replicas of a Job are its parallelism.
 	replicas, completions int
@@ -90,7 +92,7 @@ func (i *intent) clone() *intent {
 	return &intent{
 		workloads: maps.Clone(i.workloads), services: maps.Clone(i.services),
 		configs: maps.Clone(i.configs), namespaces: maps.Clone(i.namespaces),
-		claims: maps.Clone(i.claims), classes: maps.Clone(i.classes), keep: i.keep,
+		claims: maps.Clone(i.claims), classes: maps.Clone(i.classes), scalers: maps.Clone(i.scalers), keep: i.keep,
 	}
 }
 
@@ -101,6 +103,7 @@ func (i *intent) keys() []desired.Key {
 	list = slices.AppendSeq(list, maps.Keys(i.services))
 	list = slices.AppendSeq(list, maps.Keys(i.configs))
 	list = slices.AppendSeq(list, maps.Keys(i.claims))
+	list = slices.AppendSeq(list, maps.Keys(i.scalers))
 	for name := range i.namespaces {
 		list = append(list, namespaceKey(name))
 	}
@@ -266,6 +269,8 @@ func (i *intent) object(k desired.Key) runtime.Object {
 		return claimObject(meta, i.claims[k])
 	case kindClass:
 		return classObject(meta)
+	case kindScaler:
+		return scalerObject(meta, i.scalers[k])
 	}
 	w := i.workloads[k]
 	switch k.Kind {
@@ -277,6 +282,8 @@ func (i *intent) object(k desired.Key) runtime.Object {
 		return daemonSetObject(meta, &w)
 	case kindJob:
 		return jobObject(meta, &w)
+	case kindCronJob:
+		return cronJobObject(meta, &w)
 	case kindPod:
 		t := w.template(k.Name)
 		meta.Labels = t.Labels

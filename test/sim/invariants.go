@@ -25,6 +25,8 @@ type step struct {
 	// suspect is the commit in force when the guard should have held it.
 	suspect *commit
 	data    *ledger
+	crons   map[desired.Key]*cron
+	demand  *demand
 	decided map[nodes.UID]*nodes.Pod
 }
 
@@ -32,6 +34,7 @@ type step struct {
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
 	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce, dataOutlivesItsClaim,
+	schedulesMakeJobs, sizesFollowUsage,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.
@@ -56,7 +59,7 @@ func onlyGitMakesPods(s *step) (err error) {
 	s.made(func(uid nodes.UID, p podView) {
 		if s.intent == nil {
 			err = violated(1, "pod %s was made while nothing is in force", p.name)
-		} else if _, wanted := s.intent.workloads[p.workload]; !wanted {
+		} else if _, wanted := s.intentOf(p.workload); !wanted {
 			err = violated(1, "pod %s was made for %s, which is not in Git", p.name, p.workload)
 		}
 	})
@@ -92,11 +95,19 @@ func neverTooManyPods(s *step) (err error) {
 	return err
 }
 
+// intentOf is what Git says of a workload: of a CronJob's Job what it says of
+// the CronJob, of what is autoscaled with the size that it has.
 func (s *step) intentOf(k desired.Key) (workload, bool) {
 	if s.intent == nil {
 		return workload{}, false
 	}
 	w, found := s.intent.workloads[k]
+	if !found {
+		w, found = s.intent.workloads[s.maker(k)]
+	}
+	if _, scaled := s.intent.scalerOf(k); scaled {
+		w.replicas = s.after.wanted[k]
+	}
 	return w, found
 }
 
@@ -186,7 +197,7 @@ func nothingGoesForLackOfKnowledge(s *step) (err error) {
 		switch n := s.after.nodes[p.node]; {
 		case s.after.force == "":
 			err = violated(7, "pod %s goes while nothing is in force", p.name)
-		case wanted && p.node != "" && !n.Ready:
+		case wanted && p.node != "" && !n.Ready && !s.discarded(p.workload):
 			err = violated(7, "pod %s goes although its node is silent", p.name)
 		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod && p.workload.Kind != kindJob && !p.surplus(&w):
 			err = violated(7, "pod %s of %s goes for no reason", p.name, p.workload)
@@ -215,7 +226,7 @@ func jobsCountOnce(s *step) error {
 		switch {
 		case j.Succeeded > j.Completions || j.Condition != "" && j.Succeeded != j.Completions:
 			return violated(9, "%s counts %d of %d successes, condition %q", k, j.Succeeded, j.Completions, j.Condition)
-		case known && before.Condition != "" && j.Condition == "" && wanted && w == s.runs[k].of:
+		case known && before.Condition != "" && j.Condition == "" && (wanted && w == s.runs[k].of || s.maker(k) != desired.Key{}):
 			return violated(9, "%s was complete and runs again", k)
 		}
 	}

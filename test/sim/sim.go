@@ -32,8 +32,11 @@ import (
 // Options of one run.
 type Options struct {
 	Seed uint64
-	// Plain leaves out claims: older seeds failed without them.
+	// Plain leaves out claims, autoscalers and CronJobs: older seeds failed
+	// without them.
 	Plain bool
+	// Rich has them all.
+	Rich bool
 	// Dir is an empty directory for what the machines store.
 	Dir string
 	// Bug is planted; nil for none.
@@ -60,6 +63,7 @@ type world struct {
 	repo    *repository
 	shape   shape
 	extras  *extras
+	demand  *demand
 	server  *server // nil while it is down
 	source  string  // what the server is told to follow
 	nodes   []*machine
@@ -81,10 +85,13 @@ func Run(o Options) Result {
 		o: o, rng: rand.New(rand.NewPCG(o.Seed, 0x7a11)), began: time.Now(), source: "embedded main .",
 	}
 	w.shape, w.extras = drawShape(w.rng), drawExtras(o.Seed)
-	if o.Plain {
+	switch {
+	case o.Plain:
 		w.extras = plainExtras(o.Seed)
+	case o.Rich:
+		w.extras = richExtras(o.Seed)
 	}
-	w.repo = newRepository()
+	w.repo, w.demand = newRepository(), newDemand()
 	w.witness = newWitness(w)
 	err := w.play()
 	w.end()
@@ -98,7 +105,7 @@ func Run(o Options) Result {
 
 // play is the life of a cluster: it begins, suffers, and comes to rest.
 func (w *world) play() error {
-	w.note("shape %+v, claims %v, data kept %v", w.shape, w.extras.storage, w.extras.keep)
+	w.note("shape %+v, claims %v, data kept %v, autoscalers %v, schedules %v", w.shape, w.extras.storage, w.extras.keep, w.extras.scalers, w.extras.schedules)
 	for i := range w.shape.nodes {
 		m, err := newMachine(w, i)
 		if err != nil {
@@ -127,6 +134,9 @@ func (w *world) play() error {
 		}
 	}
 	if err := w.heal(); err != nil {
+		return err
+	}
+	if err := w.quieten(); err != nil {
 		return err
 	}
 	return w.converge()

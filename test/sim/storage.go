@@ -337,7 +337,7 @@ func (w *world) dataAgrees(i *intent) error {
 // claimsHaveData looks for the claims that pods need, and at their sizes.
 func (w *world) claimsHaveData(i *intent, held map[desired.Key]*nodes.Volume) error {
 	for k, v := range i.workloads {
-		if v.claim != "" && k.Kind != kindJob && v.replicas > 0 && held[claimKey(k.Namespace, v.claim)] == nil {
+		if v.claim != "" && k.Kind != kindJob && k.Kind != kindCronJob && v.replicas > 0 && held[claimKey(k.Namespace, v.claim)] == nil {
 			return violated(2, "%s has no volume, and %s uses it", claimKey(k.Namespace, v.claim), k)
 		}
 		for n := 0; v.claimSize > 0 && n < v.replicas; n++ {

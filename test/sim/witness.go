@@ -53,13 +53,14 @@ type witness struct {
 	// a StatefulSet's pods bear the names of those before them.
 	excluded map[string]time.Time
 	data     *ledger
+	crons    map[desired.Key]*cron
 }
 
 func newWitness(w *world) *witness {
 	return &witness{
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
-		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep),
+		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
 	}
 }
 
@@ -173,7 +174,7 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 		x.known = time.Now()
 	}
 	st.commit = x.world.repo.commit(st.after.force)
-	st.runs, st.data = x.runs, x.data
+	st.runs, st.data, st.crons, st.demand = x.runs, x.data, x.crons, x.world.demand
 	x.putInForce(st)
 	x.noteHold(st)
 	if st.commit != nil {
@@ -454,6 +455,9 @@ type view struct {
 	claims    map[desired.Key]*nodes.StorageOverview
 	// wanted counts the pods that workloads are to have.
 	wanted map[desired.Key]int
+	// makers are the CronJobs of Jobs that have one.
+	makers map[desired.Key]desired.Key
+	crons  map[desired.Key]*nodes.CronJobOverview
 }
 
 // podView is one pod in a view.
@@ -471,6 +475,7 @@ func newView(o *nodes.Overview) *view {
 	v := &view{
 		converged: o.Plan.Converged, pods: map[nodes.UID]podView{}, nodes: map[string]nodes.NodeState{}, templates: map[desired.Key]string{},
 		jobs: map[desired.Key]*nodes.JobOverview{}, claims: map[desired.Key]*nodes.StorageOverview{}, wanted: map[desired.Key]int{},
+		makers: map[desired.Key]desired.Key{}, crons: map[desired.Key]*nodes.CronJobOverview{},
 	}
 	if o.InForce != nil {
 		v.force = o.InForce.SHA
@@ -493,6 +498,12 @@ func newView(o *nodes.Overview) *view {
 			v.templates[h.Key] = h.Template
 			if h.Job != nil {
 				v.jobs[h.Key] = h.Job
+			}
+			if h.Owner.Kind == kindCronJob {
+				v.makers[h.Key] = h.Owner
+			}
+			if h.CronJob != nil {
+				v.crons[h.Key] = h.CronJob
 			}
 		}
 	}
