@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -337,6 +338,9 @@ func (w *world) dataAgrees(i *intent) error {
 // claimsHaveData looks for the claims that pods need, and at their sizes.
 func (w *world) claimsHaveData(i *intent, held map[desired.Key]*nodes.Volume) error {
 	for k, v := range i.workloads {
+		if _, scaled := i.scalerOf(k); scaled {
+			v.replicas = w.witness.wantedOf(k)
+		}
 		if v.claim != "" && k.Kind != kindJob && k.Kind != kindCronJob && v.replicas > 0 && held[claimKey(k.Namespace, v.claim)] == nil {
 			return violated(2, "%s has no volume, and %s uses it", claimKey(k.Namespace, v.claim), k)
 		}
@@ -382,9 +386,17 @@ func (w *world) dataGoes() error {
 	return nil
 }
 
-// wants reports whether Git wants a claim.
+// wants reports whether Git wants a claim, or a pod has it that is still there,
+// as those of ended Jobs are.
 func (x *witness) wants(claim desired.Key) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	for uid := range x.last.pods {
+		if p := x.decided[uid]; p != nil && p.Namespace == claim.Namespace && slices.ContainsFunc(p.Template.Spec.Volumes, func(v corev1.Volume) bool {
+			return p.Claim(&v) == claim.Name
+		}) {
+			return true
+		}
+	}
 	return x.data.fate(claim).unwanted.IsZero()
 }
