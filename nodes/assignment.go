@@ -16,8 +16,9 @@ type Assignment struct {
 	// Pods sorted by UID, those with Stop set included until the agent has
 	// reported them gone.
 	Pods []*Pod
-	// Configs are the ConfigMaps and Secrets that these pods read, sorted by
-	// key: no others, so a node sees only what its pods may see.
+	// Configs are the ConfigMaps and Secrets that these pods read, and the Secrets
+	// and CSIDrivers that its volumes need, sorted by key: no others, so a node
+	// sees only what its pods may see.
 	Configs []*Config
 	// Volumes are those that the node's pods use, and those whose data it holds,
 	// sorted by name.
@@ -28,9 +29,10 @@ type Assignment struct {
 	Network desired.Network
 }
 
-// Config is the content of a ConfigMap or Secret. Immutable and shared.
+// Config is the content of a ConfigMap or Secret, or of a CSIDriver (see
+// DriverKey). Immutable and shared.
 type Config struct {
-	// Key has kind ConfigMap or Secret.
+	// Key has kind ConfigMap, Secret or CSIDriver.
 	Key desired.Key
 	// Version changes with the content and says nothing about it.
 	Version string

@@ -64,6 +64,8 @@ type Options struct {
 	Cgroups Cgroups
 	// Devices hands out devices; may be nil.
 	Devices Devices
+	// Drivers are the CSI drivers on the node; may be nil.
+	Drivers Drivers
 	// Readings reads memory and disks of the machine; nil evicts no pod for
 	// their sake. See MachineReadings.
 	Readings func(ctx context.Context) map[pressure.Signal]pressure.Reading
@@ -186,6 +188,7 @@ func New(o Options) (*Agent, error) {
 		table:   a.table.Load,
 		cluster: func() desired.Network { return *a.cluster.Load() },
 		claim:   a.claim,
+		driver:  a.driverOf,
 		save:    a.saveMemory,
 		saved:   func(uid nodes.UID) bool { return s.written(memoryBucket, string(uid)) },
 	}

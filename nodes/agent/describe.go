@@ -22,6 +22,13 @@ func (a *Agent) describe(ctx context.Context) nodes.Node {
 		maps.Copy(info.Capacity, capacity)
 		maps.Copy(info.Allocatable, allocatable)
 	}
+	if a.o.Drivers != nil {
+		info.Drivers = a.o.Drivers.Names()
+		if topology := a.o.Drivers.Topology(); len(topology) > 0 {
+			maps.Copy(topology, info.Labels)
+			info.Labels = topology
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	info.Taints = slices.Concat(info.Taints, a.taints)

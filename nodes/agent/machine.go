@@ -16,6 +16,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/network"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
@@ -76,8 +77,10 @@ type surroundings struct {
 	table       func() *proxy.Table
 	cluster     func() desired.Network
 	// claim stages the volume behind a volume of the pod that has a claim.
-	claim func(context.Context, *nodes.Pod, *corev1.Volume) (volume.Volume, error)
-	save  func(uid nodes.UID, memory []byte)
+	claim func(context.Context, *corev1.Volume, csi.Wish) (volume.Volume, error)
+	// driver is the CSI driver behind a volume of the pod; empty for none.
+	driver func(*nodes.Pod, *corev1.Volume) string
+	save   func(uid nodes.UID, memory []byte)
 	// saved reports whether what was last saved of a pod would outlive the agent.
 	saved func(uid nodes.UID) bool
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/device"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	"github.com/tallyman-dev/tallyman/nodes/network"
@@ -56,8 +57,8 @@ type Persistent interface {
 	// Ensure makes a volume, or finds it, and grows it. It never makes one anew
 	// that was Made.
 	Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeStatus, error)
-	// Stage makes an ensured volume mountable.
-	Stage(ctx context.Context, v *nodes.Volume) (volume.Volume, error)
+	// Stage makes an ensured volume mountable by one pod.
+	Stage(ctx context.Context, v *nodes.Volume, w csi.Wish) (volume.Volume, error)
 	// Unstage undoes Stage if unused then still says so.
 	Unstage(ctx context.Context, v *nodes.Volume, unused func() bool) error
 	// Delete ends the data; nil says that nothing is left.
@@ -68,6 +69,14 @@ type Persistent interface {
 	Sweep(ctx context.Context, assigned func(name, uid string) bool) error
 	// Reset unmounts everything; data goes only with remove.
 	Reset(ctx context.Context, remove bool) error
+}
+
+// Drivers are the CSI drivers that answer on the node; *csi.Drivers is one.
+type Drivers interface {
+	// Names are sorted.
+	Names() []string
+	// Topology is where they say that the node is, as labels.
+	Topology() map[string]string
 }
 
 // Prober asks containers how they are; *probe.Prober is one.

@@ -7,8 +7,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 )
 
 const (
@@ -34,27 +36,44 @@ func tokenRequest(uid nodes.UID, s *corev1.ServiceAccountTokenProjection) nodes.
 // tokenKey names a token in the pod's memory.
 func tokenKey(r nodes.TokenRequest) string { return r.Expiry.String() + " " + r.Audience }
 
-// tokenRequests are all tokens that the pod's volumes hold, each once.
-func tokenRequests(p *nodes.Pod) []nodes.TokenRequest {
+// tokenRequests are all tokens that the pod's volumes hold, and that their CSI
+// drivers ask for, each once.
+func (m *Machine) tokenRequests() []nodes.TokenRequest {
 	var list []nodes.TokenRequest
 	seen := map[string]bool{}
-	for i := range p.Template.Spec.Volumes {
-		projected := p.Template.Spec.Volumes[i].Projected
-		if projected == nil {
-			continue
+	add := func(s *corev1.ServiceAccountTokenProjection) {
+		r := tokenRequest(m.pod.UID, s)
+		if key := tokenKey(r); !seen[key] {
+			seen[key] = true
+			list = append(list, r)
 		}
-		for _, source := range projected.Sources {
-			if source.ServiceAccountToken == nil {
-				continue
+	}
+	for i := range m.pod.Template.Spec.Volumes {
+		v := &m.pod.Template.Spec.Volumes[i]
+		if v.Projected != nil {
+			for _, source := range v.Projected.Sources {
+				if source.ServiceAccountToken != nil {
+					add(source.ServiceAccountToken)
+				}
 			}
-			r := tokenRequest(p.UID, source.ServiceAccountToken)
-			if key := tokenKey(r); !seen[key] {
-				seen[key] = true
-				list = append(list, r)
-			}
+		}
+		for _, r := range m.driverTokens(v) {
+			add(&corev1.ServiceAccountTokenProjection{Audience: r.Audience, ExpirationSeconds: r.ExpirationSeconds})
 		}
 	}
 	return list
+}
+
+// driverTokens are the tokens that the CSIDriver object behind a volume asks for.
+func (m *Machine) driverTokens(v *corev1.Volume) []storagev1.TokenRequest {
+	if m.node.driver == nil || v.CSI == nil && m.pod.Claim(v) == "" {
+		return nil
+	}
+	name := m.node.driver(m.pod, v)
+	if name == "" {
+		return nil
+	}
+	return csi.TokenRequests(m.node.config(nodes.DriverKey(name)))
 }
 
 // renewAt is when a token is to be replaced.
@@ -69,7 +88,7 @@ func renewAt(t nodes.Token) time.Time {
 // tokens tells when the pod's next token is due, and whether one is missing or
 // no longer valid; due is zero for a pod without tokens.
 func (m *Machine) tokens(now time.Time) (due time.Time, lacking bool) {
-	for _, r := range tokenRequests(m.pod) {
+	for _, r := range m.tokenRequests() {
 		t, found := m.memory.Tokens[tokenKey(r)]
 		if !found || !now.Before(t.Expires) {
 			return now, true
@@ -84,7 +103,7 @@ func (m *Machine) tokens(now time.Time) (due time.Time, lacking bool) {
 // renew asks beside the steps for every token that is due.
 func (m *Machine) renew(ctx context.Context) {
 	var due []nodes.TokenRequest
-	for _, r := range tokenRequests(m.pod) {
+	for _, r := range m.tokenRequests() {
 		if t, found := m.memory.Tokens[tokenKey(r)]; !found || !m.now().Before(renewAt(t)) {
 			due = append(due, r)
 		}

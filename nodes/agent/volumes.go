@@ -15,6 +15,7 @@ import (
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent/spec"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
 )
@@ -235,8 +236,8 @@ func usesClaim(p *nodes.Pod, claim desired.Key) bool {
 }
 
 // claim stages the volume behind a pod's claim. The error says what is waited for.
-func (a *Agent) claim(ctx context.Context, p *nodes.Pod, v *corev1.Volume) (volume.Volume, error) {
-	name := p.Claim(v)
+func (a *Agent) claim(ctx context.Context, v *corev1.Volume, wish csi.Wish) (volume.Volume, error) {
+	p, name := wish.Pod, wish.Pod.Claim(v)
 	a.mu.Lock()
 	w := a.volumeOf(desired.Key{Kind: "PersistentVolumeClaim", Namespace: p.Namespace, Name: name})
 	var bound *nodes.Volume
@@ -252,7 +253,62 @@ func (a *Agent) claim(ctx context.Context, p *nodes.Pod, v *corev1.Volume) (volu
 		return volume.Volume{}, fmt.Errorf("volume %s of persistentvolumeclaim %q is %s: %s", bound.Name, name,
 			cmp.Or(status.Phase, nodes.VolumePending), cmp.Or(status.Message, "it is being made"))
 	}
-	return a.o.Persistent.Stage(ctx, bound)
+	made, err := a.o.Persistent.Stage(ctx, bound, wish)
+	if err == nil && status.Reason != "" {
+		w.poke() // what it waits for may be a pod that has it
+	}
+	return made, err
+}
+
+// driverOf is the CSI driver behind a volume of a pod; empty for none.
+func (a *Agent) driverOf(p *nodes.Pod, v *corev1.Volume) string {
+	if v.CSI != nil {
+		return v.CSI.Driver
+	}
+	name := p.Claim(v)
+	if name == "" {
+		return ""
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.volumeOf(desired.Key{Kind: "PersistentVolumeClaim", Namespace: p.Namespace, Name: name})
+	switch {
+	case w == nil || w.v.Provisioner == nodes.LocalProvisioner:
+		return ""
+	case w.v.Spec.CSI != nil:
+		return w.v.Spec.CSI.Driver
+	}
+	return w.v.Provisioner
+}
+
+// Config is a ConfigMap, Secret or CSIDriver of the assignment; nil when it is
+// not there.
+func (a *Agent) Config(k desired.Key) *nodes.Config { return a.on.config(k) }
+
+// DriversChanged tells that Options.Drivers are others than before: what waits
+// for one tries again.
+func (a *Agent) DriversChanged() {
+	a.tell()
+	a.pokeVolumes()
+	for _, w := range a.workers() {
+		w.m.DriversChanged()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.volumesSwept || a.ctx == nil || a.ctx.Err() != nil {
+		return
+	}
+	a.sweep()
+	ctx := a.ctx
+	a.running.Go(func() { a.sweepVolumes(ctx) })
+}
+
+// DriversChanged has a pod try again to have its volumes, or to part with them.
+func (m *Machine) DriversChanged() {
+	m.post(func() {
+		delete(m.retries, string(opMount))
+		delete(m.retries, string(opFinish))
+	})
 }
 
 // volumeOf finds the volume that is bound to a claim. The caller holds mu.
@@ -381,13 +437,18 @@ const mountTask = "mount"
 // outside of this node's memory: it then goes on beside the steps.
 func slowVolumes(p *nodes.Pod) bool {
 	volumes := p.Template.Spec.Volumes
-	return slices.ContainsFunc(volumes, func(v corev1.Volume) bool { return p.Claim(&v) != "" || v.NFS != nil || v.Image != nil })
+	return slices.ContainsFunc(volumes, func(v corev1.Volume) bool { return p.Claim(&v) != "" || v.NFS != nil || v.CSI != nil || v.Image != nil })
 }
 
 // volumeSource is what the pod's volumes are made from. It may be used beside
 // the steps.
 func (m *Machine) volumeSource() volume.Source {
 	c, pod, tokens := m.context(), m.pod, maps.Clone(m.memory.Tokens)
+	driverToken := func(s *corev1.ServiceAccountTokenProjection) (csi.Token, error) {
+		r := tokenRequest(pod.UID, s)
+		value, err := projectedToken(tokens, r, m.now())
+		return csi.Token{Value: value, Expires: tokens[tokenKey(r)].Expires}, err
+	}
 	return volume.Source{
 		Config: m.node.config, Field: c.Field,
 		Memory:   spec.MemoryBound(&pod.Template.Spec, m.node.allocatable),
@@ -395,8 +456,12 @@ func (m *Machine) volumeSource() volume.Source {
 		Token: func(s *corev1.ServiceAccountTokenProjection) (string, error) {
 			return projectedToken(tokens, tokenRequest(pod.UID, s), m.now())
 		},
-		Image: m.mountImage(),
-		Claim: func(ctx context.Context, v *corev1.Volume) (volume.Volume, error) { return m.node.claim(ctx, pod, v) },
+		DriverToken: driverToken,
+		Image:       m.mountImage(),
+		Claim: func(ctx context.Context, v *corev1.Volume) (volume.Volume, error) {
+			readOnly := v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
+			return m.node.claim(ctx, v, csi.Wish{Pod: pod, ReadOnly: readOnly, Token: driverToken})
+		},
 	}
 }
 

@@ -25,11 +25,16 @@ func (m *Manager) claimed(ctx context.Context, pod *nodes.Pod, v *corev1.Volume,
 	if v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly {
 		made.ReadOnly = true
 	}
+	return m.owned(ctx, pod, v.Name, made)
+}
+
+// owned is a volume that belongs to the pod's group, if it is one that should.
+func (m *Manager) owned(ctx context.Context, pod *nodes.Pod, name string, made Volume) (Volume, error) {
 	group := fsGroup(pod)
 	if group == nil || !made.grouped || made.ReadOnly || made.Path == "" {
 		return made, nil
 	}
-	return made, m.ownOnce(ctx, pod, v.Name, made.Path, *group)
+	return made, m.ownOnce(ctx, pod, name, made.Path, *group)
 }
 
 // ownOnce gives a volume to the pod's group when the pod begins: what its

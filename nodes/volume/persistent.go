@@ -14,28 +14,34 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 )
 
-// PersistentOptions for NewPersistent. All are required.
+// PersistentOptions for NewPersistent. All are required unless a comment says
+// otherwise.
 type PersistentOptions struct {
 	// DataDir holds the data of provisioned volumes, below "persistent". Nothing
 	// but a volume's own Delete, or Reset when told to, removes anything there.
 	DataDir string
 	// RunDir holds mount points, below "staged".
 	RunDir string
-	Log    *slog.Logger
+	// Drivers lead the volumes of CSI drivers; nil for none.
+	Drivers *csi.Volumes
+	Log     *slog.Logger
 }
 
 // Persistent keeps what outlives pods: the volumes behind PersistentVolumes. It
-// provisions those of nodes.LocalProvisioner and mounts those that Git
-// describes (local, hostPath, NFS). Safe for concurrent use; calls for one
+// provisions those of nodes.LocalProvisioner and of CSI drivers, and mounts
+// those that Git describes (local, hostPath, NFS, CSI). Safe for concurrent use; calls for one
 // volume wait for each other.
 type Persistent struct {
 	dir    string
 	staged base
 	run    programs
-	log    *slog.Logger
-	locks  keyed
+	// drivers may be nil.
+	drivers *csi.Volumes
+	log     *slog.Logger
+	locks   keyed
 }
 
 // NewPersistent makes RunDir itself, nothing else.
@@ -49,7 +55,7 @@ func NewPersistent(o PersistentOptions) (*Persistent, error) {
 	}
 	return &Persistent{
 		dir: filepath.Join(o.DataDir, "persistent"), staged: base{dir: filepath.Join(run, "staged")},
-		run: execute, log: o.Log,
+		run: execute, drivers: o.Drivers, log: o.Log,
 	}, nil
 }
 
@@ -76,7 +82,8 @@ func trouble(reason, format string, args ...any) error {
 }
 
 // Ensure makes the volume, or finds it, and makes it as large as it is to be.
-// It returns how the volume is; the status is ready when the error is nil.
+// It returns how the volume is; the status is ready when the error is nil, or
+// pending while its driver is away.
 func (p *Persistent) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeStatus, error) {
 	status := nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeReady}
 	if err := checkName(v); err != nil {
@@ -86,19 +93,26 @@ func (p *Persistent) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeS
 	if v.Provisioner == nodes.LocalProvisioner {
 		return status, p.ensureLocal(ctx, v, &status)
 	}
+	if byDriver(v) {
+		err := p.ensureDriver(ctx, v, &status)
+		return status, err
+	}
 	if size := v.Spec.Capacity.Storage(); size != nil {
 		status.Capacity = size.Value() // as its maker says
 	}
 	return status, checkStatic(v)
 }
 
-// Stage makes the volume mountable by pods and returns it. It must have been
+// Stage makes the volume mountable by a pod and returns it. It must have been
 // ensured.
-func (p *Persistent) Stage(ctx context.Context, v *nodes.Volume) (Volume, error) {
+func (p *Persistent) Stage(ctx context.Context, v *nodes.Volume, w csi.Wish) (Volume, error) {
 	if err := checkName(v); err != nil {
 		return Volume{}, err
 	}
 	defer p.locks.lock(home(v))()
+	if byDriver(v) {
+		return p.publish(ctx, v, w)
+	}
 	if err := p.staged.ready(); err != nil {
 		return Volume{}, err
 	}
@@ -130,6 +144,9 @@ func (p *Persistent) Unstage(ctx context.Context, v *nodes.Volume, unused func()
 }
 
 func (p *Persistent) unstage(ctx context.Context, v *nodes.Volume) error {
+	if byDriver(v) {
+		return p.withdraw(ctx, v)
+	}
 	if err := removePoint(p.point(v)); err != nil {
 		return trouble(ReasonMount, "unmount volume %s: %w", v.Name, err)
 	}
@@ -145,12 +162,16 @@ func (p *Persistent) Delete(ctx context.Context, v *nodes.Volume) error {
 	if err := checkName(v); err != nil {
 		return err
 	}
-	if v.Provisioner != nodes.LocalProvisioner {
+	if v.Provisioner == "" {
 		return trouble(ReasonDelete, "volume %s was made by somebody else: its data is not ours to delete; "+
 			"set persistentVolumeReclaimPolicy to Retain, or remove the data and the manifest by hand", v.Name)
 	}
 	defer p.locks.lock(home(v))()
-	if err := p.unstage(ctx, v); err != nil {
+	if byDriver(v) {
+		if err := p.deleteDriver(ctx, v); err != nil {
+			return trouble(ReasonDelete, "delete volume %s: %w", v.Name, err)
+		}
+	} else if err := p.unstage(ctx, v); err != nil {
 		return err
 	}
 	if err := p.discard(v); err != nil {
@@ -208,6 +229,9 @@ func (p *Persistent) Sweep(ctx context.Context, assigned func(name, uid string) 
 			err = errors.Join(err, p.sweepPoint(e.Name(), assigned))
 		}
 	}
+	if p.drivers != nil {
+		err = errors.Join(err, p.drivers.Sweep(ctx, assigned))
+	}
 	return err
 }
 
@@ -229,14 +253,29 @@ func (p *Persistent) Reset(ctx context.Context, remove bool) error {
 		return err
 	}
 	err = removeTrees(p.staged.dir)
+	if p.drivers != nil {
+		err = errors.Join(err, p.drivers.Reset())
+	}
 	for _, v := range held {
-		err = errors.Join(err, p.unstage(ctx, v))
+		if !byDriver(v) {
+			err = errors.Join(err, p.unstage(ctx, v))
+		} else if remove {
+			p.log.Warn("the data of a volume stays: its driver has ended", "volume", v.Name, "driver", v.Provisioner, "handle", handleOf(v))
+		}
 	}
 	p.staged.forget()
 	if err != nil || !remove {
 		return err
 	}
 	return removeTrees(p.dir)
+}
+
+// handleOf is what a driver calls a volume; empty when nobody knows.
+func handleOf(v *nodes.Volume) string {
+	if v.Spec.CSI == nil {
+		return ""
+	}
+	return v.Spec.CSI.VolumeHandle
 }
 
 // home is the name of the volume's own directory.

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 )
 
 const (
@@ -66,7 +67,7 @@ func staged(t *testing.T, p *Persistent, v *nodes.Volume) Volume {
 	if _, err := p.Ensure(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
-	made, err := p.Stage(t.Context(), v)
+	made, err := p.Stage(t.Context(), v, csi.Wish{})
 	must(t, err)
 	return made
 }
@@ -143,7 +144,7 @@ func TestImageVolumesHoldNoMoreThanTheirSizeAndGrow(t *testing.T) {
 		if status.Capacity != want || status.Unenforced != "" {
 			t.Fatalf("%+v", status)
 		}
-		made, err := p.Stage(t.Context(), v)
+		made, err := p.Stage(t.Context(), v, csi.Wish{})
 		must(t, err)
 		var s unix.Statfs_t
 		must(t, unix.Statfs(made.Path, &s))
@@ -254,7 +255,7 @@ func TestStaticVolumes(t *testing.T) {
 	host := &nodes.Volume{Name: "host", UID: "u", Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{
 		HostPath: &corev1.HostPathVolumeSource{Path: filepath.Join(dir, "f"), Type: &directory},
 	}}}
-	if _, err := p.Stage(t.Context(), host); err == nil {
+	if _, err := p.Stage(t.Context(), host, csi.Wish{}); err == nil {
 		t.Error("a file passes for a directory")
 	}
 }

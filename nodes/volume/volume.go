@@ -1,6 +1,6 @@
 // Package volume makes what a pod's volumes are. Manager makes those that live
 // and die with the pod: emptyDir, hostPath, configMap, secret, downwardAPI,
-// projected and inline nfs. Persistent keeps those behind claims. DESIGN.md says
+// projected, inline nfs and inline csi. Persistent keeps those behind claims. DESIGN.md says
 // more.
 //
 // Guarantees: every call may be repeated, after any crash, and says success
@@ -30,15 +30,18 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 )
 
-// Options for New. All are required.
+// Options for New. All are required unless a comment says otherwise.
 type Options struct {
 	// DataDir holds emptyDir volumes on disk, below "volumes".
 	DataDir string
 	// RunDir holds everything else, below "volumes", on a tmpfs of its own.
 	RunDir string
-	Log    *slog.Logger
+	// Drivers lead the volumes of CSI drivers; nil for none.
+	Drivers *csi.Volumes
+	Log     *slog.Logger
 }
 
 // Manager makes and removes the volumes of one node. Safe for concurrent use
@@ -46,6 +49,7 @@ type Options struct {
 type Manager struct {
 	disk, run string
 	programs  programs
+	drivers   *csi.Volumes // may be nil
 	log       *slog.Logger
 	base      base // at run
 }
@@ -61,6 +65,8 @@ type Source struct {
 	Memory int64
 	// Token returns a valid service-account token.
 	Token func(*corev1.ServiceAccountTokenProjection) (string, error)
+	// DriverToken is Token with its end, for CSI drivers.
+	DriverToken func(*corev1.ServiceAccountTokenProjection) (csi.Token, error)
 	// Image mounts the root file system of an image volume's image on a directory.
 	Image func(ctx context.Context, volume, dir string) error
 	// Claim returns the staged volume behind a volume that has a claim. Its error
@@ -96,7 +102,7 @@ func New(o Options) (*Manager, error) {
 	run = filepath.Join(run, "volumes")
 	return &Manager{
 		disk: filepath.Join(o.DataDir, "volumes"), run: run, base: base{dir: run},
-		programs: execute, log: o.Log,
+		programs: execute, drivers: o.Drivers, log: o.Log,
 	}, nil
 }
 
@@ -138,6 +144,8 @@ func (m *Manager) mount(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, s
 	switch {
 	case pod.Claim(v) != "":
 		return m.claimed(ctx, pod, v, src)
+	case v.CSI != nil:
+		return m.inline(ctx, pod, v, src)
 	case v.Image != nil:
 		return m.image(ctx, pod, v, src)
 	case v.NFS != nil:
@@ -159,6 +167,18 @@ func (m *Manager) mount(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, s
 	return Volume{}, errors.New("this kind of volume is not supported")
 }
 
+// inline is a volume that a CSI driver makes for this pod.
+func (m *Manager) inline(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, src Source) (Volume, error) {
+	if m.drivers == nil {
+		return Volume{}, fmt.Errorf("it needs the storage driver %s, and this node uses none: see its flag --kubelet-dir", v.CSI.Driver)
+	}
+	made, err := m.drivers.Inline(ctx, v, csi.Wish{Pod: pod, Token: src.DriverToken})
+	if err != nil {
+		return Volume{}, err
+	}
+	return m.owned(ctx, pod, v.Name, published(made))
+}
+
 // image is an image's root file system, mounted once. An image volume without a
 // reference is an empty directory, as the runtimes below Kubernetes have it.
 func (m *Manager) image(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, src Source) (Volume, error) {
@@ -175,9 +195,14 @@ func (m *Manager) image(ctx context.Context, pod *nodes.Pod, v *corev1.Volume, s
 }
 
 // Unmount removes every volume of the pod.
-func (m *Manager) Unmount(_ context.Context, uid nodes.UID) error {
+func (m *Manager) Unmount(ctx context.Context, uid nodes.UID) error {
 	if !validUID(uid) {
 		return fmt.Errorf("unmount volumes of pod %q: not a uid", uid)
+	}
+	if m.drivers != nil {
+		if err := m.drivers.Unpublish(ctx, uid); err != nil {
+			return err
+		}
 	}
 	if err := removeTrees(filepath.Join(m.run, string(uid)), filepath.Join(m.disk, string(uid))); err != nil {
 		return fmt.Errorf("remove volumes of pod %s: %w", uid, err)
@@ -188,6 +213,12 @@ func (m *Manager) Unmount(_ context.Context, uid nodes.UID) error {
 // List names the pods that anything is left of, sorted.
 func (m *Manager) List(context.Context) ([]nodes.UID, error) {
 	var uids []nodes.UID
+	if m.drivers != nil {
+		var err error
+		if uids, err = m.drivers.Pods(); err != nil {
+			return nil, fmt.Errorf("list volumes of storage drivers: %w", err)
+		}
+	}
 	for _, dir := range []string{m.run, m.disk} {
 		entries, err := os.ReadDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -206,6 +237,11 @@ func (m *Manager) List(context.Context) ([]nodes.UID, error) {
 
 // Reset removes the volumes of all pods and the tmpfs they lie on.
 func (m *Manager) Reset(ctx context.Context) error {
+	if m.drivers != nil { // the drivers themselves have ended before
+		if err := m.drivers.Reset(); err != nil {
+			return err
+		}
+	}
 	uids, err := m.List(ctx)
 	if err != nil {
 		return err

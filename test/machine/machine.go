@@ -107,8 +107,10 @@ func (m *Machine) checkNothingLeft() {
 		m.t.Errorf("reset left iptables rules:\n%s", rules)
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err == nil && bytes.Contains(mounts, []byte(" "+m.RunDir)) {
-		m.t.Errorf("reset left mounts below %s:\n%s", m.RunDir, mounts)
+	for _, dir := range []string{m.RunDir, m.KubeletDir()} {
+		if err == nil && bytes.Contains(mounts, []byte(" "+dir)) {
+			m.t.Errorf("reset left mounts below %s:\n%s", dir, mounts)
+		}
 	}
 	links, err := exec.Command("ip", "-brief", "link").Output()
 	if err == nil && bytes.Contains(links, []byte("tally")) {
@@ -186,6 +188,9 @@ func (m *Machine) Up(flags ...string) {
 	})
 }
 
+// KubeletDir is the directory that storage drivers share with the node.
+func (m *Machine) KubeletDir() string { return filepath.Join(m.Dir, "kubelet") }
+
 // Start starts tally up without waiting.
 func (m *Machine) Start(flags ...string) {
 	m.t.Helper()
@@ -196,7 +201,7 @@ func (m *Machine) Start(flags ...string) {
 	defer log.Close()
 	args := append([]string{
 		"up", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address,
-		"--http", PageAddress, "--node-name", "node", "--device-plugins", filepath.Join(m.RunDir, "device-plugins"),
+		"--http", PageAddress, "--node-name", "node", "--device-plugins", filepath.Join(m.RunDir, "device-plugins"), "--kubelet-dir", m.KubeletDir(),
 	}, flags...)
 	m.up = m.command(args...)
 	m.up.Stdout, m.up.Stderr = log, log

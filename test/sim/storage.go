@@ -16,6 +16,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
 	volumefake "github.com/tallyman-dev/tallyman/nodes/volume/fake"
 )
@@ -125,11 +126,11 @@ func (d *disk) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeStatus,
 }
 
 // Stage implements agent.Persistent.
-func (d *disk) Stage(ctx context.Context, v *nodes.Volume) (volume.Volume, error) {
+func (d *disk) Stage(ctx context.Context, v *nodes.Volume, w csi.Wish) (volume.Volume, error) {
 	if err := d.begin(ctx); err != nil {
 		return volume.Volume{}, err
 	}
-	return d.Persistent.Stage(ctx, v)
+	return d.Persistent.Stage(ctx, v, w)
 }
 
 // Unstage implements agent.Persistent.

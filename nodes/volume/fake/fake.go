@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
 )
 
@@ -99,7 +100,7 @@ func (p *Persistent) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeS
 }
 
 // Stage implements the agent's port.
-func (p *Persistent) Stage(ctx context.Context, v *nodes.Volume) (volume.Volume, error) {
+func (p *Persistent) Stage(ctx context.Context, v *nodes.Volume, _ csi.Wish) (volume.Volume, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.enter(ctx, v); err != nil {

@@ -13,13 +13,14 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
 )
 
 // Subject keeps the volumes of one node.
 type Subject interface {
 	Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeStatus, error)
-	Stage(ctx context.Context, v *nodes.Volume) (volume.Volume, error)
+	Stage(ctx context.Context, v *nodes.Volume, w csi.Wish) (volume.Volume, error)
 	Unstage(ctx context.Context, v *nodes.Volume, unused func() bool) error
 	Delete(ctx context.Context, v *nodes.Volume) error
 	Held(ctx context.Context) ([]*nodes.Volume, error)
@@ -99,7 +100,7 @@ func testLife(t *testing.T, s Subject) {
 		t.Errorf("capacity %d", status.Capacity)
 	}
 	expectHeld(t, s, "a-1")
-	made, err := s.Stage(t.Context(), v)
+	made, err := s.Stage(t.Context(), v, csi.Wish{})
 	must(t, err)
 	if made.Path == "" || made.Device != "" || made.ReadOnly {
 		t.Errorf("staged %+v", made)
@@ -115,7 +116,7 @@ func testRepeated(t *testing.T, s Subject) {
 	var paths []string
 	for range 2 {
 		ensure(t, s, v)
-		made, err := s.Stage(t.Context(), v)
+		made, err := s.Stage(t.Context(), v, csi.Wish{})
 		must(t, err)
 		paths = append(paths, made.Path)
 	}
@@ -149,7 +150,7 @@ func testMissing(t *testing.T, s Subject) {
 		t.Errorf("a volume that was made and is not here: %v", err)
 	}
 	expectHeld(t, s)
-	if _, err := s.Stage(t.Context(), v); err == nil {
+	if _, err := s.Stage(t.Context(), v, csi.Wish{}); err == nil {
 		t.Error("it can be staged")
 	}
 }
@@ -159,7 +160,7 @@ func testStatic(t *testing.T, s Subject) {
 	v.Provisioner = ""
 	v.Spec.HostPath = &corev1.HostPathVolumeSource{Path: t.TempDir()}
 	ensure(t, s, v)
-	_, err := s.Stage(t.Context(), v)
+	_, err := s.Stage(t.Context(), v, csi.Wish{})
 	must(t, err)
 	must(t, s.Unstage(t.Context(), v, unused))
 	expectHeld(t, s)
@@ -172,11 +173,11 @@ func testStatic(t *testing.T, s Subject) {
 func testReset(t *testing.T, s Subject) {
 	v := Volume("a", "1", "1Mi")
 	ensure(t, s, v)
-	_, err := s.Stage(t.Context(), v)
+	_, err := s.Stage(t.Context(), v, csi.Wish{})
 	must(t, err)
 	must(t, s.Reset(t.Context(), false))
 	expectHeld(t, s, "a-1")
-	_, err = s.Stage(t.Context(), v)
+	_, err = s.Stage(t.Context(), v, csi.Wish{})
 	must(t, err)
 	must(t, s.Reset(t.Context(), true))
 	expectHeld(t, s)

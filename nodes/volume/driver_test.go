@@ -1,0 +1,265 @@
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
+	"github.com/tallyman-dev/tallyman/nodes/csi/fake"
+)
+
+// driven is a node with a driver that mounts nothing.
+type driven struct {
+	t       *testing.T
+	dir     string
+	driver  *fake.Driver
+	drivers *csi.Drivers
+	configs map[desired.Key]*nodes.Config
+
+	manager    *Manager
+	persistent *Persistent
+}
+
+func newDriven(t *testing.T) *driven {
+	dir, err := os.MkdirTemp("", "csi") // short: a socket's path has 107 bytes at most
+	must(t, err)
+	w := &driven{t: t, dir: dir, driver: &fake.Driver{}, configs: map[desired.Key]*nodes.Config{}}
+	kubelet := filepath.Join(dir, "kubelet")
+	ctx, cancel := context.WithCancel(context.Background())
+	changed, served, followed := make(chan struct{}, 16), make(chan error, 1), make(chan error, 1)
+	w.drivers, err = csi.New(csi.Options{Dir: kubelet, DataDir: dir, Changed: func() { changed <- struct{}{} }, Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	go func() { served <- w.driver.Serve(ctx, kubelet) }()
+	go func() { followed <- w.drivers.Follow(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-followed
+		<-served
+		must(t, os.RemoveAll(dir))
+	})
+	select {
+	case <-changed:
+	case <-time.After(time.Minute):
+		t.Fatal("the driver does not register")
+	}
+	w.restart()
+	return w
+}
+
+// restart is the next run of the agent: all it knows is on the disk.
+func (w *driven) restart() {
+	w.t.Helper()
+	volumes, err := csi.NewVolumes(csi.VolumesOptions{Drivers: w.drivers, DataDir: w.dir, Config: func(k desired.Key) *nodes.Config { return w.configs[k] }})
+	must(w.t, err)
+	w.manager, err = New(Options{DataDir: w.dir, RunDir: filepath.Join(w.dir, "run"), Drivers: volumes, Log: slog.New(slog.DiscardHandler)})
+	must(w.t, err)
+	w.persistent, err = NewPersistent(PersistentOptions{DataDir: w.dir, RunDir: filepath.Join(w.dir, "run"), Drivers: volumes, Log: slog.New(slog.DiscardHandler)})
+	must(w.t, err)
+}
+
+func (w *driven) spec(s storagev1.CSIDriverSpec) {
+	text, err := json.Marshal(s)
+	must(w.t, err)
+	w.configs[nodes.DriverKey(fake.Name)] = &nodes.Config{Data: map[string][]byte{nodes.DriverSpec: text}}
+}
+
+func (w *driven) shows(want string) {
+	w.t.Helper()
+	if got := w.driver.String(); got != want {
+		w.t.Fatalf("the driver has\n%swant\n%s", got, want)
+	}
+}
+
+func madeByDriver(size string) *nodes.Volume {
+	return &nodes.Volume{
+		Name: "pvc-1", UID: "u", Claim: desired.Key{Kind: "PersistentVolumeClaim", Namespace: "default", Name: "data"},
+		Provisioner: fake.Name, Class: "fast", Parameters: map[string]string{"color": "blue"},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity:    corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)},
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+		},
+	}
+}
+
+func drivenPod(uid nodes.UID) *nodes.Pod {
+	return &nodes.Pod{UID: uid, Namespace: "default", Name: string(uid), Template: &nodes.Template{}}
+}
+
+// life leads a volume through its life, from where it is, as the agent does.
+func (w *driven) life(ctx context.Context, stage *int) error {
+	small, large := madeByDriver("1Mi"), madeByDriver("2Mi")
+	small.Made, large.Made = *stage > 0, *stage > 0
+	steps := []func() error{
+		func() error { _, err := w.persistent.Ensure(ctx, small); return err },
+		func() error { _, err := w.persistent.Stage(ctx, small, csi.Wish{Pod: drivenPod("one")}); return err },
+		func() error { _, err := w.persistent.Stage(ctx, small, csi.Wish{Pod: drivenPod("two")}); return err },
+		func() error { _, err := w.persistent.Ensure(ctx, large); return err },
+		func() error { return w.manager.drivers.Unpublish(ctx, "one") },
+		func() error { return w.persistent.Unstage(ctx, large, func() bool { return true }) },
+		func() error { return w.persistent.Delete(ctx, large) },
+	}
+	for ; *stage < len(steps); *stage++ {
+		if err := steps[*stage](); err != nil {
+			return fmt.Errorf("step %d: %w", *stage, err)
+		}
+	}
+	return nil
+}
+
+// TestDriverCutOffAnywhere kills the agent at each call of a volume's life,
+// before and after the driver did what it was asked for.
+func TestDriverCutOffAnywhere(t *testing.T) {
+	w := newDriven(t)
+	stage := 0
+	must(t, w.life(t.Context(), &stage))
+	w.shows("")
+	w.driver.CutAt(-1, false)
+	stage = 0
+	must(t, w.life(t.Context(), &stage))
+	calls := w.driver.Calls()
+	if calls < 12 {
+		t.Fatalf("a life has %d calls", calls)
+	}
+	for n := 1; n <= calls; n++ {
+		for _, effect := range []bool{false, true} {
+			w.driver.CutAt(n, effect)
+			stage := 0
+			if err := w.life(t.Context(), &stage); err == nil {
+				t.Fatalf("call %d was cut off, and nobody says so", n)
+			}
+			w.restart()
+			if err := w.life(t.Context(), &stage); err != nil {
+				t.Fatalf("call %d was cut off (effect %t): %v", n, effect, err)
+			}
+			w.shows("")
+			if left, _ := filepath.Glob(filepath.Join(w.dir, "csi", "*", "*")); len(left) > 0 {
+				t.Fatalf("call %d was cut off (effect %t), left are %v", n, effect, left)
+			}
+		}
+	}
+}
+
+// TestDriverDeletesWhatNobodyKnows ends a volume of which nobody knows whether
+// it was made.
+func TestDriverDeletesWhatNobodyKnows(t *testing.T) {
+	for _, effect := range []bool{false, true} {
+		w := newDriven(t)
+		w.driver.CutAt(1, effect)
+		if _, err := w.persistent.Ensure(t.Context(), madeByDriver("1Mi")); err == nil {
+			t.Fatal("the call was cut off, and nobody says so")
+		}
+		w.restart()
+		must(t, w.persistent.Delete(t.Context(), madeByDriver("8Mi")))
+		w.shows("")
+	}
+}
+
+func TestDriverGrowsWhatAPodHas(t *testing.T) {
+	w := newDriven(t)
+	_, err := w.persistent.Ensure(t.Context(), madeByDriver("1Mi"))
+	must(t, err)
+	status, err := w.persistent.Ensure(t.Context(), madeByDriver("2Mi"))
+	must(t, err)
+	if status.Reason != ReasonNodeResize || status.Capacity != 1<<20 {
+		t.Errorf("without a pod the status is %+v", status)
+	}
+	_, err = w.persistent.Stage(t.Context(), madeByDriver("2Mi"), csi.Wish{Pod: drivenPod("one")})
+	must(t, err)
+	if status, err = w.persistent.Ensure(t.Context(), madeByDriver("2Mi")); err != nil || status.Reason != "" || status.Capacity != 2<<20 {
+		t.Errorf("with a pod the status is %+v, %v", status, err)
+	}
+	w.shows("handle-of-pvc-1: size 2097152, on the node 2097152, attached \"here\", staged true, published 1\n")
+	if status.Source == nil || status.Source.VolumeHandle != "handle-of-pvc-1" || status.Source.VolumeAttributes["color"] != "blue" {
+		t.Errorf("its source is %+v", status.Source)
+	}
+}
+
+func TestDriverIsTold(t *testing.T) {
+	w := newDriven(t)
+	yes := true
+	w.spec(storagev1.CSIDriverSpec{
+		PodInfoOnMount: &yes, VolumeLifecycleModes: []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecycleEphemeral},
+		TokenRequests: []storagev1.TokenRequest{{Audience: "vault"}},
+	})
+	w.configs[desired.Key{Kind: "Secret", Namespace: "default", Name: "key"}] = &nodes.Config{Data: map[string][]byte{"k": []byte("v")}}
+	pod := drivenPod("one")
+	pod.Template.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
+		Driver: fake.Name, VolumeAttributes: map[string]string{"a": "b"}, NodePublishSecretRef: &corev1.LocalObjectReference{Name: "key"},
+	}}}}
+	src := Source{DriverToken: func(s *corev1.ServiceAccountTokenProjection) (csi.Token, error) {
+		return csi.Token{Value: "token for " + s.Audience, Expires: time.Unix(0, 0)}, nil
+	}}
+	made, err := w.manager.mount(t.Context(), pod, &pod.Template.Spec.Volumes[0], src)
+	must(t, err)
+	if want := filepath.Join(w.dir, "kubelet/pods/one/volumes/kubernetes.io~csi/v/mount"); made.Path != want {
+		t.Errorf("the volume is at %s, want %s", made.Path, want)
+	}
+	for name, want := range map[string]string{
+		"a": "b", "csi.storage.k8s.io/pod.name": "one", "csi.storage.k8s.io/pod.uid": "one", "csi.storage.k8s.io/pod.namespace": "default",
+		"csi.storage.k8s.io/serviceAccount.name": "default", "csi.storage.k8s.io/ephemeral": "true",
+		"csi.storage.k8s.io/serviceAccount.tokens": `{"vault":{"token":"token for vault","expirationTimestamp":"1970-01-01T00:00:00Z"}}`,
+	} {
+		if got := w.driver.Told()[name]; got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if got := w.driver.Secrets("NodePublishVolume")["k"]; got != "v" {
+		t.Errorf("the secret is %q", got)
+	}
+	if uids, err := w.manager.List(t.Context()); err != nil || len(uids) != 1 || uids[0] != "one" {
+		t.Errorf("pods with volumes are %v, %v", uids, err)
+	}
+	must(t, w.manager.Unmount(t.Context(), "one"))
+	w.shows("")
+	if _, err := w.persistent.Stage(t.Context(), madeByDriver("1Mi"), csi.Wish{Pod: pod}); err == nil {
+		t.Error("a driver of inline volumes alone serves a claim")
+	}
+}
+
+func TestDriverSecrets(t *testing.T) {
+	w := newDriven(t)
+	v := madeByDriver("1Mi")
+	for _, which := range nodes.DriverSecrets() {
+		name, namespace := nodes.SecretParameters(which)
+		v.Parameters[name], v.Parameters[namespace] = which, "vault"
+	}
+	if _, err := w.persistent.Ensure(t.Context(), v); err == nil {
+		t.Error("a volume is made without its Secret")
+	}
+	for _, which := range nodes.DriverSecrets() {
+		w.configs[desired.Key{Kind: "Secret", Namespace: "vault", Name: which}] = &nodes.Config{Data: map[string][]byte{"for": []byte(which)}}
+	}
+	_, err := w.persistent.Ensure(t.Context(), v)
+	must(t, err)
+	_, err = w.persistent.Stage(t.Context(), v, csi.Wish{Pod: drivenPod("one")})
+	must(t, err)
+	larger := *v
+	larger.Spec.Capacity = madeByDriver("2Mi").Spec.Capacity
+	_, err = w.persistent.Ensure(t.Context(), &larger)
+	must(t, err)
+	must(t, w.persistent.Delete(t.Context(), &larger))
+	for call, want := range map[string]string{
+		"CreateVolume": nodes.ProvisionerSecret, "ControllerPublishVolume": nodes.ControllerPublishSecret, "NodeStageVolume": nodes.NodeStageSecret,
+		"NodePublishVolume": nodes.NodePublishSecret, "ControllerExpandVolume": nodes.ControllerExpandSecret, "NodeExpandVolume": nodes.NodeExpandSecret,
+		"ControllerUnpublishVolume": nodes.ControllerPublishSecret, "DeleteVolume": nodes.ProvisionerSecret,
+	} {
+		if got := w.driver.Secrets(call)["for"]; got != want {
+			t.Errorf("%s has the Secret %q, want %q", call, got, want)
+		}
+	}
+	if len(v.DriverConfigs()) != 7 {
+		t.Errorf("the node needs %v", v.DriverConfigs())
+	}
+}
