@@ -222,12 +222,12 @@ func (s *State) assignment(n *node) nodes.Assignment {
 	for _, p := range entries(n.pods) {
 		a.Pods = append(a.Pods, p)
 	}
-	for k := range keys(n.configs) {
+	a.Volumes = s.volumesFor(n)
+	for _, k := range s.configsFor(n, a.Volumes) {
 		if c, ok := s.configs.Get(k); ok {
 			a.Configs = append(a.Configs, c)
 		}
 	}
-	a.Volumes = s.volumesFor(n)
 	return a
 }
 

@@ -167,14 +167,10 @@ func (st *step) reviseGroup(g *group) {
 	st.dirtyGroups[g.key] = true
 }
 
-// onlyRead keeps what pods read when they are made: ConfigMaps, Secrets and
-// RuntimeClasses.
+// onlyRead keeps what pods read when they are made: ConfigMaps, Secrets,
+// CSIDrivers and RuntimeClasses.
 func onlyRead(list []desired.Key) []desired.Key {
 	return slices.DeleteFunc(slices.Clone(list), func(k desired.Key) bool { return !isConfig(k) && !isRuntimeClass(k) })
-}
-
-func isConfig(k desired.Key) bool {
-	return k.Group == "" && (k.Kind == kindConfigMap || k.Kind == kindSecret)
 }
 
 func isRuntimeClass(k desired.Key) bool {
@@ -266,7 +262,7 @@ func (st *step) applySlice(o *desired.Object) {
 }
 
 // applyReaders looks again at the workloads and nodes that read a changed
-// ConfigMap, Secret or RuntimeClass.
+// ConfigMap, Secret, CSIDriver or RuntimeClass.
 func (st *step) applyReaders(changed []desired.Key) {
 	read := onlyRead(changed)
 	if len(read) == 0 {
@@ -279,10 +275,8 @@ func (st *step) applyReaders(changed []desired.Key) {
 		}
 	}
 	for name, n := range entries(st.nodes) {
-		for _, c := range read {
-			if _, used := n.configs.Get(c); used {
-				st.dirtyNodes[name] = true
-			}
+		if st.needsAny(n, read) {
+			st.dirtyNodes[name] = true
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -166,9 +167,14 @@ func (st *step) newSet(g *group, w *wanted) *set {
 }
 
 // references lists the ConfigMaps and Secrets that pods of a spec read in any
-// way, sorted.
+// way, and the drivers of their inline volumes, sorted.
 func references(namespace string, spec *corev1.PodSpec) []desired.Key {
 	found := map[desired.Key]bool{}
+	for i := range spec.Volumes {
+		if inline := spec.Volumes[i].CSI; inline != nil {
+			found[nodes.DriverKey(inline.Driver)] = true
+		}
+	}
 	visitReferences(spec, func(kind, name string, _ []string, _ bool) {
 		found[desired.Key{Kind: kind, Namespace: namespace, Name: name}] = true
 	})
@@ -226,6 +232,9 @@ func visitVolume(v *corev1.Volume, baked bool, see func(kind, name string, field
 	}
 	if v.Secret != nil {
 		see(kindSecret, v.Secret.SecretName, itemKeys(v.Secret.Items), baked)
+	}
+	if v.CSI != nil && v.CSI.NodePublishSecretRef != nil {
+		see(kindSecret, v.CSI.NodePublishSecretRef.Name, nil, false)
 	}
 	if v.Projected == nil {
 		return
@@ -291,7 +300,7 @@ func reads(spec *corev1.PodSpec, k desired.Key) bool {
 	return found
 }
 
-// configOf is the content of a ConfigMap or Secret as agents get it.
+// configOf is the content of a ConfigMap, Secret or CSIDriver as agents get it.
 func (s *State) configOf(o *desired.Object) *nodes.Config {
 	c := &nodes.Config{Key: o.Key, Version: hex.EncodeToString(digest(s.config.SecretKey, "config", o.Fingerprint)[:10]), Data: map[string][]byte{}}
 	switch v := o.Value.(type) {
@@ -311,6 +320,8 @@ func (s *State) configOf(o *desired.Object) *nodes.Config {
 			c.Data[k] = []byte(text)
 		}
 		c.Type = string(v.Type)
+	case *storagev1.CSIDriver:
+		c.Data[nodes.DriverSpec] = mustJSON(v.Spec)
 	}
 	return c
 }

@@ -169,7 +169,8 @@ func (st *step) provision(c *claim, class *storage.Class, node string) {
 	v := &volume{volumeRecord: volumeRecord{Maker: node, Ephemeral: c.Pod != ""}}
 	v.Name = "pvc-" + c.UID
 	v.UID = uuid(digest(st.config.SecretKey, "volume", c.UID))
-	v.Provisioner, v.Class, v.Parameters = class.Provisioner, class.Name, class.Parameters
+	v.Provisioner, v.Class = class.Provisioner, class.Name
+	v.Parameters = storage.Resolve(class.Parameters, c.wants, c.Annotations, v.Name)
 	v.Spec = corev1.PersistentVolumeSpec{
 		Capacity:                      corev1.ResourceList{corev1.ResourceStorage: c.wants.Size()},
 		AccessModes:                   c.Spec.AccessModes,
