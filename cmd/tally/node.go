@@ -25,6 +25,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent"
 	"github.com/tallyman-dev/tallyman/nodes/agent/cgroup"
+	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/device"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	"github.com/tallyman-dev/tallyman/nodes/network"
@@ -45,6 +46,7 @@ type nodeOptions struct {
 	certsDir   string
 	devices    []string
 	pluginsDir string
+	kubeletDir string
 }
 
 // node is an agent with everything it uses, wired together.
@@ -58,6 +60,7 @@ type node struct {
 	proxy   *iptables.Backend
 	agent   *agent.Agent
 	devices *device.Manager
+	drivers *csi.Drivers
 	images  *collect.Collector
 	// persistent keeps the data of volumes.
 	persistent *volume.Persistent
@@ -142,11 +145,15 @@ func (n *node) wireAgent(key clusterKey) error {
 	if err != nil {
 		return err
 	}
-	volumes, err := volume.New(volume.Options{DataDir: n.dataDir(), RunDir: n.o.runDir, Log: n.log.With("part", "volume")})
+	driven, err := n.openDrivers()
 	if err != nil {
 		return err
 	}
-	n.persistent, err = volume.NewPersistent(volume.PersistentOptions{DataDir: n.o.dataDir, RunDir: n.o.runDir, Log: n.log.With("part", "volume")})
+	volumes, err := volume.New(volume.Options{DataDir: n.dataDir(), RunDir: n.o.runDir, Drivers: driven, Log: n.log.With("part", "volume")})
+	if err != nil {
+		return err
+	}
+	n.persistent, err = volume.NewPersistent(volume.PersistentOptions{DataDir: n.o.dataDir, RunDir: n.o.runDir, Drivers: driven, Log: n.log.With("part", "volume")})
 	if err != nil {
 		return err
 	}
@@ -171,12 +178,26 @@ func (n *node) wireAgent(key clusterKey) error {
 	n.agent, err = agent.New(agent.Options{
 		Name: n.o.name, Addrs: n.addrs, Reserved: reserved, Capacity: capacity,
 		DataDir: n.dataDir(), RunDir: n.o.runDir, Key: agentKey,
-		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Persistent: n.persistent, Cgroups: groups, Devices: n.devices,
+		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Persistent: n.persistent, Cgroups: groups, Devices: n.devices, Drivers: n.drivers,
 		Readings: agent.MachineReadings(n.dataDir(), n.runtime.Root),
 		Pause:    []string{executable, "pause"}, Version: version, Forwarders: resolvers,
 		DB: n.db, Log: n.log.With("part", "agent"), Now: time.Now,
 	})
 	return err
+}
+
+// openDrivers makes what uses storage drivers.
+func (n *node) openDrivers() (*csi.Volumes, error) {
+	var err error
+	n.drivers, err = csi.New(csi.Options{
+		Dir: n.o.kubeletDir, DataDir: n.dataDir(), Changed: func() { n.agent.DriversChanged() }, Log: n.log.With("part", "csi"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return csi.NewVolumes(csi.VolumesOptions{
+		Drivers: n.drivers, DataDir: n.dataDir(), Config: func(k desired.Key) *nodes.Config { return n.agent.Config(k) },
+	})
 }
 
 // openDevices makes what hands out the machine's devices.
@@ -239,6 +260,7 @@ func (n *node) run(ctx context.Context, socket string) error {
 	group.Go(func() error { return ended(ctx, n.proxy.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, n.agent.Run(ctx, client)) })
 	group.Go(func() error { return ended(ctx, n.devices.Run(ctx)) })
+	group.Go(func() error { return ended(ctx, n.drivers.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, client.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, n.images.Run(ctx)) })
 	group.Go(func() error {

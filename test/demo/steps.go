@@ -34,7 +34,7 @@ func (d *demo) checkAddresses(context.Context) error {
 }
 
 func (d *demo) startTally(ctx context.Context) error {
-	args := append([]string{d.tally}, d.tallyArgs("up", "--containerd", d.socket("containerd.sock"), "--http", pageAddress, "--device-plugins", "")...)
+	args := append([]string{d.tally}, d.tallyArgs("up", "--containerd", d.socket("containerd.sock"), "--http", pageAddress, "--device-plugins", "", "--kubelet-dir", "")...)
 	if err := d.spawn("tally", args...); err != nil {
 		return err
 	}
