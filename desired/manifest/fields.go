@@ -207,8 +207,7 @@ func volumeFields() []typeRule {
 		on[corev1.VolumeMount]("name readOnly mountPath subPath subPathExpr mountPropagation recursiveReadOnly"),
 		on[corev1.VolumeDevice]("name devicePath"),
 		on[corev1.Volume](
-			"name hostPath emptyDir secret downwardAPI configMap projected nfs image persistentVolumeClaim ephemeral",
-			later("csi"),
+			"name hostPath emptyDir secret downwardAPI configMap projected nfs image persistentVolumeClaim ephemeral csi",
 			unsupported("iscsi fc", noNetworkDisks),
 			unsupported("gcePersistentDisk awsElasticBlockStore glusterfs rbd flexVolume cinder cephfs flocker azureFile vsphereVolume quobyte azureDisk "+
 				"photonPersistentDisk portworxVolume scaleIO storageos", removedVolumes),

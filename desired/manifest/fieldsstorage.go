@@ -23,9 +23,8 @@ func storageFields() []typeRule {
 		on[corev1.VolumeResourceRequirements]("limits requests"),
 		on[corev1.PersistentVolume]("metadata spec", statusField()),
 		on[corev1.PersistentVolumeSpec](
-			"capacity hostPath local nfs accessModes claimRef storageClassName mountOptions nodeAffinity volumeMode",
+			"capacity hostPath local nfs csi accessModes claimRef storageClassName mountOptions nodeAffinity volumeMode",
 			noEffect("persistentVolumeReclaimPolicy", "the data of a volume that the repository describes is never deleted").unless(`"Retain"`),
-			later("csi"),
 			noEffect("volumeAttributesClassName", "volumes keep the attributes that they were made with"),
 			unsupported("iscsi fc", noNetworkDisks),
 			unsupported("gcePersistentDisk awsElasticBlockStore glusterfs rbd cinder cephfs flocker flexVolume azureFile vsphereVolume quobyte azureDisk "+

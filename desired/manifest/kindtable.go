@@ -78,7 +78,7 @@ func storageKinds() []kindRule {
 		{kind: "PersistentVolumeClaim", version: "v1", status: Works, make: fresh[corev1.PersistentVolumeClaim], validate: validatePersistentVolumeClaim},
 		{kind: "PersistentVolume", version: "v1", status: Works, clusterScoped: true, make: fresh[corev1.PersistentVolume], validate: validatePersistentVolume},
 		{kind: "StorageClass", group: storageGroup, version: "v1", status: Works, clusterScoped: true, make: fresh[storagev1.StorageClass], validate: validateStorageClass},
-		{kind: "CSIDriver", group: storageGroup, version: "v1", status: Unsupported, reason: notYet, clusterScoped: true, make: fresh[storagev1.CSIDriver], validate: validateCSIDriver},
+		{kind: "CSIDriver", group: storageGroup, version: "v1", status: Works, clusterScoped: true, make: fresh[storagev1.CSIDriver], validate: validateCSIDriver},
 		{kind: "VolumeAttributesClass", group: storageGroup, version: "v1", status: NoEffect, reason: "volumes keep the attributes that they were made with", clusterScoped: true, make: fresh[storagev1.VolumeAttributesClass], validate: validateVolumeAttributesClass},
 		{kind: "CSINode", group: storageGroup, version: "v1", status: NoEffect, reason: controllersWrite, clusterScoped: true, make: fresh[storagev1.CSINode], validate: validateCSINode},
 		{kind: "CSIStorageCapacity", group: storageGroup, version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[storagev1.CSIStorageCapacity], validate: validateCSIStorageCapacity},

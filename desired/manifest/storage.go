@@ -54,6 +54,7 @@ func (w *world) checkStorage() {
 			u.claim(e, c)
 		}
 	}
+	u.checkDrivers()
 	if len(u.defaults) < 2 {
 		return
 	}
