@@ -65,7 +65,7 @@ func (i *instance) start() {
 		i.w.t.Fatal(err)
 	}
 	defer log.Close()
-	i.up = i.inside(i.w.Binary(), append([]string{"up", "--node-name", "second"}, i.flags...)...)
+	i.up = i.inside(i.w.Binary(), append([]string{"up", "--node-name", "second", "--kubelet-dir", filepath.Join(i.dir, "kubelet")}, i.flags...)...)
 	i.up.Stdout, i.up.Stderr = log, log
 	if err := i.up.Start(); err != nil {
 		i.w.t.Fatal(err)
