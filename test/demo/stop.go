@@ -24,7 +24,7 @@ func (d *demo) stop(ctx context.Context) error {
 		if !d.runs("containerd") {
 			err = errors.Join(err, d.startContainerd(ctx))
 		}
-		err = errors.Join(err, d.command(ctx, d.dir, d.tally, d.tallyArgs("reset", "--containerd", d.socket("containerd.sock"))...))
+		err = errors.Join(err, d.command(ctx, d.dir, d.tally, d.tallyArgs("reset", "--delete-volumes", "--containerd", d.socket("containerd.sock"))...))
 	}
 	err = errors.Join(err, d.end("registry"), d.end("containerd"))
 	if err != nil {
