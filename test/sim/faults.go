@@ -212,6 +212,9 @@ func (w *world) heal() error {
 	}
 	w.repo.breakDown(false)
 	w.relieve()
+	if head := w.repo.head(); !head.valid && w.witness.truth() == nil {
+		w.push(head.intent.clone(), "valid") // or there is nothing to converge to
+	}
 	if w.server == nil {
 		return w.startServer()
 	}
