@@ -308,11 +308,9 @@ func (h *hands) hears() bool {
 	return !x.deaf
 }
 
-// Ledger implements loop.Executor.
-func (h *hands) Ledger(d []nodes.Decision) {
-	h.hears()
-	h.to.Ledger(d)
-}
+// Ledger implements loop.Executor. The loop may note which revision it follows
+// when it could read that again: that is no activity.
+func (h *hands) Ledger(d []nodes.Decision) { h.to.Ledger(d) }
 
 // Route implements loop.Executor.
 func (h *hands) Route(t *proxy.Table) {
