@@ -244,11 +244,11 @@ func (st *step) adoptPod(held *nodes.Pod, on string) {
 	st.act("adopt", p.Key(), on, "the node runs it and the record did not know")
 }
 
-// succeeded reports whether a StatefulSet has another pod of a pod's ordinal: it
-// was decided when that one was gone, and an agent that died since had not
-// forgotten it.
+// succeeded reports whether a StatefulSet has another pod of a pod's ordinal on a
+// node: it was decided when that one was gone, and an agent that died since had
+// not forgotten it.
 func (g *group) succeeded(held *nodes.Pod) bool {
-	return g.key.Kind == kindStatefulSet && slices.ContainsFunc(g.pods, func(p *pod) bool { return p.Name == held.Name && p.UID != held.UID })
+	return g.key.Kind == kindStatefulSet && slices.ContainsFunc(g.pods, func(p *pod) bool { return p.Name == held.Name && p.UID != held.UID && p.Node != "" })
 }
 
 // observe takes in a pod's status.
