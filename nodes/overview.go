@@ -106,7 +106,8 @@ type ObjectHealth struct {
 	Template string `json:"template,omitempty"`
 	// Pod is set for pods.
 	Pod *PodOverview `json:"pod,omitempty"`
-	// Storage is set for PersistentVolumeClaims and PersistentVolumes.
+	// Storage is set for PersistentVolumeClaims, PersistentVolumes, VolumeSnapshots
+	// and what these hold.
 	Storage *StorageOverview `json:"storage,omitempty"`
 	// Job is set for Jobs, CronJob for CronJobs, once they were looked at.
 	Job     *JobOverview     `json:"job,omitempty"`
@@ -118,9 +119,10 @@ type ObjectHealth struct {
 // StorageOverview is what pages show of a claim or a volume.
 type StorageOverview struct {
 	// Phase in Kubernetes' words: Pending, Bound or Lost for a claim; Pending,
-	// Available, Bound, Released or Failed for a volume.
+	// Available, Bound, Released or Failed for a volume; Pending or Ready for a
+	// snapshot.
 	Phase string `json:"phase"`
-	// Volume of a claim, Claim of a volume: of a released one, the last.
+	// Volume of a claim or snapshot, Claim of a volume: of a released one, the last.
 	Volume string      `json:"volume,omitempty"`
 	Claim  desired.Key `json:"claim,omitzero"`
 	Class  string      `json:"class,omitempty"`

@@ -42,6 +42,18 @@ type Volume struct {
 	Released time.Time `json:"released,omitzero"`
 	// Delete orders the end of the data; the node then reports VolumeGone.
 	Delete bool `json:"delete,omitempty"`
+	// From is what its content begins with; nil for nothing.
+	From *Origin `json:"from,omitempty"`
+	// Snapshot tells that it is a snapshot of From, which Claim then names as a
+	// VolumeSnapshot: nobody mounts it, others begin with it.
+	Snapshot bool `json:"snapshot,omitempty"`
+}
+
+// Origin is the volume, or the snapshot, that another begins with: of the same
+// provisioner, on the same node.
+type Origin struct {
+	Name string `json:"name"`
+	UID  string `json:"uid"`
 }
 
 // VolumePhase is how far a node is with a volume.
@@ -57,6 +69,10 @@ const (
 	// VolumeGone: nothing is left of its data.
 	VolumeGone VolumePhase = "gone"
 )
+
+// VolumeInUse is the Reason of a volume that waits until no pod uses another,
+// or itself.
+const VolumeInUse = "VolumeInUse"
 
 // VolumeStatus is what an agent reports about one volume.
 type VolumeStatus struct {

@@ -42,6 +42,9 @@ type volumeWorker struct {
 	inUse bool
 	// stagedFor are the pods that asked for it since the agent began.
 	stagedFor map[nodes.UID]bool
+	// copies counts the volumes that are being made from it: nobody may have it
+	// staged meanwhile.
+	copies int
 
 	// delay belongs to run.
 	delay time.Duration
@@ -97,12 +100,48 @@ func (w *volumeWorker) step(ctx context.Context) (done bool, err error) {
 	case v.Delete:
 		return false, w.delete(ctx, v, used)
 	}
+	release, err := w.holdOrigin(v)
+	if err != nil {
+		w.wait(v, err)
+		return false, err
+	}
 	status, err := a.o.Persistent.Ensure(ctx, v)
+	release()
 	if err == nil && !used {
 		err = w.unstage(ctx, v)
 	}
 	w.show(v, status, err)
 	return false, err
+}
+
+// holdOrigin sees to it that nobody writes to the volume that this one is to be
+// made from, until release is called. The error says what that waits for.
+func (w *volumeWorker) holdOrigin(v *nodes.Volume) (release func(), err error) {
+	a := w.agent
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if v.From == nil || v.Made || v.Provisioner != nodes.LocalProvisioner {
+		return func() {}, nil
+	}
+	origin := a.volumes[volumeKey{v.From.Name, v.From.UID}]
+	switch {
+	case origin == nil:
+		return nil, fmt.Errorf("volume %s, whose content it begins with, is not on this node yet", v.From.Name)
+	case origin.inUse || a.used(origin):
+		return nil, fmt.Errorf("a pod uses volume %s: a directory is copied while nobody writes to it, so stop its pods for a moment", v.From.Name)
+	}
+	origin.copies++
+	return func() {
+		a.mu.Lock()
+		origin.copies--
+		a.mu.Unlock()
+		a.volumeReady(origin.v)
+	}, nil
+}
+
+// wait makes known what a volume waits for on this node.
+func (w *volumeWorker) wait(v *nodes.Volume, why error) {
+	w.show(v, nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending, Reason: nodes.VolumeInUse, Message: why.Error()}, nil)
 }
 
 // leave ends the work on a volume that is not assigned any more.
@@ -125,16 +164,29 @@ func (w *volumeWorker) unstage(ctx context.Context, v *nodes.Volume) error {
 	if idle {
 		return nil
 	}
-	return a.o.Persistent.Unstage(ctx, v, func() bool {
+	err := a.o.Persistent.Unstage(ctx, v, func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		w.inUse = a.used(w)
 		return !w.inUse
 	})
+	a.pokeCopies(w.key)
+	return err
+}
+
+// pokeCopies has those volumes looked at that are to be made from another.
+func (a *Agent) pokeCopies(of volumeKey) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.volumes {
+		if w.v.From != nil && !w.v.Made && of == (volumeKey{w.v.From.Name, w.v.From.UID}) {
+			w.poke()
+		}
+	}
 }
 
 func (w *volumeWorker) delete(ctx context.Context, v *nodes.Volume, used bool) error {
-	status := nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending, Reason: "VolumeInUse", Message: "a pod on this node still uses it"}
+	status := nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending, Reason: nodes.VolumeInUse, Message: "a pod on this node still uses it"}
 	if used {
 		w.show(v, status, nil)
 		return nil
@@ -212,6 +264,9 @@ func (m *Machine) VolumeReady() {
 // have come back, with another volume, under a name that it had before: its
 // pods use the new one unless they asked for this. The caller holds mu.
 func (a *Agent) used(w *volumeWorker) bool {
+	if w.v.Snapshot {
+		return false
+	}
 	successor := a.volumeOf(w.v.Claim)
 	for uid, p := range a.pods {
 		mine := w.stagedFor[uid] || successor == nil || successor == w
@@ -242,13 +297,19 @@ func (a *Agent) claim(ctx context.Context, v *corev1.Volume, wish csi.Wish) (vol
 	w := a.volumeOf(desired.Key{Kind: "PersistentVolumeClaim", Namespace: p.Namespace, Name: name})
 	var bound *nodes.Volume
 	var status nodes.VolumeStatus
+	copied := false
 	if w != nil {
-		bound, status, w.inUse, w.stagedFor[p.UID] = w.v, w.status, true, true
+		bound, status, copied = w.v, w.status, w.copies > 0
+		if !copied {
+			w.inUse, w.stagedFor[p.UID] = true, true
+		}
 	}
 	a.mu.Unlock()
 	switch {
 	case w == nil:
 		return volume.Volume{}, fmt.Errorf("persistentvolumeclaim %q has no volume on this node yet", name)
+	case copied:
+		return volume.Volume{}, fmt.Errorf("volume %s of persistentvolumeclaim %q is being copied: it can be used as soon as that is done", bound.Name, name)
 	case status.Phase != nodes.VolumeReady:
 		return volume.Volume{}, fmt.Errorf("volume %s of persistentvolumeclaim %q is %s: %s", bound.Name, name,
 			cmp.Or(status.Phase, nodes.VolumePending), cmp.Or(status.Message, "it is being made"))

@@ -302,3 +302,33 @@ func TestDeletedVolumesGoThoughTheirClaimsNameIsBack(t *testing.T) {
 		}
 	})
 }
+
+// A copy is made while nobody writes to its source, and nobody gets the source
+// before it is made.
+func TestCopiesWaitForThePodsOfTheirSource(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		v, shot := testVolume("v"), testVolume("shot")
+		shot.From, shot.Snapshot = &nodes.Origin{Name: "v", UID: "1"}, true
+		shot.Claim = desired.Key{Group: "snapshot.storage.k8s.io", Kind: "VolumeSnapshot", Namespace: "shop", Name: v.Claim.Name}
+		p := claimant("u1", v)
+		a.Assign(with(assign(p), v))
+		settle(time.Second)
+		a.Assign(with(assign(p), shot, v))
+		settle(time.Minute)
+		expectDisk(t, w, "v-1 held 1Gi staged\n")
+		if got := w.lastVolume("shot"); got.Phase != nodes.VolumePending || got.Reason != nodes.VolumeInUse || !strings.Contains(got.Message, "a pod uses volume v") {
+			t.Errorf("the copy is %+v", got)
+		}
+		a.Assign(with(assign(stopped(p, 0)), shot, v))
+		settle(5 * time.Second)
+		expectDisk(t, w, "shot-1 held 1Gi\nv-1 held 1Gi\n")
+		if got := w.lastVolume("shot"); got.Phase != nodes.VolumeReady {
+			t.Errorf("the copy is %+v", got)
+		}
+		a.Assign(with(assign(claimant("u2", v)), shot, v))
+		settle(5 * time.Second)
+		expectRunning(t, w, "u2_a_0")
+	})
+}

@@ -15,6 +15,7 @@ import (
 var packageOf = map[string]string{
 	"mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs",
 	"losetup": "mount", "mount": "mount", "blkid": "util-linux", "mount.nfs": "nfs-common", "mkfs.xfs": "xfsprogs",
+	"cp": "coreutils",
 }
 
 // makeImage makes the file, sparse, with an empty ext4 in it unless it is to be

@@ -65,6 +65,9 @@ func (p *Persistent) data(ctx context.Context, v, kept *nodes.Volume) error {
 	if exists(dir) || exists(image) {
 		return nil
 	}
+	if v.From != nil && !kept.Made && !v.Made {
+		return p.copied(ctx, v)
+	}
 	inFile, err := asImage(v)
 	if err != nil {
 		return err

@@ -158,6 +158,10 @@ func decodeVolume(v *pb.Volume) (*nodes.Volume, error) {
 	out := &nodes.Volume{
 		Name: v.GetName(), UID: v.GetUid(), Claim: decodeKey(v.GetClaim()), Provisioner: v.GetProvisioner(), Class: v.GetClass(),
 		Parameters: v.GetParameters(), Node: v.GetNode(), Made: v.GetMade(), Released: decodeTime(v.GetReleased()), Delete: v.GetDelete(),
+		Snapshot: v.GetSnapshot(),
+	}
+	if v.GetFromName() != "" {
+		out.From = &nodes.Origin{Name: v.GetFromName(), UID: v.GetFromUid()}
 	}
 	if err := out.Spec.Unmarshal(v.GetSpec()); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", out.Name, err)

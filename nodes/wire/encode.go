@@ -110,10 +110,15 @@ func encodeVolume(v *nodes.Volume) (*pb.Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("volume %s: %w", v.Name, err)
 	}
-	return &pb.Volume{
+	out := &pb.Volume{
 		Name: v.Name, Uid: v.UID, Claim: encodeKey(v.Claim), Provisioner: v.Provisioner, Class: v.Class,
 		Parameters: v.Parameters, Node: v.Node, Spec: spec, Made: v.Made, Released: encodeTime(v.Released), Delete: v.Delete,
-	}, nil
+		Snapshot: v.Snapshot,
+	}
+	if v.From != nil {
+		out.FromName, out.FromUid = v.From.Name, v.From.UID
+	}
+	return out, nil
 }
 
 func encodeVolumeStatus(s *nodes.VolumeStatus) (*pb.VolumeStatus, error) {

@@ -88,6 +88,9 @@ func (p *Persistent) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeS
 	if kept == nil && v.Made {
 		return s, &volume.Trouble{Reason: volume.ReasonMissing, Err: fmt.Errorf("the data of volume %s is missing on this node", v.Name)}
 	}
+	if kept == nil && v.From != nil && p.held[id{v.From.Name, v.From.UID}] == nil {
+		return s, &volume.Trouble{Reason: volume.ReasonProvisioning, Err: fmt.Errorf("volume %s begins with the content of %s, which is not whole on this node", v.Name, v.From.Name)}
+	}
 	if kept != nil {
 		s.Capacity = max(s.Capacity, kept.Spec.Capacity.Storage().Value())
 	}

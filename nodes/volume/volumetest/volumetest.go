@@ -38,6 +38,7 @@ func Run(t *testing.T, setUp func(t *testing.T) Subject) {
 		"made by others":    testStatic,
 		"reset keeps data":  testReset,
 		"uids tell by name": testUIDs,
+		"copies":            testCopies,
 	} {
 		t.Run(name, func(t *testing.T) { part(t, setUp(t)) })
 	}
@@ -109,6 +110,26 @@ func testLife(t *testing.T, s Subject) {
 	expectHeld(t, s, "a-1")
 	must(t, s.Delete(t.Context(), v))
 	expectHeld(t, s)
+}
+
+func testCopies(t *testing.T, s Subject) {
+	a, b, c := Volume("a", "1", "1Mi"), Volume("b", "2", "1Mi"), Volume("c", "3", "2Mi")
+	b.From, b.Snapshot, c.From = &nodes.Origin{Name: "a", UID: "1"}, true, &nodes.Origin{Name: "b", UID: "2"}
+	if _, err := s.Ensure(t.Context(), b); err == nil {
+		t.Error("a copy of nothing was made")
+	}
+	ensure(t, s, a)
+	ensure(t, s, b)
+	if status := ensure(t, s, c); status.Capacity != 2<<20 {
+		t.Errorf("the copy has %d", status.Capacity)
+	}
+	// A copy is whole by itself.
+	must(t, s.Delete(t.Context(), a))
+	must(t, s.Delete(t.Context(), b))
+	ensure(t, s, c)
+	_, err := s.Stage(t.Context(), c, csi.Wish{})
+	must(t, err)
+	expectHeld(t, s, "c-3")
 }
 
 func testRepeated(t *testing.T, s Subject) {

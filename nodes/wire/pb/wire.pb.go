@@ -1377,18 +1377,22 @@ func (x *Config) GetBinary() []string {
 // Volume is nodes.Volume; spec is the protobuf encoding of Kubernetes' core/v1
 // PersistentVolumeSpec.
 type Volume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	Claim         *Key                   `protobuf:"bytes,3,opt,name=claim,proto3" json:"claim,omitempty"`
-	Provisioner   string                 `protobuf:"bytes,4,opt,name=provisioner,proto3" json:"provisioner,omitempty"`
-	Class         string                 `protobuf:"bytes,5,opt,name=class,proto3" json:"class,omitempty"`
-	Parameters    map[string]string      `protobuf:"bytes,6,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Node          string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
-	Spec          []byte                 `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
-	Delete        bool                   `protobuf:"varint,9,opt,name=delete,proto3" json:"delete,omitempty"`
-	Made          bool                   `protobuf:"varint,10,opt,name=made,proto3" json:"made,omitempty"`
-	Released      int64                  `protobuf:"varint,11,opt,name=released,proto3" json:"released,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uid         string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Claim       *Key                   `protobuf:"bytes,3,opt,name=claim,proto3" json:"claim,omitempty"`
+	Provisioner string                 `protobuf:"bytes,4,opt,name=provisioner,proto3" json:"provisioner,omitempty"`
+	Class       string                 `protobuf:"bytes,5,opt,name=class,proto3" json:"class,omitempty"`
+	Parameters  map[string]string      `protobuf:"bytes,6,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Node        string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	Spec        []byte                 `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
+	Delete      bool                   `protobuf:"varint,9,opt,name=delete,proto3" json:"delete,omitempty"`
+	Made        bool                   `protobuf:"varint,10,opt,name=made,proto3" json:"made,omitempty"`
+	Released    int64                  `protobuf:"varint,11,opt,name=released,proto3" json:"released,omitempty"`
+	// from_name and from_uid are what its content begins with; empty for nothing.
+	FromName      string `protobuf:"bytes,12,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
+	FromUid       string `protobuf:"bytes,13,opt,name=from_uid,json=fromUid,proto3" json:"from_uid,omitempty"`
+	Snapshot      bool   `protobuf:"varint,14,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1498,6 +1502,27 @@ func (x *Volume) GetReleased() int64 {
 		return x.Released
 	}
 	return 0
+}
+
+func (x *Volume) GetFromName() string {
+	if x != nil {
+		return x.FromName
+	}
+	return ""
+}
+
+func (x *Volume) GetFromUid() string {
+	if x != nil {
+		return x.FromUid
+	}
+	return ""
+}
+
+func (x *Volume) GetSnapshot() bool {
+	if x != nil {
+		return x.Snapshot
+	}
+	return false
 }
 
 type VolumeStatus struct {
@@ -3236,7 +3261,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x06binary\x18\x05 \x03(\tR\x06binary\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x8c\x03\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xe0\x03\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
@@ -3251,7 +3276,10 @@ const file_wire_proto_rawDesc = "" +
 	"\x06delete\x18\t \x01(\bR\x06delete\x12\x12\n" +
 	"\x04made\x18\n" +
 	" \x01(\bR\x04made\x12\x1a\n" +
-	"\breleased\x18\v \x01(\x03R\breleased\x1a=\n" +
+	"\breleased\x18\v \x01(\x03R\breleased\x12\x1b\n" +
+	"\tfrom_name\x18\f \x01(\tR\bfromName\x12\x19\n" +
+	"\bfrom_uid\x18\r \x01(\tR\afromUid\x12\x1a\n" +
+	"\bsnapshot\x18\x0e \x01(\bR\bsnapshot\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfe\x01\n" +
