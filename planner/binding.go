@@ -30,11 +30,12 @@ func (st *step) settleStorage() {
 			st.grow(c)
 		}
 	}
+	st.applyVolumeSnapshots()
 	st.reclaim()
 	st.storageWaits = nil
 	for _, v := range entries(st.volumes) {
-		if why := v.unsettled(); why != "" {
-			st.storageWaits = append(st.storageWaits, nodes.WaitingItem{Object: volumeKey(v.Name), Reason: why})
+		if why := v.unsettled(); why != "" && !v.waitsForPods() {
+			st.storageWaits = append(st.storageWaits, nodes.WaitingItem{Object: v.key(), Reason: why})
 		}
 	}
 }
@@ -60,7 +61,9 @@ func (st *step) rules() *storageRules {
 	}
 	r.classes = storage.NewClasses(classes)
 	for _, v := range entries(st.volumes) {
-		r.volumes = append(r.volumes, v.view)
+		if !v.Snapshot {
+			r.volumes = append(r.volumes, v.view)
+		}
 	}
 	for _, n := range entries(st.nodes) {
 		if n.live() && !n.Unschedulable {
@@ -80,7 +83,7 @@ func (s *State) storageNode(n *place.Node) storage.Node {
 func (st *step) seekVolume(c *claim) {
 	at := st.usedOn(c.Key, nil)
 	for _, v := range entries(st.volumes) {
-		if !v.Bound && !v.Ephemeral && c.Pod == "" && (at == "" || v.Node == "" || v.Node == at) && v.view.MayReturn(c.wants) {
+		if !v.Bound && !v.Ephemeral && c.Pod == "" && (at == "" || v.Node == "" || v.Node == at) && v.view.MayReturn(c.wants) && st.originOf(c).mayBe(v) {
 			st.bindClaim(c, v)
 			c, _ = st.claims.Get(c.Key)
 			st.grow(c)
@@ -88,7 +91,7 @@ func (st *step) seekVolume(c *claim) {
 		}
 	}
 	r := st.rules()
-	verdict := storage.Decide(c.wants, r.classes, r.volumes, r.live)
+	verdict := storage.Decide(st.asks(c), r.classes, r.volumes, r.live)
 	switch {
 	case verdict.Volume != nil:
 		v, _ := st.volumes.Get(verdict.Volume.Name)
@@ -113,7 +116,7 @@ func (st *step) serveRunning(c *claim) bool {
 		return false
 	}
 	r := st.rules()
-	choices, refusal := storage.NewDemand(nil, []*storage.Claim{c.wants}, r.classes, r.volumes, nil).Fit(st.storageNode(n.load))
+	choices, refusal := storage.NewDemand(nil, []*storage.Claim{st.asks(c)}, r.classes, r.volumes, nil).Fit(st.storageNode(n.load))
 	if refusal != "" {
 		return false
 	}
@@ -164,7 +167,7 @@ func (st *step) demandOf(p *pod) (d *storage.Demand, why string) {
 		v, ok := st.volumes.Get(c.Volume)
 		switch {
 		case c.Volume == "":
-			open = append(open, c.wants)
+			open = append(open, st.asks(c))
 		case !ok:
 			return nil, fmt.Sprintf("PersistentVolumeClaim %s has lost its volume %s", k.Name, c.Volume)
 		default:
@@ -257,6 +260,13 @@ func (st *step) endNamespaces(c *comparison) {
 			changed.Unwanted, changed.Adopted = true, false
 			st.setClaim(&changed)
 		}
+		for key, shot := range entries(st.snapshots) {
+			if key.Namespace == k.Name && shot.Adopted {
+				changed := *shot
+				changed.Adopted = false
+				st.setSnapshot(&changed)
+			}
+		}
 	}
 }
 
@@ -270,13 +280,18 @@ func (s *State) claimsIn(namespace string) []*claim {
 	return out
 }
 
-// dataLost lists the claims whose data a revision would have deleted after the
+// dataLost lists the claims and snapshots whose data a revision would have deleted after the
 // time of grace.
 func (st *step) dataLost(c *comparison) []desired.Key {
 	var lost []desired.Key
 	for k, held := range entries(st.claims) {
 		v, ok := st.volumes.Get(held.Volume)
 		if ok && v.Bound && v.deletes() && held.Pod == "" && goesWith(held, c) {
+			lost = append(lost, k)
+		}
+	}
+	for k, shot := range entries(st.snapshots) {
+		if v, ok := st.volumes.Get(shot.Volume); ok && v.Bound && v.deletes() && slices.Contains(c.gone, k) {
 			lost = append(lost, k)
 		}
 	}

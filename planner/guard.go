@@ -52,9 +52,17 @@ func (st *step) objection(c *comparison, source string) string {
 	}
 	if lost := st.dataLost(c); len(lost) > 0 {
 		return fmt.Sprintf("the data of %s would be deleted %s after: %s",
-			count(len(lost), "claim"), c.next.Settings().KeepData, listKeys(lost))
+			countData(lost), c.next.Settings().KeepData, listKeys(lost))
 	}
 	return overGuard(st.bounds(c.next), c)
+}
+
+// countData counts claims and snapshots.
+func countData(lost []desired.Key) string {
+	if slices.ContainsFunc(lost, func(k desired.Key) bool { return k.Kind != kindClaim }) {
+		return count(len(lost), "object")
+	}
+	return count(len(lost), "claim")
 }
 
 // maxListed bounds the objects that a sentence names.

@@ -28,6 +28,7 @@ const (
 	kindOfClaim     = "claim"
 	kindOfVolume    = "volume"
 	kindOfScale     = "scale"
+	kindOfSnapshot  = "volumesnapshot"
 )
 
 // theOne is the key of kinds that have a single decision.
@@ -121,6 +122,7 @@ type restored struct {
 	leases    []leaseRecord
 	claims    []claimRecord
 	volumes   []volumeRecord
+	snapshots []snapshotRecord
 	jobs      []jobRecord
 	cronJobs  []cronRecord
 	sizes     []size
@@ -160,6 +162,8 @@ func parseRecord(decisions []nodes.Decision) *restored {
 			r.claims = appendParsed(r.claims, d)
 		case kindOfVolume:
 			r.volumes = appendParsed(r.volumes, d)
+		case kindOfSnapshot:
+			r.snapshots = appendParsed(r.snapshots, d)
 		}
 	}
 	return r
@@ -231,6 +235,9 @@ func (st *step) takeOver(r *restored) {
 	}
 	for i := range r.claims {
 		st.restoreClaim(&r.claims[i])
+	}
+	for i := range r.snapshots {
+		st.restoreSnapshot(&r.snapshots[i])
 	}
 	for i := range r.volumes {
 		st.mend(r.volumes[i].Name)

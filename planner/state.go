@@ -54,6 +54,8 @@ type State struct {
 
 	claims  *immutable.SortedMap[desired.Key, *claim]
 	volumes *immutable.SortedMap[string, *volume]
+	// snapshots are the VolumeSnapshots; their data is among volumes.
+	snapshots *immutable.SortedMap[desired.Key, *volumeSnapshot]
 	// users are the pods that use each claim.
 	users *immutable.SortedMap[desired.Key, *immutable.SortedMap[nodes.UID, struct{}]]
 	// storageWaits are the volumes that a node has something to do about;
@@ -110,6 +112,7 @@ func New(c Config) *State {
 		configs:       immutable.NewMap[desired.Key, *nodes.Config](hasher[desired.Key](hashKey)),
 		claims:        immutable.NewSortedMap[desired.Key, *claim](comparer[desired.Key](desired.Key.Compare)),
 		volumes:       immutable.NewSortedMap[string, *volume](comparer[string](strings.Compare)),
+		snapshots:     immutable.NewSortedMap[desired.Key, *volumeSnapshot](comparer[desired.Key](desired.Key.Compare)),
 		users:         immutable.NewSortedMap[desired.Key, *immutable.SortedMap[nodes.UID, struct{}]](comparer[desired.Key](desired.Key.Compare)),
 		made:          immutable.NewMap[desired.Key, []string](hasher[desired.Key](hashKey)),
 		pods:          immutable.NewMap[nodes.UID, podRef](hasher[nodes.UID](func(u nodes.UID) uint32 { return hashText(string(u)) })),
@@ -335,6 +338,11 @@ const (
 	kindClaim  = "PersistentVolumeClaim"
 	kindVolume = "PersistentVolume"
 	kindClass  = "StorageClass"
+
+	snapshotGroup       = "snapshot.storage.k8s.io"
+	kindSnapshot        = "VolumeSnapshot"
+	kindSnapshotClass   = "VolumeSnapshotClass"
+	kindSnapshotContent = "VolumeSnapshotContent"
 
 	kindRuntimeClass = "RuntimeClass"
 	kindBudget       = "PodDisruptionBudget"

@@ -15,6 +15,10 @@ import (
 // storageHealth tells how a claim or volume of Git is doing.
 func (s *State) storageHealth(h *nodes.ObjectHealth) {
 	switch {
+	case h.Key.Group == snapshotGroup && h.Key.Kind == kindSnapshot:
+		if shot, ok := s.snapshots.Get(h.Key); ok {
+			s.snapshotHealth(h, shot)
+		}
 	case h.Key.Group != "":
 	case h.Key.Kind == kindClaim:
 		if c, ok := s.claims.Get(h.Key); ok {
@@ -40,9 +44,16 @@ func (s *State) ownStorage() []nodes.ObjectHealth {
 			out = append(out, h)
 		}
 	}
-	for name, v := range entries(s.volumes) {
-		if !s.inGit(volumeKey(name)) {
-			h := nodes.ObjectHealth{Key: volumeKey(name), Owner: v.Claim}
+	for k, shot := range entries(s.snapshots) {
+		if !s.inGit(k) {
+			h := nodes.ObjectHealth{Key: k}
+			s.snapshotHealth(&h, shot)
+			out = append(out, h)
+		}
+	}
+	for _, v := range entries(s.volumes) {
+		if !s.inGit(v.key()) {
+			h := nodes.ObjectHealth{Key: v.key(), Owner: v.Claim}
 			s.volumeHealth(&h, v)
 			out = append(out, h)
 		}
@@ -128,15 +139,23 @@ func (s *State) volumeHealth(h *nodes.ObjectHealth, v *volume) {
 	case v.FromGit:
 		h.Reason = "released by " + v.Claim.String() + ", which alone can have it again; what Git describes is never deleted"
 	case !v.deletes():
-		h.Reason = "released by " + v.Claim.String() + "; its data is kept (reclaim policy Retain) and comes back with a claim of that name"
+		h.Reason = "released by " + v.Claim.String() + "; its data is kept (reclaim policy Retain) and comes back with " + v.comesBack()
 	case s.snapshot == nil: // how long it is kept is not known yet
 		h.Reason = "released by " + v.Claim.String()
 	case v.Released.IsZero():
 		h.Reason = "kept: node " + v.Maker + " holds its data, and " + v.Claim.String() + " has another volume"
 	default:
 		h.Storage.Until = v.Released.Add(s.snapshot.Settings().KeepData)
-		h.Reason = "released by " + v.Claim.String() + "; its data comes back with a claim of that name until " + h.Storage.Until.UTC().Format(time.RFC3339)
+		h.Reason = "released by " + v.Claim.String() + "; its data comes back with " + v.comesBack() + " until " + h.Storage.Until.UTC().Format(time.RFC3339)
 	}
+}
+
+// comesBack names what gets released data back.
+func (v *volume) comesBack() string {
+	if v.Snapshot {
+		return "a snapshot of that name"
+	}
+	return "a claim of that name"
 }
 
 func (v *volume) phase() corev1.PersistentVolumePhase {
@@ -197,6 +216,17 @@ func (st *step) dataAfter(c *comparison, k desired.Key) string {
 			return fmt.Sprintf("its data (PersistentVolume %s) is deleted %s after", v.Name, keep)
 		default:
 			return "its data stays on PersistentVolume " + v.Name
+		}
+	}
+	if shot, ok := st.snapshots.Get(k); ok {
+		v, ok := st.volumes.Get(shot.Volume)
+		switch {
+		case !ok || !v.Bound:
+			return "it has no data"
+		case v.deletes():
+			return fmt.Sprintf("its data (VolumeSnapshotContent %s) is deleted %s after", v.Name, keep)
+		default:
+			return "its data stays as VolumeSnapshotContent " + v.Name
 		}
 	}
 	kept, ends := 0, 0

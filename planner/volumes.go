@@ -96,7 +96,15 @@ func (st *step) forgetVolume(v *volume, reason string) {
 	st.volumes = st.volumes.Delete(v.Name)
 	st.decide(kindOfVolume, v.Name, nil)
 	st.touchVolume(v)
-	st.act("forget", volumeKey(v.Name), v.Maker, reason)
+	st.act("forget", v.key(), v.Maker, reason)
+}
+
+// key names the volume as an object; the data of a snapshot is its content.
+func (v *volume) key() desired.Key {
+	if v.Snapshot {
+		return desired.Key{Group: snapshotGroup, Kind: kindSnapshotContent, Name: v.Name}
+	}
+	return volumeKey(v.Name)
 }
 
 func volumeKey(name string) desired.Key { return desired.Key{Kind: kindVolume, Name: name} }
@@ -179,6 +187,7 @@ func (st *step) provision(c *claim, class *storage.Class, node string) {
 		MountOptions:                  class.MountOptions,
 		VolumeMode:                    c.Spec.VolumeMode,
 	}
+	v.From = st.originOf(c).from()
 	if class.Provisioner == nodes.LocalProvisioner || !v.shared() {
 		v.Node = node
 		v.Spec.NodeAffinity = onNode(node)
@@ -215,7 +224,7 @@ func (st *step) reclaim() {
 	keep := st.snapshot.Settings().KeepData
 	st.storageWake = time.Time{}
 	for _, v := range entries(st.volumes) {
-		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() {
+		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() || st.isCopied(v) {
 			continue
 		}
 		if n, _ := st.nodes.Get(v.Maker); n == nil || !n.reported {
@@ -234,7 +243,7 @@ func (st *step) reclaim() {
 		changed := *v
 		changed.Delete = true
 		st.setVolume(&changed)
-		st.act("delete", volumeKey(v.Name), v.Maker, "no claim has had it since "+v.Released.UTC().Format(time.RFC3339))
+		st.act("delete", v.key(), v.Maker, "nothing has had it since "+v.Released.UTC().Format(time.RFC3339))
 	}
 }
 
@@ -310,7 +319,7 @@ func (st *step) adoptVolume(held *nodes.Volume, on string) {
 		v.FromGit, v.Maker = true, ""
 	}
 	st.setVolume(v)
-	st.act("adopt", volumeKey(v.Name), on, "the node holds its data and the record did not know")
+	st.act("adopt", v.key(), on, "the node holds its data and the record did not know")
 	if held.Delete || held.Claim.IsZero() || !held.Released.IsZero() {
 		return
 	}
@@ -332,6 +341,10 @@ func (st *step) correct(v *volume, held *nodes.Volume) {
 // giveBack binds a volume to the claim that it says it has. Until somebody asks
 // for a claim that nobody knows, it is kept.
 func (st *step) giveBack(v *volume) {
+	if v.Snapshot {
+		st.giveBackSnapshot(v)
+		return
+	}
 	c, known := st.claims.Get(v.Claim)
 	if !known {
 		c = st.newClaim(v.Claim)
@@ -352,6 +365,10 @@ func (st *step) giveBack(v *volume) {
 func (st *step) mend(name string) {
 	v, ok := st.volumes.Get(name)
 	if !ok {
+		return
+	}
+	if v.Snapshot {
+		st.mendSnapshot(v)
 		return
 	}
 	c, known := st.claims.Get(v.Claim)

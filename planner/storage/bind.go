@@ -32,6 +32,12 @@ func Decide(c *Claim, cs *Classes, volumes []*Volume, on []Node) Verdict {
 	if v := preBound(c, volumes); v != nil {
 		return Verdict{Volume: v}
 	}
+	if c.Origin != nil && c.Origin.Waits != "" {
+		return Verdict{Waits: c.Origin.Waits, Stuck: c.Origin.Stuck}
+	}
+	if why := c.foreign(class); why != "" {
+		return Verdict{Waits: why, Stuck: true}
+	}
 	if class != nil && class.Delayed {
 		if class.Provisioner != "" && !class.served(on) && !slices.ContainsFunc(volumes, func(v *Volume) bool { return v.Class == bound }) {
 			return Verdict{Waits: class.unserved(), Stuck: true}
@@ -85,6 +91,9 @@ func preBound(c *Claim, volumes []*Volume) *Volume {
 // the fewest access modes the smallest. With a node, only volumes that it can
 // reach count, and access modes have no order, as in Kubernetes' scheduler.
 func smallest(c *Claim, class string, volumes []*Volume, n *Node, except map[string]bool) *Volume {
+	if c.Origin != nil {
+		return nil // a volume that is there has other content
+	}
 	var best *Volume
 	for _, v := range volumes {
 		if v.Spec.ClaimRef != nil || !v.Claim.IsZero() || v.Ending || except[v.Name] || v.unfit(c, class) != "" || !c.selects(v) {
@@ -122,7 +131,7 @@ func provision(c *Claim, class *Class, cs *Classes, on []Node) Verdict {
 	}
 	var able []Node
 	for _, n := range on {
-		if class.refuses(n) == "" {
+		if class.refuses(n) == "" && c.away(n) == "" {
 			able = append(able, n)
 		}
 	}
@@ -131,6 +140,8 @@ func provision(c *Claim, class *Class, cs *Classes, on []Node) Verdict {
 		return Verdict{Class: class, Nodes: able}
 	case len(on) == 0:
 		return Verdict{Waits: "waiting for a node that can hold the data"}
+	case c.Origin != nil && c.Origin.Node != "":
+		return Verdict{Waits: "waiting for node " + c.Origin.Node + ", which holds " + c.Origin.Name}
 	default:
 		return Verdict{Waits: class.unserved(), Stuck: true}
 	}

@@ -77,6 +77,12 @@ func (d *Demand) choose(c *Claim, n Node, chosen map[string]bool) (Choice, strin
 	if why := class.refuses(n); why != "" {
 		return Choice{}, why
 	}
+	if c.Origin != nil && (c.Origin.Waits != "" || c.foreign(class) != "") {
+		return Choice{}, "cannot make the volume of claim " + c.Key.Name + ": " + c.Origin.Waits + c.foreign(class)
+	}
+	if why := c.away(n); why != "" {
+		return Choice{}, why
+	}
 	return Choice{Claim: c, Class: class}, ""
 }
 

@@ -27,6 +27,30 @@ type Claim struct {
 	// without one.
 	Class *string
 	Spec  *corev1.PersistentVolumeClaimSpec
+	// Origin is set for a claim with a data source.
+	Origin *Origin
+}
+
+// Origin is what the content of a claim's volume begins with.
+type Origin struct {
+	// Name is what people call it: "PersistentVolumeClaim data".
+	Name string
+	// Waits says in one sentence why it cannot be had yet, empty when it can;
+	// Stuck that nothing changes by itself.
+	Waits string
+	Stuck bool
+	// Provisioner that has it, on Node; empty for any node.
+	Provisioner, Node string
+}
+
+// With is the claim with an origin; itself for nil.
+func (c *Claim) With(o *Origin) *Claim {
+	if o == nil {
+		return c
+	}
+	with := *c
+	with.Origin = o
+	return &with
 }
 
 // NewClaim reads a claim. The old annotation for the class wins, as in

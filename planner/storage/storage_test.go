@@ -210,6 +210,48 @@ func TestFit(t *testing.T) {
 // Whatever claims and volumes there are: no volume goes to two claims, one that
 // is chosen serves its claim, and the order of the claims' volumes in memory
 // changes nothing.
+func TestDataSources(t *testing.T) {
+	local := NewClasses([]*storagev1.StorageClass{{ObjectMeta: metav1.ObjectMeta{Name: "now"}, Provisioner: nodes.LocalProvisioner}})
+	begins := func(o Origin) func(*Claim) {
+		o.Name = "VolumeSnapshot s"
+		return func(c *Claim) { c.Origin = &o }
+	}
+	ready := Origin{Provisioner: nodes.LocalProvisioner, Node: "a"}
+	free := []*Volume{vol("free", "1Gi", "now")}
+	there := Node{Name: "b"}
+	for name, c := range map[string]struct {
+		claim *Claim
+		on    []Node
+		want  string
+		stuck bool
+	}{
+		"made, though a volume is free": {claim("1Gi", wants("now"), begins(ready)), []Node{there, here}, "class now on a", false},
+		"waits":                         {claim("1Gi", wants("now"), begins(Origin{Waits: "not ready"})), []Node{here}, "not ready", false},
+		"waits for a class that waits":  {claim("1Gi", begins(Origin{Waits: "never", Stuck: true})), []Node{here}, "never", true},
+		"its node is away":              {claim("1Gi", wants("now"), begins(ready)), []Node{there}, "waiting for node a", false},
+		"of a driver":                   {claim("1Gi", wants("now"), begins(Origin{Provisioner: "csi"})), []Node{here}, "name a class of the same provisioner", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := Decide(c.claim, local, free, c.on)
+			got := v.Waits
+			if v.Class != nil {
+				got = "class " + v.Class.Name + " on " + v.Nodes[0].Name
+			}
+			if v.Volume != nil || !strings.Contains(got, c.want) || v.Stuck != c.stuck {
+				t.Errorf("%+v", v)
+			}
+			_, refusal := NewDemand(nil, []*Claim{c.claim}, local, free, nil).Fit(there)
+			if refusal == "" {
+				t.Error("a node without the source takes the pod")
+			}
+		})
+	}
+	choices, refusal := NewDemand(nil, []*Claim{claim("1Gi", begins(ready))}, local, free, nil).Fit(here)
+	if refusal != "" || len(choices) != 1 || choices[0].Volume != nil || choices[0].Class == nil {
+		t.Errorf("%+v, %s", choices, refusal)
+	}
+}
+
 func TestChoicesServeTheirClaims(t *testing.T) {
 	sizes, classNames := []string{"1Gi", "2Gi", "3Gi"}, []string{"", "m", "local"}
 	allModes := [][]corev1.PersistentVolumeAccessMode{{corev1.ReadWriteOnce}, {corev1.ReadWriteMany}, {corev1.ReadWriteOnce, corev1.ReadWriteMany}}
