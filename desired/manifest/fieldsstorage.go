@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 )
@@ -14,12 +15,15 @@ func storageFields() []typeRule {
 	return []typeRule{
 		on[corev1.PersistentVolumeClaim]("metadata spec", statusField()),
 		on[corev1.PersistentVolumeClaimSpec](
-			"accessModes selector resources volumeName storageClassName volumeMode",
-			later("dataSource dataSourceRef"),
+			"accessModes selector resources volumeName storageClassName volumeMode dataSource dataSourceRef",
 			noEffect("volumeAttributesClassName", "volumes keep the attributes that they were made with"),
 		),
 		on[corev1.TypedLocalObjectReference]("apiGroup kind name"),
-		on[corev1.TypedObjectReference]("apiGroup kind name namespace"),
+		on[corev1.TypedObjectReference]("apiGroup kind name", unsupported("namespace", "a claim begins with data of its own namespace")),
+		on[snapshotv1.VolumeSnapshot]("metadata spec", statusField()),
+		on[snapshotv1.VolumeSnapshotSpec]("source volumeSnapshotClassName"),
+		on[snapshotv1.VolumeSnapshotSource]("persistentVolumeClaimName", unsupported("volumeSnapshotContentName", noSnapshotDrivers)),
+		on[snapshotv1.VolumeSnapshotClass]("metadata driver deletionPolicy parameters"),
 		on[corev1.VolumeResourceRequirements]("limits requests"),
 		on[corev1.PersistentVolume]("metadata spec", statusField()),
 		on[corev1.PersistentVolumeSpec](

@@ -3,6 +3,7 @@ package manifest
 import (
 	"slices"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
@@ -25,16 +26,18 @@ const (
 	rbacGroup       = "rbac.authorization.k8s.io"
 	networkingGroup = "networking.k8s.io"
 	storageGroup    = "storage.k8s.io"
+	snapshotGroup   = "snapshot.storage.k8s.io"
 	admissionGroup  = "admissionregistration.k8s.io"
 	flowGroup       = "flowcontrol.apiserver.k8s.io"
 
 	// notYet is the reason of kinds and fields that a later release makes work.
 	// What is below them is decided, so that only this one word has to change.
-	notYet           = "not yet; it comes with a later release"
-	noAPIWrites      = "nothing changes objects through an API here, so there is nothing to admit, limit or authorise"
-	noRights         = "pods can ask no API for anything here, so rights decide nothing"
-	isRequest        = "it is a request to an API server, not an object"
-	controllersWrite = "controllers write it, people do not, and nothing here reads it"
+	notYet            = "not yet; it comes with a later release"
+	noAPIWrites       = "nothing changes objects through an API here, so there is nothing to admit, limit or authorise"
+	noSnapshotDrivers = "only snapshots that are taken here are known yet, not those that a storage driver has"
+	noRights          = "pods can ask no API for anything here, so rights decide nothing"
+	isRequest         = "it is a request to an API server, not an object"
+	controllersWrite  = "controllers write it, people do not, and nothing here reads it"
 )
 
 // kindRules is the table of kinds. What is not in it is unsupported.
@@ -79,6 +82,9 @@ func storageKinds() []kindRule {
 		{kind: "PersistentVolume", version: "v1", status: Works, clusterScoped: true, make: fresh[corev1.PersistentVolume], validate: validatePersistentVolume},
 		{kind: "StorageClass", group: storageGroup, version: "v1", status: Works, clusterScoped: true, make: fresh[storagev1.StorageClass], validate: validateStorageClass},
 		{kind: "CSIDriver", group: storageGroup, version: "v1", status: Works, clusterScoped: true, make: fresh[storagev1.CSIDriver], validate: validateCSIDriver},
+		{kind: "VolumeSnapshot", group: snapshotGroup, version: "v1", status: Works, make: fresh[snapshotv1.VolumeSnapshot], validate: validateVolumeSnapshot},
+		{kind: "VolumeSnapshotClass", group: snapshotGroup, version: "v1", status: Works, clusterScoped: true, make: fresh[snapshotv1.VolumeSnapshotClass], validate: validateVolumeSnapshotClass},
+		{kind: "VolumeSnapshotContent", group: snapshotGroup, version: "v1", status: Unsupported, reason: noSnapshotDrivers, clusterScoped: true},
 		{kind: "VolumeAttributesClass", group: storageGroup, version: "v1", status: NoEffect, reason: "volumes keep the attributes that they were made with", clusterScoped: true, make: fresh[storagev1.VolumeAttributesClass], validate: validateVolumeAttributesClass},
 		{kind: "CSINode", group: storageGroup, version: "v1", status: NoEffect, reason: controllersWrite, clusterScoped: true, make: fresh[storagev1.CSINode], validate: validateCSINode},
 		{kind: "CSIStorageCapacity", group: storageGroup, version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[storagev1.CSIStorageCapacity], validate: validateCSIStorageCapacity},

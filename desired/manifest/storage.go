@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -46,12 +47,18 @@ func (w *world) storageUse() *storageUse {
 func (w *world) checkStorage() {
 	u := w.storageUse()
 	for _, e := range w.objects {
-		if c, ok := e.object.Value.(*storagev1.StorageClass); ok {
-			u.class(e, c)
+		switch v := e.object.Value.(type) {
+		case *storagev1.StorageClass:
+			u.class(e, v)
 			continue
+		case *snapshotv1.VolumeSnapshotClass:
+			u.snapshotClass(e, v)
+		case *snapshotv1.VolumeSnapshot:
+			u.snapshotSource(e, v)
 		}
 		for _, c := range claimsOf(e.object) {
 			u.claim(e, c)
+			u.dataSource(e, c)
 		}
 	}
 	u.checkDrivers()
@@ -118,6 +125,15 @@ func (u *storageUse) immutableStorage(e *entry, old *desired.Object) {
 	case *corev1.PersistentVolume:
 		if was, ok := old.Value.(*corev1.PersistentVolume); ok {
 			u.fixed(e, volumeFixtures(was, is), "a volume stays where it is")
+		}
+	case *snapshotv1.VolumeSnapshot:
+		if was, ok := old.Value.(*snapshotv1.VolumeSnapshot); ok {
+			u.fixed(e, []fixture{{"spec.source", was.Spec.Source, is.Spec.Source}}, "a snapshot is of what it was taken of")
+		}
+	case *snapshotv1.VolumeSnapshotClass:
+		if was, ok := old.Value.(*snapshotv1.VolumeSnapshotClass); ok {
+			u.fixed(e, []fixture{{"driver", was.Driver, is.Driver}, {"parameters", was.Parameters, is.Parameters}, {"deletionPolicy", was.DeletionPolicy, is.DeletionPolicy}},
+				"snapshots of the class are taken by what it said")
 		}
 	case *storagev1.StorageClass:
 		if was, ok := old.Value.(*storagev1.StorageClass); ok {
