@@ -141,6 +141,9 @@ func objectPath(k desired.Key) string {
 // volumePath is the address of a PersistentVolume's page, mountPath that of a
 // pod in a claim's namespace.
 func volumePath(name string) string {
+	if strings.HasPrefix(name, "snapcontent-") {
+		return objectPath(desired.Key{Group: "snapshot.storage.k8s.io", Kind: "VolumeSnapshotContent", Name: name})
+	}
 	return objectPath(desired.Key{Kind: "PersistentVolume", Name: name})
 }
 

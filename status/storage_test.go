@@ -15,7 +15,7 @@ func TestStorageIsShown(t *testing.T) {
 	for path, parts := range map[string][]string{
 		"/storage": {
 			"data-postgres-0", "pvc-3c1f9a52-7d40-4e1b-9a6e-0b5d7e2f4a80", "/object/Pod/shop/postgres-0", "not enforced", "2 more",
-			"Volumes without a claim", "storage.keep", "deleted in", "nfs-media", "StorageClass fast does not exist",
+			"Volumes without a claim", "storage.keep", "deleted in", "nfs-media", "before-upgrade", "stop its pods", "StorageClass fast does not exist",
 		},
 		"/": {"cpu <strong>64%</strong> of 70%", "cannot judge"},
 		"/object/PersistentVolumeClaim/shop/uploads":                          {"no project quotas", "RWO", "/object/Pod/shop/web-6f7c9b8d4-a0004"},
@@ -42,7 +42,7 @@ func TestLongStorageHasPages(t *testing.T) {
 	}
 	s, _ := newServer(t, o)
 	front := get(t, s.Handler(), "/").Body.String()
-	if n := strings.Count(front, ">claim-"); n != overviewClaims || strings.Count(front, ">free-") != overviewLoose || !strings.Contains(front, "all claims and volumes") {
+	if n := strings.Count(front, ">claim-"); n != overviewClaims || strings.Count(front, ">free-") != overviewLoose || !strings.Contains(front, "all claims, snapshots and volumes") {
 		t.Errorf("the overview shows %d claims", n)
 	}
 	all := ""

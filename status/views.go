@@ -178,10 +178,10 @@ func (s *Server) workloads(o *nodes.Overview, r *http.Request) *view {
 
 // storageList are claims, and volumes that no claim has.
 type storageList struct {
-	Claims, Loose []*nodes.ObjectHealth
-	Pager         pager
-	// Unclaimed counts the volumes that no claim has.
-	Unclaimed int
+	Claims, Snapshots, Loose []*nodes.ObjectHealth
+	Pager                    pager
+	// Taken counts the snapshots, Unclaimed the volumes that no claim has.
+	Taken, Unclaimed int
 	// Whole is set on the page that is about nothing else.
 	Whole bool
 }
@@ -192,18 +192,21 @@ func storageOn(o *nodes.Overview) storageList {
 	s := report.StorageOf(o)
 	shown := firstN(s.Claims, overviewClaims)
 	return storageList{
-		Claims: shown, Loose: firstN(s.Loose, overviewLoose), Unclaimed: len(s.Loose),
+		Claims: shown, Snapshots: firstN(s.Snapshots, overviewLoose), Loose: firstN(s.Loose, overviewLoose),
+		Taken: len(s.Snapshots), Unclaimed: len(s.Loose),
 		Pager: pager{Total: len(s.Claims), Shown: len(shown), More: "/storage"},
 	}
 }
 
 func (s *Server) storage(o *nodes.Overview, r *http.Request) *view {
 	all := report.StorageOf(o)
-	part, p := paged(slices.Concat(all.Claims, all.Loose), perPage, r)
-	l := storageList{Pager: p, Unclaimed: len(all.Loose), Whole: true}
+	part, p := paged(slices.Concat(all.Claims, all.Snapshots, all.Loose), perPage, r)
+	l := storageList{Pager: p, Taken: len(all.Snapshots), Unclaimed: len(all.Loose), Whole: true}
 	l.Pager.Total = len(all.Claims)
-	claims := min(len(part), max(0, len(all.Claims)-(p.Page-1)*perPage))
-	l.Claims, l.Loose = part[:claims], part[claims:]
+	begin := (p.Page - 1) * perPage
+	claims := min(len(part), max(0, len(all.Claims)-begin))
+	snapshots := min(len(part), max(0, len(all.Claims)+len(all.Snapshots)-begin))
+	l.Claims, l.Snapshots, l.Loose = part[:claims], part[claims:snapshots], part[snapshots:]
 	return list(o, "Storage", "/storage", fragment{"storage", l})
 }
 

@@ -12,21 +12,24 @@ import (
 )
 
 const (
-	kindClaim  = "PersistentVolumeClaim"
-	kindVolume = "PersistentVolume"
+	kindClaim    = "PersistentVolumeClaim"
+	kindSnapshot = "VolumeSnapshot"
 )
 
 // Listed reports whether an object that is not healthy shows in a table of its
 // kind, and need not be listed apart. A volume that a claim has does not.
 func Listed(o *nodes.ObjectHealth) bool {
-	return Runs(o.Key.Kind) || o.Autoscaler != nil || o.Storage != nil && (o.Key.Kind == kindClaim || o.Storage.Phase != "Bound")
+	return Runs(o.Key.Kind) || o.Autoscaler != nil || o.Storage != nil && (o.Key.Kind == kindClaim || o.Key.Kind == kindSnapshot || o.Storage.Phase != "Bound")
 }
 
 // Storage is what the cluster keeps of data.
 type Storage struct {
 	// Claims, those that need a human first.
 	Claims []*nodes.ObjectHealth
-	// Loose are the volumes that no claim has, those whose data ends first first.
+	// Snapshots, those that need a human first.
+	Snapshots []*nodes.ObjectHealth
+	// Loose are the volumes and the snapshots' data that nothing has, those that
+	// end first first.
 	Loose []*nodes.ObjectHealth
 }
 
@@ -38,11 +41,14 @@ func StorageOf(o *nodes.Overview) Storage {
 		case object.Storage == nil:
 		case object.Key.Kind == kindClaim:
 			s.Claims = append(s.Claims, object)
-		case object.Key.Kind == kindVolume && object.Storage.Phase != "Bound":
+		case object.Key.Kind == kindSnapshot:
+			s.Snapshots = append(s.Snapshots, object)
+		case object.Storage.Phase != "Bound":
 			s.Loose = append(s.Loose, object)
 		}
 	}
 	slices.SortStableFunc(s.Claims, worstFirst)
+	slices.SortStableFunc(s.Snapshots, worstFirst)
 	slices.SortStableFunc(s.Loose, func(a, b *nodes.ObjectHealth) int {
 		return cmp.Or(cmp.Compare(rank(a.Health), rank(b.Health)), soonest(a.Storage.Until, b.Storage.Until), a.Key.Compare(b.Key))
 	})
@@ -112,6 +118,14 @@ func mounted(s *nodes.StorageOverview) string {
 		return count(len(s.Pods), "pod")
 	}
 	return dash(strings.Join(s.Pods, ", "))
+}
+
+func snapshotTable(w io.Writer, list []*nodes.ObjectHealth, now time.Time) {
+	fmt.Fprintln(w, "SNAPSHOT\tPHASE\tSIZE\tNODE\tAGE\tHEALTH")
+	for _, object := range list {
+		s := object.Storage
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", Clean(object.Key.Namespace+"/"+object.Key.Name), s.Phase, size(s), dash(s.Node), Age(object.Created, now), health(object))
+	}
 }
 
 func looseTable(w io.Writer, volumes []*nodes.ObjectHealth, now time.Time) {

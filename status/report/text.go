@@ -51,6 +51,10 @@ func stored(b *strings.Builder, s Storage, now time.Time) {
 		b.WriteString("\n")
 		table(b, func(w io.Writer) { claimTable(w, s.Claims) })
 	}
+	if len(s.Snapshots) > 0 {
+		b.WriteString("\n")
+		table(b, func(w io.Writer) { snapshotTable(w, s.Snapshots, now) })
+	}
 	if len(s.Loose) > 0 {
 		b.WriteString("\n")
 		table(b, func(w io.Writer) { looseTable(w, s.Loose, now) })

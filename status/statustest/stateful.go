@@ -120,5 +120,11 @@ func addStorage(o *nodes.Overview) {
 	was.Name = "ledger"
 	loose("pvc-77aa66bb-55cc-44dd-93ee-22ff11aa00bb", "Released", nodes.Healthy, "released by "+was.String()+"; its data is kept (reclaim policy Retain) and comes back with a claim of that name",
 		nodes.StorageOverview{Claim: was, Class: "keep", Capacity: "30Gi", Node: "quay-1"})
+	snapshot := func(name string, health nodes.Health, reason string, s nodes.StorageOverview) {
+		o.Objects = append(o.Objects, nodes.ObjectHealth{Key: key("snapshot.storage.k8s.io", "VolumeSnapshot", "shop", name), Health: health, Reason: reason, Created: ago(2 * time.Hour), Storage: &s})
+	}
+	snapshot("before-upgrade", nodes.Healthy, "", nodes.StorageOverview{Phase: "Ready", Volume: "snapcontent-5b1e7c11-0d0a-4a77-8f6e-3c2b1a09d8e7", Capacity: "20Gi", Node: "quay-1"})
+	snapshot("uploads-friday", nodes.Progressing, "not ready: VolumeInUse: a pod uses volume pvc-a5b0c7d2-51f3-4c86-8f0e-6f1d2c3b4a59: a directory is copied while nobody writes to it, so stop its pods for a moment",
+		nodes.StorageOverview{Phase: "Pending", Volume: "snapcontent-0a9b8c7d-6e5f-4a3b-9c2d-1e0f9a8b7c6d", Capacity: "100Gi", Node: "quay-1"})
 	loose("nfs-media", "Available", nodes.Healthy, "", nodes.StorageOverview{Class: "nfs", Capacity: "500Gi"})
 }
