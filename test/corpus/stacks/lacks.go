@@ -22,14 +22,15 @@ type Profiles struct {
 	AppArmor, Seccomp []string
 }
 
-// Lacks tells, by object, what a stack demands that one node with these
+// Lacks tells, by object, what a revision of a stack demands that one node with these
 // profiles does not have, in the words of Kubernetes' rules. It looks at the
 // manifests alone: an object that is not in it has no excuse.
-func (s *Stack) Lacks(p Profiles) map[desired.Key]string {
-	l := lacks{snapshot: s.Last(), found: map[desired.Key]string{}}
-	if l.snapshot == nil {
+func (s *Stack) Lacks(revision int, p Profiles) map[desired.Key]string {
+	l := lacks{found: map[desired.Key]string{}}
+	if revision >= len(s.Snapshots) {
 		return l.found
 	}
+	l.snapshot = s.Snapshots[revision]
 	all := templates(l.snapshot)
 	l.hostPorts(all)
 	for _, t := range all {
@@ -240,10 +241,10 @@ var refusals = map[string]string{
 	"missing-configmap": "the container is not made before the ConfigMap is there, and nothing in the directory brings it",
 }
 
-// Excuse tells why a stack that failed would fail in Kubernetes too: each of the
+// Excuse tells why a stack that failed at a revision would fail in Kubernetes too: each of the
 // objects that did not become ready lacks something, or what refuses the manifests
 // holds there too. It is empty when it would not.
-func (s *Stack) Excuse(stuck []desired.Key, p Profiles) string {
+func (s *Stack) Excuse(revision int, stuck []desired.Key, p Profiles) string {
 	switch {
 	case s.Refused == nil:
 	case s.Refused.Code == "unsupported" && strings.HasSuffix(s.Refused.Field, "csi") && !s.bring("CSIDriver"):
@@ -251,7 +252,7 @@ func (s *Stack) Excuse(stuck []desired.Key, p Profiles) string {
 	default:
 		return refusals[s.Refused.Code]
 	}
-	found := s.Lacks(p)
+	found := s.Lacks(revision, p)
 	var reasons []string
 	for _, k := range stuck {
 		if found[k] == "" {

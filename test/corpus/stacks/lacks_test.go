@@ -135,7 +135,7 @@ func TestProbesNeedMoreThanToEnter(t *testing.T) {
 		lacks   bool
 	}{{"2m", 1, true}, {"10m", 1, true}, {"12m", 1, false}, {"2m", 2, false}, {"1", 1, false}} {
 		s := lackingStack(t, fmt.Sprintf(probing, c.cpu, c.timeout))
-		if got := len(s.Lacks(Profiles{})) > 0; got != c.lacks {
+		if got := len(s.Lacks(0, Profiles{})) > 0; got != c.lacks {
 			t.Errorf("cpu %s, %d s: lacks %t", c.cpu, c.timeout, got)
 		}
 	}
@@ -164,7 +164,7 @@ func TestWhatOneNodeLacksIsInTheManifests(t *testing.T) {
 		"profiles":      {Profiles{AppArmor: []string{"deny"}, Seccomp: []string{"profiles/a.json"}}, []string{"apart", "bad", "ports", "with-bad"}},
 	} {
 		var got []string
-		for k := range s.Lacks(c.has) {
+		for k := range s.Lacks(0, c.has) {
 			got = append(got, k.Name)
 		}
 		slices.Sort(got)
@@ -177,14 +177,14 @@ func TestWhatOneNodeLacksIsInTheManifests(t *testing.T) {
 // One object that lacks nothing takes the excuse from the whole.
 func TestEveryObjectThatIsNotReadyNeedsAnExcuse(t *testing.T) {
 	s := lackingStack(t, lacking)
-	keys := slices.Collect(maps.Keys(s.Lacks(Profiles{})))
-	if s.Excuse(keys, Profiles{}) == "" {
+	keys := slices.Collect(maps.Keys(s.Lacks(0, Profiles{})))
+	if s.Excuse(0, keys, Profiles{}) == "" {
 		t.Error("no excuse")
 	}
-	if e := s.Excuse(append(keys, desired.Key{Group: "apps", Kind: "StatefulSet", Namespace: "default", Name: "alone"}), Profiles{}); e != "" {
+	if e := s.Excuse(0, append(keys, desired.Key{Group: "apps", Kind: "StatefulSet", Namespace: "default", Name: "alone"}), Profiles{}); e != "" {
 		t.Errorf("excuse: %s", e)
 	}
-	if e := s.Excuse(nil, Profiles{}); e != "" {
+	if e := s.Excuse(0, nil, Profiles{}); e != "" {
 		t.Errorf("excuse for nothing: %s", e)
 	}
 	for manifests, excused := range map[string]bool{
@@ -196,7 +196,7 @@ func TestEveryObjectThatIsNotReadyNeedsAnExcuse(t *testing.T) {
 	} {
 		s := lackingStack(t, manifests)
 		pod := desired.Key{Kind: "Pod", Namespace: "default", Name: "p"}
-		if got := s.Excuse([]desired.Key{pod}, Profiles{}) != ""; got != excused {
+		if got := s.Excuse(0, []desired.Key{pod}, Profiles{}) != ""; got != excused {
 			t.Errorf("excuse %t: %s", got, manifests)
 		}
 	}

@@ -62,10 +62,10 @@ func (w *world) try(s *Stack) Result {
 	c := w.Clone()
 	for i := range s.Revisions {
 		if err := w.push(c, s, i); err != nil {
-			return w.failed(s, "push", err)
+			return w.failed(s, i, "push", err)
 		}
 		if err := w.converge(c.Git("rev-parse", "HEAD"), patience(s)); err != nil {
-			return w.failed(s, "converge", err)
+			return w.failed(s, i, "converge", err)
 		}
 	}
 	for _, step := range []step{
@@ -74,7 +74,7 @@ func (w *world) try(s *Stack) Result {
 		{"removal", func() error { return w.remove(c) }},
 	} {
 		if err := step.do(); err != nil {
-			return w.failed(s, step.name, err)
+			return w.failed(s, len(s.Revisions)-1, step.name, err)
 		}
 	}
 	return Result{Name: s.Name}
@@ -88,11 +88,11 @@ type stuck struct {
 
 func (s *stuck) Error() string { return s.reason }
 
-func (w *world) failed(s *Stack, at string, err error) Result {
+func (w *world) failed(s *Stack, revision int, at string, err error) Result {
 	r := Result{Name: s.Name, Failed: at, Reason: strings.Join(strings.Fields(err.Error()), " ")}
 	var not *stuck
 	if errors.As(err, &not) && at == "converge" || at == "push" {
-		r.Kubernetes = s.Excuse(not.list(), w.profiles())
+		r.Kubernetes = s.Excuse(revision, not.list(), w.profiles())
 	}
 	return r
 }
