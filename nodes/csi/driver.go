@@ -144,6 +144,20 @@ func Code(err error) codes.Code {
 	return status.Code(err)
 }
 
+// Refused reports whether a driver answered that it has not done what it was
+// asked for, and is not doing it, by the codes after which Kubernetes'
+// provisioner gives a volume up.
+func Refused(err error) bool {
+	if _, answered := errors.AsType[*CallError](err); !answered {
+		return false
+	}
+	switch Code(err) {
+	case codes.OK, codes.Canceled, codes.DeadlineExceeded, codes.Unavailable, codes.ResourceExhausted, codes.Aborted:
+		return false
+	}
+	return true
+}
+
 // Content is what a new volume begins with. At most one is set.
 type Content struct {
 	// Snapshot is the handle of a snapshot, Volume that of a volume to clone.

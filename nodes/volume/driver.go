@@ -220,7 +220,11 @@ func (p *Persistent) deleteDriver(ctx context.Context, v *nodes.Volume) error {
 		return err
 	}
 	if source == nil {
-		if source, _, err = p.drivers.Create(ctx, kept, csi.Content{}); err != nil {
+		source, _, err = p.drivers.Create(ctx, kept, csi.Content{})
+		if csi.Refused(err) {
+			return nil // it never was
+		}
+		if err != nil {
 			return fmt.Errorf("find out whether it was made: %w", err)
 		}
 	}

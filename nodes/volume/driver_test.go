@@ -118,6 +118,24 @@ func (w *driven) life(ctx context.Context, stage *int) error {
 	return nil
 }
 
+// TestVolumeThatNeverWasCanGo deletes what its driver refused to make.
+func TestVolumeThatNeverWasCanGo(t *testing.T) {
+	w := newDriven(t)
+	v := madeByDriver("1Mi")
+	v.Parameters = map[string]string{"color": "none"}
+	if _, err := w.persistent.Ensure(t.Context(), v); !csi.Refused(err) {
+		t.Fatalf("made a volume without a color: %v", err)
+	}
+	w.driver.CutAt(1, false)
+	if err := w.persistent.Delete(t.Context(), v); err == nil {
+		t.Error("it is said to be gone while nobody knows")
+	}
+	must(t, w.persistent.Delete(t.Context(), v))
+	if _, err := os.Stat(w.persistent.home(v)); err == nil {
+		t.Error("its record is left")
+	}
+}
+
 // TestDriverCutOffAnywhere kills the agent at each call of a volume's life,
 // before and after the driver did what it was asked for.
 func TestDriverCutOffAnywhere(t *testing.T) {

@@ -195,6 +195,9 @@ func (d *Driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.Nod
 
 func (d *Driver) CreateVolume(_ context.Context, q *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
 	id, size := "handle-of-"+q.GetName(), q.GetCapacityRange().GetRequiredBytes()
+	if q.GetParameters()["color"] == "none" {
+		return nil, status.Error(codes.InvalidArgument, "volumes have a color")
+	}
 	if s := q.GetVolumeContentSource().GetSnapshot(); s != nil && d.snapshots[s.GetSnapshotId()] == "" {
 		return nil, status.Error(codes.NotFound, "there is no such snapshot")
 	}
