@@ -51,7 +51,8 @@ type target struct {
 	source   string
 	// restored is the revision that was in force before the server started.
 	restored bool
-	// stale is set when a newer one was applied meanwhile.
+	// stale is set when a newer one was applied meanwhile. One that is restored
+	// is so when anything is in force, for the newer one may have been held.
 	stale bool
 }
 
@@ -102,10 +103,14 @@ func (r *runner) advanced(ctx context.Context, rev desired.Revision) {
 	}
 }
 
-// restore reads the revision again that was in force before the start.
+// restore reads the revision again that was in force before the start, at once
+// or, when another one is being read, after it: one at a time is read, or an
+// older one could come last.
 func (r *runner) restore(ctx context.Context, value *followed) {
-	r.branch.recorded = value.Revision.SHA
-	r.load(ctx, &target{revision: value.Revision, source: value.Source, restored: true})
+	b := &r.branch
+	b.recorded = value.Revision.SHA
+	b.unread = &target{revision: value.Revision, source: value.Source, restored: true}
+	r.restoreAgain(ctx)
 }
 
 // want makes t the revision to put in force next.
@@ -154,11 +159,9 @@ func (r *runner) proceed(ctx context.Context) {
 	case known != nil:
 		t := b.next
 		b.next = nil
-		if b.loading != nil {
+		if b.loading != nil && !b.loading.restored {
 			b.loading.stale = true
-			if !b.loading.restored {
-				r.superseded(b.loading.revision, t.revision)
-			}
+			r.superseded(b.loading.revision, t.revision)
 		}
 		r.loads.keep(known)
 		r.apply(t, known)
@@ -204,7 +207,7 @@ func (r *runner) loaded(ctx context.Context, res result) {
 	b := &r.branch
 	b.loading = nil
 	switch {
-	case res.stale:
+	case res.stale, res.restored && r.state.InForce() != nil:
 	case res.err != nil && res.restored:
 		r.restoreLater(res)
 	case res.err != nil:

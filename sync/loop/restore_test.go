@@ -2,7 +2,9 @@ package loop
 
 import (
 	"errors"
+	"io"
 	"testing"
+	"testing/fstest"
 	"testing/synctest"
 	"time"
 
@@ -92,6 +94,75 @@ func TestRevisionInForceIsReadLeniently(t *testing.T) {
 		synctest.Wait()
 		if got := w.machine.counts(); got != [3]int{2, 2, 0} || len(w.Overview().History) != 1 {
 			t.Errorf("running, started and stopped pods: %v, history %+v", got, w.Overview().History)
+		}
+	})
+}
+
+// TestALedgerThatComesWhileTheNewestIsRead tells what was in force, which is
+// put in force again only if the newest is not.
+func TestALedgerThatComesWhileTheNewestIsRead(t *testing.T) {
+	for _, c := range []struct {
+		name, newest, want string
+		pods               [3]int
+	}{
+		{"and is valid", "newest", "newest", [3]int{3, 3, 0}},
+		{"and is refused", "refused", "before", [3]int{2, 2, 0}},
+		{"and is held", "held", "before", [3]int{2, 2, 0}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run(t, func(w *world) {
+				w.repository.commit("before", deployment("web", "app:1", 2))
+				w.repository.commit("newest", deployment("web", "app:1", 3))
+				w.repository.commit("held", deployment("other", "app:1", 1))
+				w.push("before")
+				w.stop()
+				w.record = newMemory()
+				w.repository.mu.Lock()
+				w.repository.slow = map[string]time.Duration{c.newest: 5 * time.Second, "before": 10 * time.Second}
+				w.repository.mu.Unlock()
+				w.start()
+				time.Sleep(time.Minute)
+				w.head(Head{Revision: revision(c.newest)})
+				w.machine.connect(w.inputs)
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				if got := w.inForce(); got != c.want {
+					t.Errorf("in force is %q, want %q", got, c.want)
+				}
+				if got := w.machine.counts(); got != c.pods {
+					t.Errorf("running, started and stopped pods: %v, want %v", got, c.pods)
+				}
+				o := w.Overview()
+				if held := o.Held != nil && o.Held.Revision.SHA == c.newest; held != (c.newest == "held") {
+					t.Errorf("held: %+v", o.Held)
+				}
+			})
+		})
+	}
+}
+
+// TestTheOneInForceIsReadThoughTheNewestIsHeld: a push was read
+// when it was checked, and overtakes the one in force.
+func TestTheOneInForceIsReadThoughTheNewestIsHeld(t *testing.T) {
+	run(t, func(w *world) {
+		w.repository.commit("before", deployment("web", "app:1", 2))
+		w.repository.commit("held", deployment("other", "app:1", 1))
+		w.push("before")
+		w.stop()
+		w.repository.mu.Lock()
+		w.repository.slow = map[string]time.Duration{"before": 10 * time.Second}
+		w.repository.mu.Unlock()
+		w.start()
+		w.machine.connect(w.inputs)
+		query := CheckQuery{SHA: "held", Revision: revision("held"), Tree: fstest.MapFS{}}
+		if ok, err := w.Check(w.Context(), query, io.Discard); !ok || err != nil {
+			t.Errorf("a push while the one in force is read: accepted %v, error %v", ok, err)
+		}
+		w.Advance(revision("held"))
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if o := w.Overview(); w.inForce() != "before" || o.Held == nil || o.Held.Revision.SHA != "held" {
+			t.Errorf("in force %q, held %+v", w.inForce(), o.Held)
 		}
 	})
 }

@@ -267,6 +267,8 @@ type repository struct {
 	commits map[string][]*desired.Object
 	loads   map[string]int
 	broken  error
+	// slow is how long it takes to open a commit.
+	slow map[string]time.Duration
 	// stricter refuses every revision that is not read leniently, as a later
 	// version may.
 	stricter bool
@@ -279,7 +281,11 @@ func (r *repository) Revision(_ context.Context, sha string) (desired.Revision, 
 	return revision(sha), nil
 }
 
-func (r *repository) Tree(context.Context, string) (fs.FS, error) {
+func (r *repository) Tree(_ context.Context, sha string) (fs.FS, error) {
+	r.mu.Lock()
+	wait := r.slow[sha]
+	r.mu.Unlock()
+	time.Sleep(wait)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return fstest.MapFS{}, r.broken
