@@ -15,8 +15,8 @@ func DriverKey(driver string) desired.Key {
 // DriverSpec is the name under which a CSIDriver's Config has its spec, as JSON.
 const DriverSpec = "spec"
 
-// Secrets that a StorageClass may name for its driver: the middle of the
-// parameters csi.storage.k8s.io/<this>-secret-name and -secret-namespace.
+// Secrets that a StorageClass may name for its driver, SnapshotterSecret a
+// VolumeSnapshotClass: the middle of the parameters csi.storage.k8s.io/<this>-secret-name and -secret-namespace.
 const (
 	ProvisionerSecret       = "provisioner"
 	ControllerPublishSecret = "controller-publish"
@@ -24,11 +24,12 @@ const (
 	NodePublishSecret       = "node-publish"
 	ControllerExpandSecret  = "controller-expand"
 	NodeExpandSecret        = "node-expand"
+	SnapshotterSecret       = "snapshotter"
 )
 
 // DriverSecrets are all of them.
 func DriverSecrets() []string {
-	return []string{ProvisionerSecret, ControllerPublishSecret, NodeStageSecret, NodePublishSecret, ControllerExpandSecret, NodeExpandSecret}
+	return []string{ProvisionerSecret, ControllerPublishSecret, NodeStageSecret, NodePublishSecret, ControllerExpandSecret, NodeExpandSecret, SnapshotterSecret}
 }
 
 // SecretParameters are the names of the parameters that name a Secret.

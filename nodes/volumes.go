@@ -50,10 +50,14 @@ type Volume struct {
 }
 
 // Origin is the volume, or the snapshot, that another begins with: of the same
-// provisioner, on the same node.
+// provisioner, on the same node. For a CSI driver one of Volume and Snapshot is
+// set, for LocalProvisioner none.
 type Origin struct {
 	Name string `json:"name"`
 	UID  string `json:"uid"`
+	// Volume is the driver's handle of a volume, Snapshot that of a snapshot.
+	Volume   string `json:"volume,omitempty"`
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // VolumePhase is how far a node is with a volume.
@@ -84,7 +88,8 @@ type VolumeStatus struct {
 	// Unenforced says in one sentence why its size is only a promise; empty
 	// when programs cannot write more.
 	Unenforced string `json:"unenforced,omitempty"`
-	// Source is what a CSI driver made: handle and attributes. Nil otherwise.
+	// Source is what a CSI driver made: handle and attributes, of a snapshot the
+	// handle. Nil otherwise.
 	Source *corev1.CSIPersistentVolumeSource `json:"source,omitempty"`
 	// Reason is a word, Message one sentence, when not ready.
 	Reason  string `json:"reason,omitempty"`

@@ -107,6 +107,10 @@ func (w *volumeWorker) step(ctx context.Context) (done bool, err error) {
 	}
 	status, err := a.o.Persistent.Ensure(ctx, v)
 	release()
+	if errors.Is(err, volume.ErrUnready) {
+		w.show(v, status, nil)
+		return false, err
+	}
 	if err == nil && !used {
 		err = w.unstage(ctx, v)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 	"github.com/tallyman-dev/tallyman/nodes/runtime/fake"
+	"github.com/tallyman-dev/tallyman/nodes/volume"
 )
 
 func testVolume(name string) *nodes.Volume {
@@ -330,5 +331,28 @@ func TestCopiesWaitForThePodsOfTheirSource(t *testing.T) {
 		a.Assign(with(assign(claimant("u2", v)), shot, v))
 		settle(5 * time.Second)
 		expectRunning(t, w, "u2_a_0")
+	})
+}
+
+// What a driver still works on is pending, is no failure, and is asked for again.
+func TestUnreadySnapshotsAreAskedForAgain(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		v := testVolume("v")
+		v.Provisioner, v.Snapshot, v.From = "x.csi.example.com", true, &nodes.Origin{Name: "o", UID: "1", Volume: "handle"}
+		w.disk.Busy("v", 3)
+		a.Assign(with(assign(), v))
+		settle(firstVolumeDelay / 2)
+		if got := w.lastVolume("v"); got.Phase != nodes.VolumePending || got.Reason != volume.ReasonUnready {
+			t.Errorf("while its driver works on it: %+v", got)
+		}
+		settle(20 * firstVolumeDelay)
+		if got := w.lastVolume("v"); got.Phase != nodes.VolumeReady {
+			t.Errorf("in the end: %+v", got)
+		}
+		if got := w.reasons(); !slices.Equal(got, []string{"ProvisioningSucceeded"}) {
+			t.Errorf("events %v", got)
+		}
 	})
 }

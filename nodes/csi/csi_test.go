@@ -78,7 +78,7 @@ func TestSnapshots(t *testing.T) {
 	await(t, changed, "the driver registers")
 	d, err := drivers.Named(fake.Name)
 	must(t, err)
-	if !d.CanSnapshot() || d.CanClone() {
+	if !d.CanSnapshot() || !d.CanClone() {
 		t.Errorf("the driver can snapshot %t and clone %t", d.CanSnapshot(), d.CanClone())
 	}
 	_, err = d.CreateSnapshot(ctx, "s", "nothing", nil, nil)

@@ -144,10 +144,13 @@ func Code(err error) codes.Code {
 	return status.Code(err)
 }
 
-// Refused reports whether a driver answered that it has not done what it was
-// asked for, and is not doing it, by the codes after which Kubernetes'
+// Refused reports whether a driver is Incapable, or answered that it has not done
+// what it was asked for, and is not doing it, by the codes after which Kubernetes'
 // provisioner gives a volume up.
 func Refused(err error) bool {
+	if _, cannot := errors.AsType[*Incapable](err); cannot {
+		return true
+	}
 	if _, answered := errors.AsType[*CallError](err); !answered {
 		return false
 	}
@@ -157,6 +160,16 @@ func Refused(err error) bool {
 	}
 	return true
 }
+
+// Incapable is a driver that cannot do what is asked of it, so that nothing of
+// it exists.
+type Incapable struct {
+	Driver string
+	// Why is what it cannot do, and what to do instead.
+	Why string
+}
+
+func (e *Incapable) Error() string { return "driver " + e.Driver + " " + e.Why }
 
 // Content is what a new volume begins with. At most one is set.
 type Content struct {

@@ -62,14 +62,19 @@ func (vs *Volumes) Running(driver string) error {
 	return err
 }
 
-// Create makes a volume of the class's driver, or finds it again.
-func (vs *Volumes) Create(ctx context.Context, v *nodes.Volume, content Content) (*corev1.CSIPersistentVolumeSource, int64, error) {
+// Create makes a volume of the class's driver, with the content of its origin,
+// or finds it again. Without the capability for that, the error is an Incapable.
+func (vs *Volumes) Create(ctx context.Context, v *nodes.Volume) (*corev1.CSIPersistentVolumeSource, int64, error) {
 	d, err := vs.controller(v.Provisioner)
 	if err != nil {
 		return nil, 0, err
 	}
 	if !d.CanController(csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME) {
-		return nil, 0, fmt.Errorf("driver %s makes no volumes: describe them as PersistentVolumes", d.Name)
+		return nil, 0, &Incapable{d.Name, "makes no volumes: describe them as PersistentVolumes"}
+	}
+	content, err := d.contentOf(v)
+	if err != nil {
+		return nil, 0, err
 	}
 	secrets, err := vs.secrets(nodes.SecretIn(v.Parameters, nodes.ProvisionerSecret))
 	if err != nil {
@@ -137,6 +142,59 @@ func (vs *Volumes) Delete(ctx context.Context, v *nodes.Volume) error {
 		return err
 	}
 	return removeRecord(vs.growingPath(v))
+}
+
+// contentOf is what a volume begins with.
+func (d *Driver) contentOf(v *nodes.Volume) (Content, error) {
+	switch {
+	case v.From == nil:
+		return Content{}, nil
+	case v.From.Snapshot != "" && !d.CanSnapshot():
+		return Content{}, &Incapable{d.Name, "has no snapshots that a volume could begin with"}
+	case v.From.Volume != "" && !d.CanClone():
+		return Content{}, &Incapable{d.Name, "cannot clone volumes: begin with a VolumeSnapshot of the claim, if it takes snapshots"}
+	case v.From.Snapshot == "" && v.From.Volume == "":
+		return Content{}, fmt.Errorf("volume %s begins with the content of %s, and nobody knows what driver %s calls that", v.Name, v.From.Name, d.Name)
+	}
+	return Content{Snapshot: v.From.Snapshot, Volume: v.From.Volume}, nil
+}
+
+// TakeSnapshot has the driver take the snapshot that v is, or finds it again.
+// ready is false while the driver still works on it: ask again. A driver that
+// takes none is an Incapable.
+func (vs *Volumes) TakeSnapshot(ctx context.Context, v *nodes.Volume) (source *corev1.CSIPersistentVolumeSource, ready bool, err error) {
+	d, err := vs.controller(v.Provisioner)
+	if err != nil {
+		return nil, false, err
+	}
+	if !d.CanSnapshot() {
+		return nil, false, &Incapable{d.Name, "takes no snapshots"}
+	}
+	if v.From == nil || v.From.Volume == "" {
+		return nil, false, fmt.Errorf("nobody knows of which volume of driver %s %s is a snapshot", d.Name, v.Name)
+	}
+	secrets, err := vs.secrets(nodes.SecretIn(v.Parameters, nodes.SnapshotterSecret))
+	if err != nil {
+		return nil, false, err
+	}
+	made, err := d.CreateSnapshot(ctx, v.Name, v.From.Volume, v.Parameters, secrets)
+	if err != nil {
+		return nil, false, err
+	}
+	return &corev1.CSIPersistentVolumeSource{Driver: d.Name, VolumeHandle: made.Handle}, made.Ready, nil
+}
+
+// DropSnapshot ends the data of a snapshot that the driver took.
+func (vs *Volumes) DropSnapshot(ctx context.Context, v *nodes.Volume) error {
+	d, err := vs.controller(v.Provisioner)
+	if err != nil {
+		return err
+	}
+	secrets, err := vs.secrets(nodes.SecretIn(v.Parameters, nodes.SnapshotterSecret))
+	if err != nil {
+		return err
+	}
+	return d.DeleteSnapshot(ctx, v.Spec.CSI.VolumeHandle, secrets)
 }
 
 // Expand makes a volume as large as its spec says; from is the size in bytes

@@ -20,7 +20,13 @@ const (
 	// ReasonNodeResize: the volume is larger, its file system follows when a pod
 	// has it. The word is Kubernetes'.
 	ReasonNodeResize = "FileSystemResizePending"
+	// ReasonUnready: its driver still works on a snapshot.
+	ReasonUnready = "SnapshotNotReady"
 )
+
+// ErrUnready is returned, with a pending status, when a driver still works on
+// what it was asked for: ask again.
+var ErrUnready = errors.New("the driver still works on it")
 
 // byDriver reports whether a CSI driver serves the volume.
 func byDriver(v *nodes.Volume) bool {
@@ -46,6 +52,9 @@ func (p *Persistent) ensureDriver(ctx context.Context, v *nodes.Volume, status *
 	}
 	if err := p.waiting(v.Provisioner, status); err != nil || status.Phase != nodes.VolumeReady {
 		return err
+	}
+	if v.Snapshot {
+		return p.ensureSnapshot(ctx, v, kept, status)
 	}
 	if kept.Spec.CSI == nil {
 		if kept, err = p.create(ctx, v, kept); err != nil {
@@ -96,7 +105,7 @@ func (p *Persistent) create(ctx context.Context, v, kept *nodes.Volume) (*nodes.
 	if v.Made {
 		return kept, trouble(ReasonMissing, "volume %s was made, and nobody knows its handle any more: put its record back, or delete the claim", v.Name)
 	}
-	source, size, err := p.drivers.Create(ctx, kept, csi.Content{})
+	source, size, err := p.drivers.Create(ctx, kept)
 	if err != nil {
 		return kept, trouble(ReasonProvisioning, "make volume %s: %w", v.Name, err)
 	}
@@ -109,6 +118,37 @@ func (p *Persistent) create(ctx context.Context, v, kept *nodes.Volume) (*nodes.
 		return kept, trouble(ReasonProvisioning, "write down volume %s: %w", v.Name, err)
 	}
 	return &made, nil
+}
+
+// ensureSnapshot has the driver take a snapshot, and asks again while it is not
+// ready. One that was ready is not asked for any more: the volume that it is of
+// may be gone.
+func (p *Persistent) ensureSnapshot(ctx context.Context, v, kept *nodes.Volume, status *nodes.VolumeStatus) error {
+	if v.Made && kept.Spec.CSI == nil {
+		return trouble(ReasonMissing, "snapshot %s was taken, and nobody knows its handle any more: put its record back, or delete the snapshot", v.Name)
+	}
+	source, ready := kept.Spec.CSI, v.Made || kept.Made
+	if !ready {
+		var err error
+		if source, ready, err = p.drivers.TakeSnapshot(ctx, kept); err != nil {
+			return trouble(ReasonProvisioning, "take snapshot %s: %w", v.Name, err)
+		}
+	}
+	now := *kept
+	if ready {
+		now = *v
+		now.Made, now.Delete = true, false
+	}
+	now.Spec.CSI = source
+	if err := p.rewrite(&now, kept); err != nil {
+		return trouble(ReasonProvisioning, "write down snapshot %s: %w", v.Name, err)
+	}
+	status.Source, status.Capacity = source, now.Spec.Capacity.Storage().Value()
+	if ready {
+		return nil
+	}
+	status.Phase, status.Reason, status.Message = nodes.VolumePending, ReasonUnready, "driver "+v.Provisioner+" still works on the snapshot"
+	return ErrUnready
 }
 
 // expand makes the volume larger where it is kept, and the record agree with
@@ -190,6 +230,9 @@ func published(made csi.Published) Volume {
 
 // withdraw undoes publish for all pods.
 func (p *Persistent) withdraw(ctx context.Context, v *nodes.Volume) error {
+	if v.Snapshot {
+		return nil // nobody mounts it
+	}
 	v, err := p.handled(v)
 	if err != nil || p.drivers == nil {
 		return err
@@ -220,18 +263,34 @@ func (p *Persistent) deleteDriver(ctx context.Context, v *nodes.Volume) error {
 		return err
 	}
 	if source == nil {
-		source, _, err = p.drivers.Create(ctx, kept, csi.Content{})
-		if csi.Refused(err) {
-			return nil // it never was
-		}
-		if err != nil {
-			return fmt.Errorf("find out whether it was made: %w", err)
+		if source, err = p.again(ctx, kept); source == nil {
+			return err
 		}
 	}
 	known := *v
 	known.Spec.CSI = source
+	if v.Snapshot {
+		return p.drivers.DropSnapshot(ctx, &known)
+	}
 	if err := p.drivers.Unstage(ctx, &known); err != nil {
 		return err
 	}
 	return p.drivers.Delete(ctx, &known)
+}
+
+// again makes what may have been made, to learn its handle; nil without an error
+// where the driver never made it.
+func (p *Persistent) again(ctx context.Context, kept *nodes.Volume) (source *corev1.CSIPersistentVolumeSource, err error) {
+	if kept.Snapshot {
+		source, _, err = p.drivers.TakeSnapshot(ctx, kept)
+	} else {
+		source, _, err = p.drivers.Create(ctx, kept)
+	}
+	if csi.Refused(err) {
+		return nil, nil // it never was
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find out whether it was made: %w", err)
+	}
+	return source, nil
 }

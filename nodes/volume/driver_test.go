@@ -3,13 +3,16 @@ package volume
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -32,10 +35,11 @@ type driven struct {
 	persistent *Persistent
 }
 
-func newDriven(t *testing.T) *driven {
+func newDriven(t *testing.T, lacks ...spec.ControllerServiceCapability_RPC_Type) *driven {
 	dir, err := os.MkdirTemp("", "csi") // short: a socket's path has 107 bytes at most
 	must(t, err)
 	w := &driven{t: t, dir: dir, driver: &fake.Driver{}, configs: map[desired.Key]*nodes.Config{}}
+	w.driver.Lack(lacks...)
 	kubelet := filepath.Join(dir, "kubelet")
 	ctx, cancel := context.WithCancel(context.Background())
 	changed, served, followed := make(chan struct{}, 16), make(chan error, 1), make(chan error, 1)
@@ -110,6 +114,10 @@ func (w *driven) life(ctx context.Context, stage *int) error {
 		func() error { return w.persistent.Unstage(ctx, large, func() bool { return true }) },
 		func() error { return w.persistent.Delete(ctx, large) },
 	}
+	return carryOut(stage, steps)
+}
+
+func carryOut(stage *int, steps []func() error) error {
 	for ; *stage < len(steps); *stage++ {
 		if err := steps[*stage](); err != nil {
 			return fmt.Errorf("step %d: %w", *stage, err)
@@ -136,29 +144,84 @@ func TestVolumeThatNeverWasCanGo(t *testing.T) {
 	}
 }
 
+// Copies of what madeByDriver is.
+func snapshotByDriver() *nodes.Volume {
+	v := copyByDriver("snapcontent-1", nodes.Origin{Name: "pvc-1", UID: "u", Volume: "handle-of-pvc-1"})
+	v.Snapshot = true
+	return v
+}
+
+func copyByDriver(name string, from nodes.Origin) *nodes.Volume {
+	v := madeByDriver("1Mi")
+	v.Name, v.From = name, &from
+	return v
+}
+
+func restoredByDriver() *nodes.Volume {
+	return copyByDriver("pvc-2", nodes.Origin{Name: "snapcontent-1", UID: "u", Snapshot: "snapshot-snapcontent-1"})
+}
+
+func cloneByDriver() *nodes.Volume {
+	return copyByDriver("pvc-3", nodes.Origin{Name: "pvc-1", UID: "u", Volume: "handle-of-pvc-1"})
+}
+
+// copies takes a snapshot, which is ready when it is asked for the third time,
+// restores it, clones the volume, and deletes all.
+func (w *driven) copies(ctx context.Context, stage *int) error {
+	ensure := func(v *nodes.Volume) func() error {
+		return func() error {
+			for {
+				if _, err := w.persistent.Ensure(ctx, v); !errors.Is(err, ErrUnready) {
+					return err
+				}
+			}
+		}
+	}
+	remove := func(v *nodes.Volume) func() error { return func() error { return w.persistent.Delete(ctx, v) } }
+	if *stage == 0 {
+		w.driver.Busy(2)
+	}
+	return carryOut(stage, []func() error{
+		ensure(madeByDriver("1Mi")), ensure(snapshotByDriver()), ensure(restoredByDriver()), ensure(cloneByDriver()),
+		func() error {
+			w.shows("handle-of-pvc-1: size 1048576, on the node 1048576, attached \"\", staged false, published 0\n" +
+				"handle-of-pvc-2: size 1048576, on the node 1048576, attached \"\", staged false, published 0, from snapshot-snapcontent-1\n" +
+				"handle-of-pvc-3: size 1048576, on the node 1048576, attached \"\", staged false, published 0, from handle-of-pvc-1\n" +
+				"snapshot-snapcontent-1: of handle-of-pvc-1\n")
+			return nil
+		},
+		remove(cloneByDriver()), remove(restoredByDriver()), remove(snapshotByDriver()), remove(madeByDriver("1Mi")),
+	})
+}
+
 // TestDriverCutOffAnywhere kills the agent at each call of a volume's life,
 // before and after the driver did what it was asked for.
 func TestDriverCutOffAnywhere(t *testing.T) {
+	t.Run("a volume", func(t *testing.T) { cutOffAnywhere(t, (*driven).life, 12) })
+	t.Run("snapshots and copies", func(t *testing.T) { cutOffAnywhere(t, (*driven).copies, 10) })
+}
+
+func cutOffAnywhere(t *testing.T, life func(*driven, context.Context, *int) error, least int) {
 	w := newDriven(t)
 	stage := 0
-	must(t, w.life(t.Context(), &stage))
+	must(t, life(w, t.Context(), &stage))
 	w.shows("")
 	w.driver.CutAt(-1, false)
 	stage = 0
-	must(t, w.life(t.Context(), &stage))
+	must(t, life(w, t.Context(), &stage))
 	calls := w.driver.Calls()
-	if calls < 12 {
+	if calls < least {
 		t.Fatalf("a life has %d calls", calls)
 	}
 	for n := 1; n <= calls; n++ {
 		for _, effect := range []bool{false, true} {
 			w.driver.CutAt(n, effect)
 			stage := 0
-			if err := w.life(t.Context(), &stage); err == nil {
+			if err := life(w, t.Context(), &stage); err == nil {
 				t.Fatalf("call %d was cut off, and nobody says so", n)
 			}
 			w.restart()
-			if err := w.life(t.Context(), &stage); err != nil {
+			if err := life(w, t.Context(), &stage); err != nil {
 				t.Fatalf("call %d was cut off (effect %t): %v", n, effect, err)
 			}
 			w.shows("")
@@ -181,6 +244,76 @@ func TestDriverDeletesWhatNobodyKnows(t *testing.T) {
 		w.restart()
 		must(t, w.persistent.Delete(t.Context(), madeByDriver("8Mi")))
 		w.shows("")
+		for _, v := range []*nodes.Volume{snapshotByDriver(), cloneByDriver()} {
+			_, err := w.persistent.Ensure(t.Context(), madeByDriver("1Mi"))
+			must(t, err)
+			w.driver.CutAt(1, effect)
+			if _, err := w.persistent.Ensure(t.Context(), v); err == nil {
+				t.Fatal("the call was cut off, and nobody says so")
+			}
+			w.restart()
+			must(t, w.persistent.Delete(t.Context(), v))
+			must(t, w.persistent.Delete(t.Context(), madeByDriver("1Mi")))
+			w.shows("")
+		}
+	}
+}
+
+// TestDriverSnapshotIsAskedForUntilReady asks no more afterwards: the volume that
+// it is of may be gone.
+func TestDriverSnapshotIsAskedForUntilReady(t *testing.T) {
+	w := newDriven(t)
+	_, err := w.persistent.Ensure(t.Context(), madeByDriver("1Mi"))
+	must(t, err)
+	w.driver.Busy(1)
+	status, err := w.persistent.Ensure(t.Context(), snapshotByDriver())
+	if !errors.Is(err, ErrUnready) || status.Phase != nodes.VolumePending || status.Reason != ReasonUnready || status.Source == nil {
+		t.Fatalf("before it is ready its status is %+v, %v", status, err)
+	}
+	w.restart()
+	if status, err = w.persistent.Ensure(t.Context(), snapshotByDriver()); err != nil || status.Phase != nodes.VolumeReady || status.Source.VolumeHandle != "snapshot-snapcontent-1" {
+		t.Fatalf("then its status is %+v, %v", status, err)
+	}
+	must(t, w.persistent.Delete(t.Context(), madeByDriver("1Mi")))
+	w.restart()
+	w.driver.CutAt(-1, false)
+	known := snapshotByDriver()
+	known.Made = true
+	if status, err = w.persistent.Ensure(t.Context(), known); err != nil || status.Phase != nodes.VolumeReady || w.driver.Calls() != 0 {
+		t.Errorf("without its volume its status is %+v, %v, after %d calls", status, err, w.driver.Calls())
+	}
+	must(t, os.RemoveAll(w.persistent.home(known)))
+	if _, err = w.persistent.Ensure(t.Context(), known); err == nil {
+		t.Error("a snapshot whose handle nobody knows is ready")
+	}
+	known.Spec.CSI = status.Source
+	if status, err = w.persistent.Ensure(t.Context(), known); err != nil || status.Phase != nodes.VolumeReady {
+		t.Errorf("with the handle that the server knows its status is %+v, %v", status, err)
+	}
+	must(t, w.persistent.Delete(t.Context(), known))
+	w.shows("")
+}
+
+func TestDriverWithoutCopies(t *testing.T) {
+	for name, c := range map[string]struct {
+		lacks spec.ControllerServiceCapability_RPC_Type
+		v     *nodes.Volume
+		want  string
+	}{
+		"snapshot": {spec.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT, snapshotByDriver(), "takes no snapshots"},
+		"restore":  {spec.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT, restoredByDriver(), "has no snapshots"},
+		"clone":    {spec.ControllerServiceCapability_RPC_CLONE_VOLUME, cloneByDriver(), "cannot clone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newDriven(t, c.lacks)
+			if _, err := w.persistent.Ensure(t.Context(), c.v); err == nil || !strings.Contains(err.Error(), "driver "+fake.Name+" "+c.want) {
+				t.Errorf("it is refused with %v", err)
+			}
+			must(t, w.persistent.Delete(t.Context(), c.v))
+			if held, err := w.persistent.Held(t.Context()); err != nil || len(held) != 0 {
+				t.Errorf("left is %v, %v", held, err)
+			}
+		})
 	}
 }
 
@@ -267,17 +400,23 @@ func TestDriverSecrets(t *testing.T) {
 	larger.Spec.Capacity = madeByDriver("2Mi").Spec.Capacity
 	_, err = w.persistent.Ensure(t.Context(), &larger)
 	must(t, err)
+	snapshot := snapshotByDriver()
+	snapshot.Parameters = v.Parameters
+	_, err = w.persistent.Ensure(t.Context(), snapshot)
+	must(t, err)
+	must(t, w.persistent.Delete(t.Context(), snapshot))
 	must(t, w.persistent.Delete(t.Context(), &larger))
 	for call, want := range map[string]string{
 		"CreateVolume": nodes.ProvisionerSecret, "ControllerPublishVolume": nodes.ControllerPublishSecret, "NodeStageVolume": nodes.NodeStageSecret,
 		"NodePublishVolume": nodes.NodePublishSecret, "ControllerExpandVolume": nodes.ControllerExpandSecret, "NodeExpandVolume": nodes.NodeExpandSecret,
 		"ControllerUnpublishVolume": nodes.ControllerPublishSecret, "DeleteVolume": nodes.ProvisionerSecret,
+		"CreateSnapshot": nodes.SnapshotterSecret, "DeleteSnapshot": nodes.SnapshotterSecret,
 	} {
 		if got := w.driver.Secrets(call)["for"]; got != want {
 			t.Errorf("%s has the Secret %q, want %q", call, got, want)
 		}
 	}
-	if len(v.DriverConfigs()) != 7 {
+	if len(v.DriverConfigs()) != 8 {
 		t.Errorf("the node needs %v", v.DriverConfigs())
 	}
 }

@@ -86,10 +86,15 @@ func syncDir(dir string) error {
 func (p *Persistent) keep(v, kept *nodes.Volume) error {
 	made := *v
 	made.Made, made.Delete = true, false
-	if reflect.DeepEqual(kept, &made) {
+	return p.rewrite(&made, kept)
+}
+
+// rewrite writes a record that is not what is kept.
+func (p *Persistent) rewrite(v, kept *nodes.Volume) error {
+	if reflect.DeepEqual(kept, v) {
 		return nil
 	}
-	return writeRecord(p.home(v), &made)
+	return writeRecord(p.home(v), v)
 }
 
 // begin writes the record of a volume that has no data yet.

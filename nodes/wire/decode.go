@@ -161,7 +161,7 @@ func decodeVolume(v *pb.Volume) (*nodes.Volume, error) {
 		Snapshot: v.GetSnapshot(),
 	}
 	if v.GetFromName() != "" {
-		out.From = &nodes.Origin{Name: v.GetFromName(), UID: v.GetFromUid()}
+		out.From = &nodes.Origin{Name: v.GetFromName(), UID: v.GetFromUid(), Volume: v.GetFromVolume(), Snapshot: v.GetFromSnapshot()}
 	}
 	if err := out.Spec.Unmarshal(v.GetSpec()); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", out.Name, err)

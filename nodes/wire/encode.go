@@ -116,7 +116,7 @@ func encodeVolume(v *nodes.Volume) (*pb.Volume, error) {
 		Snapshot: v.Snapshot,
 	}
 	if v.From != nil {
-		out.FromName, out.FromUid = v.From.Name, v.From.UID
+		out.FromName, out.FromUid, out.FromVolume, out.FromSnapshot = v.From.Name, v.From.UID, v.From.Volume, v.From.Snapshot
 	}
 	return out, nil
 }

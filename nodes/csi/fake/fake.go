@@ -42,13 +42,17 @@ type Driver struct {
 	volumes map[string]*volume
 	// snapshots are the volumes that they are of.
 	snapshots map[string]string
-	told      map[string]string
+	// busy is how often a snapshot is not ready yet.
+	busy int
+	// lacks are capabilities that the driver does not have.
+	lacks []csi.ControllerServiceCapability_RPC_Type
+	told  map[string]string
 	// Secrets that the last call had, by call.
 	secrets map[string]map[string]string
 }
 
 type volume struct {
-	name             string
+	name, from       string
 	size, nodeSize   int64
 	attached, staged string
 	published        map[string]bool
@@ -93,6 +97,20 @@ func (d *Driver) CutAt(n int, effect bool) {
 	d.calls, d.cut, d.effect = 0, n, effect
 }
 
+// Busy has snapshots be unready the next n times that they are asked for.
+func (d *Driver) Busy(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.busy = n
+}
+
+// Lack takes capabilities from the driver. It must come before Serve.
+func (d *Driver) Lack(list ...csi.ControllerServiceCapability_RPC_Type) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lacks = list
+}
+
 // Calls since CutAt.
 func (d *Driver) Calls() int {
 	d.mu.Lock()
@@ -114,14 +132,21 @@ func (d *Driver) Told() map[string]string {
 	return d.told
 }
 
-// String lists the volumes.
+// String lists the volumes and snapshots.
 func (d *Driver) String() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var b strings.Builder
 	for _, id := range slices.Sorted(maps.Keys(d.volumes)) {
 		v := d.volumes[id]
-		fmt.Fprintf(&b, "%s: size %d, on the node %d, attached %q, staged %t, published %d\n", id, v.size, v.nodeSize, v.attached, v.staged != "", len(v.published))
+		fmt.Fprintf(&b, "%s: size %d, on the node %d, attached %q, staged %t, published %d", id, v.size, v.nodeSize, v.attached, v.staged != "", len(v.published))
+		if v.from != "" {
+			fmt.Fprintf(&b, ", from %s", v.from)
+		}
+		b.WriteString("\n")
+	}
+	for _, id := range slices.Sorted(maps.Keys(d.snapshots)) {
+		fmt.Fprintf(&b, "%s: of %s\n", id, d.snapshots[id])
 	}
 	return b.String()
 }
@@ -175,7 +200,11 @@ func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME, csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
 		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME, csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 	} {
+		if slices.Contains(d.lacks, t) {
+			continue
+		}
 		answer.Capabilities = append(answer.Capabilities, &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
 	}
 	return answer, nil
@@ -198,13 +227,14 @@ func (d *Driver) CreateVolume(_ context.Context, q *csi.CreateVolumeRequest) (*c
 	if q.GetParameters()["color"] == "none" {
 		return nil, status.Error(codes.InvalidArgument, "volumes have a color")
 	}
-	if s := q.GetVolumeContentSource().GetSnapshot(); s != nil && d.snapshots[s.GetSnapshotId()] == "" {
-		return nil, status.Error(codes.NotFound, "there is no such snapshot")
+	from := q.GetVolumeContentSource().GetSnapshot().GetSnapshotId() + q.GetVolumeContentSource().GetVolume().GetVolumeId()
+	if from != "" && d.snapshots[from] == "" && d.volumes[from] == nil {
+		return nil, status.Error(codes.NotFound, "there is no "+from)
 	}
 	if v := d.volumes[id]; v == nil {
-		d.volumes[id] = &volume{name: q.GetName(), size: size, nodeSize: size, published: map[string]bool{}}
-	} else if v.size != size {
-		return nil, status.Error(codes.AlreadyExists, "it has another size")
+		d.volumes[id] = &volume{name: q.GetName(), from: from, size: size, nodeSize: size, published: map[string]bool{}}
+	} else if v.size != size || v.from != from {
+		return nil, status.Error(codes.AlreadyExists, "it has another size or content")
 	}
 	return &csi.CreateVolumeResponse{Volume: &csi.Volume{VolumeId: id, CapacityBytes: size, VolumeContext: q.GetParameters()}}, nil
 }
@@ -263,8 +293,12 @@ func (d *Driver) CreateSnapshot(_ context.Context, q *csi.CreateSnapshotRequest)
 	}
 	id := "snapshot-" + q.GetName()
 	d.snapshots[id] = q.GetSourceVolumeId()
+	ready := d.busy == 0
+	if !ready {
+		d.busy--
+	}
 	return &csi.CreateSnapshotResponse{Snapshot: &csi.Snapshot{
-		SnapshotId: id, SourceVolumeId: q.GetSourceVolumeId(), SizeBytes: v.size, CreationTime: &timestamppb.Timestamp{Seconds: 1}, ReadyToUse: true,
+		SnapshotId: id, SourceVolumeId: q.GetSourceVolumeId(), SizeBytes: v.size, CreationTime: &timestamppb.Timestamp{Seconds: 1}, ReadyToUse: ready,
 	}}, nil
 }
 

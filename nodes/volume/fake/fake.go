@@ -26,11 +26,12 @@ type Persistent struct {
 	held   map[id]*nodes.Volume
 	staged map[id]bool
 	failed map[string]string
+	busy   map[string]int
 }
 
 // New returns an empty world.
 func New() *Persistent {
-	return &Persistent{held: map[id]*nodes.Volume{}, staged: map[id]bool{}, failed: map[string]string{}}
+	return &Persistent{held: map[id]*nodes.Volume{}, staged: map[id]bool{}, failed: map[string]string{}, busy: map[string]int{}}
 }
 
 // id tells volumes apart.
@@ -47,6 +48,14 @@ func (p *Persistent) Fail(name, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.failed[name] = why
+}
+
+// Busy has a driver still work on its volume of a name the next n times that it
+// is ensured.
+func (p *Persistent) Busy(name string, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy[name] = n
 }
 
 // Lose takes a volume's data and metadata away, as a broken disk does.
@@ -82,6 +91,11 @@ func (p *Persistent) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeS
 		return s, err
 	}
 	if v.Provisioner != nodes.LocalProvisioner {
+		if p.busy[v.Name] > 0 {
+			p.busy[v.Name]--
+			s.Phase, s.Reason = nodes.VolumePending, volume.ReasonUnready
+			return s, volume.ErrUnready
+		}
 		return s, nil
 	}
 	kept := p.held[key(v)]

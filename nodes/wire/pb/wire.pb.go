@@ -1390,9 +1390,12 @@ type Volume struct {
 	Made        bool                   `protobuf:"varint,10,opt,name=made,proto3" json:"made,omitempty"`
 	Released    int64                  `protobuf:"varint,11,opt,name=released,proto3" json:"released,omitempty"`
 	// from_name and from_uid are what its content begins with; empty for nothing.
-	FromName      string `protobuf:"bytes,12,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
-	FromUid       string `protobuf:"bytes,13,opt,name=from_uid,json=fromUid,proto3" json:"from_uid,omitempty"`
-	Snapshot      bool   `protobuf:"varint,14,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	FromName string `protobuf:"bytes,12,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
+	FromUid  string `protobuf:"bytes,13,opt,name=from_uid,json=fromUid,proto3" json:"from_uid,omitempty"`
+	Snapshot bool   `protobuf:"varint,14,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// from_volume and from_snapshot are its handle at a driver.
+	FromVolume    string `protobuf:"bytes,15,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`
+	FromSnapshot  string `protobuf:"bytes,16,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1523,6 +1526,20 @@ func (x *Volume) GetSnapshot() bool {
 		return x.Snapshot
 	}
 	return false
+}
+
+func (x *Volume) GetFromVolume() string {
+	if x != nil {
+		return x.FromVolume
+	}
+	return ""
+}
+
+func (x *Volume) GetFromSnapshot() string {
+	if x != nil {
+		return x.FromSnapshot
+	}
+	return ""
 }
 
 type VolumeStatus struct {
@@ -3261,7 +3278,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x06binary\x18\x05 \x03(\tR\x06binary\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xe0\x03\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xa6\x04\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
@@ -3279,7 +3296,10 @@ const file_wire_proto_rawDesc = "" +
 	"\breleased\x18\v \x01(\x03R\breleased\x12\x1b\n" +
 	"\tfrom_name\x18\f \x01(\tR\bfromName\x12\x19\n" +
 	"\bfrom_uid\x18\r \x01(\tR\afromUid\x12\x1a\n" +
-	"\bsnapshot\x18\x0e \x01(\bR\bsnapshot\x1a=\n" +
+	"\bsnapshot\x18\x0e \x01(\bR\bsnapshot\x12\x1f\n" +
+	"\vfrom_volume\x18\x0f \x01(\tR\n" +
+	"fromVolume\x12#\n" +
+	"\rfrom_snapshot\x18\x10 \x01(\tR\ffromSnapshot\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfe\x01\n" +
