@@ -3,6 +3,8 @@ package planner
 import (
 	"fmt"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner/storage"
@@ -20,13 +22,31 @@ func (o *origin) from() *nodes.Origin {
 	if o == nil || o.volume == nil {
 		return nil
 	}
-	return &nodes.Origin{Name: o.volume.Name, UID: o.volume.UID}
+	return o.volume.asOrigin()
+}
+
+// asOrigin is the volume as others begin with it. Drivers know it by its handle.
+func (v *volume) asOrigin() *nodes.Origin {
+	o := &nodes.Origin{Name: v.Name, UID: v.UID}
+	switch {
+	case v.Spec.CSI == nil:
+	case v.Snapshot:
+		o.Snapshot = v.Spec.CSI.VolumeHandle
+	default:
+		o.Volume = v.Spec.CSI.VolumeHandle
+	}
+	return o
+}
+
+// copyable reports whether others can begin with the volume now.
+func (v *volume) copyable() bool {
+	return v.Made && (v.Provisioner == nodes.LocalProvisioner || v.Spec.CSI != nil)
 }
 
 // mayBe reports whether a volume that the claim had before holds what it asks
 // for now: one that began with other data does not.
 func (o *origin) mayBe(v *volume) bool {
-	return o.from() == nil || v.From != nil && *v.From == *o.from()
+	return o.from() == nil || v.From != nil && v.From.Name == o.volume.Name && v.From.UID == o.volume.UID
 }
 
 // asks is what the rules see of a claim, with its data source as it is now.
@@ -73,10 +93,20 @@ func (st *step) originOf(c *claim) *origin {
 	}
 	o.Provisioner, o.Node = o.volume.Provisioner, o.volume.Node
 	size, least := c.wants.Size(), o.volume.view.Capacity()
-	if size.Cmp(least) < 0 {
+	switch mine, its := modeOf(c.Spec.VolumeMode), modeOf(o.volume.Spec.VolumeMode); {
+	case mine != its:
+		o.Waits, o.Stuck = fmt.Sprintf("it asks for volumeMode %s, and %s has %s: ask for the same", mine, o.Name, its), true
+	case size.Cmp(least) < 0:
 		o.Waits, o.Stuck = fmt.Sprintf("it asks for %s, and %s has %s: ask for at least as much", size.String(), o.Name, least.String()), true
 	}
 	return o
+}
+
+func modeOf(m *corev1.PersistentVolumeMode) corev1.PersistentVolumeMode {
+	if m == nil {
+		return corev1.PersistentVolumeFilesystem
+	}
+	return *m
 }
 
 // cloneOf finds the volume that a claim is to begin with.
@@ -92,9 +122,7 @@ func (st *step) cloneOf(o *origin, source desired.Key) {
 		o.Waits = "waiting for its data source " + source.String() + " to be bound"
 	case !v.provisioned():
 		o.Waits, o.Stuck = "its data source "+source.String()+" has PersistentVolume "+v.Name+", which nothing here made and nothing here can clone", true
-	case v.Provisioner != nodes.LocalProvisioner:
-		o.Waits, o.Stuck = "its data source "+source.String()+" is of storage driver "+v.Provisioner+": only volumes of "+nodes.LocalProvisioner+" are copied yet", true
-	case !v.Made:
+	case !v.copyable():
 		o.Waits = "waiting for the volume of its data source " + source.String()
 	default:
 		o.volume = v
@@ -112,17 +140,18 @@ func (st *step) restoreOf(o *origin, source desired.Key) {
 	switch {
 	case !ok && s.stuck:
 		o.Waits, o.Stuck = "its data source "+source.String()+" cannot be taken: "+s.waits, true
-	case !ok, !v.Made:
+	case !ok, !v.copyable():
 		o.Waits = "waiting for its data source " + source.String() + " to be ready"
 	default:
 		o.volume = v
 	}
 }
 
-// isCopied reports whether a volume is still needed to make another.
+// isCopied reports whether a volume is still needed to make another, or to find
+// out whether that was made.
 func (st *step) isCopied(v *volume) bool {
 	for _, other := range entries(st.volumes) {
-		if other.From != nil && !other.Made && !other.Delete && other.From.Name == v.Name && other.From.UID == v.UID {
+		if other.From != nil && !other.Made && other.From.Name == v.Name && other.From.UID == v.UID {
 			return true
 		}
 	}

@@ -120,8 +120,8 @@ func (st *step) newContent(s *volumeSnapshot, source *volume, class *snapshotv1.
 	v := &volume{volumeRecord: volumeRecord{Maker: source.Maker}}
 	v.Name, v.Snapshot = "snapcontent-"+s.UID, true
 	v.UID = uuid(digest(st.config.SecretKey, "snapshot", s.UID))
-	v.Provisioner, v.Node, v.Class, v.Parameters = source.Provisioner, source.Node, class.Name, class.Parameters
-	v.From = &nodes.Origin{Name: source.Name, UID: source.UID}
+	v.Provisioner, v.Node, v.Class, v.Parameters = source.Provisioner, source.Node, class.Name, storage.ResolveSnapshot(class.Parameters, s.Key, v.Name)
+	v.From = source.asOrigin()
 	v.Spec = corev1.PersistentVolumeSpec{
 		Capacity: source.Spec.Capacity, AccessModes: source.Spec.AccessModes, VolumeMode: source.Spec.VolumeMode,
 		PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,

@@ -137,10 +137,14 @@ func TestDataSourcesThatCannotBe(t *testing.T) {
 		objects []runtime.Object
 		want    string
 	}{
-		"too small":           {[]runtime.Object{claimFor("copy", "1Mi", ofClass("now"), from("", kindClaim, "data"))}, "ask for at least as much"},
-		"not there":           {[]runtime.Object{claimFor("copy", "1Gi", ofClass("now"), from("", kindClaim, "none"))}, "is not there"},
-		"no such snapshot":    {[]runtime.Object{claimFor("copy", "1Gi", ofClass("now"), from(snapshotGroup, kindSnapshot, "none"))}, "is not there"},
-		"a populator":         {[]runtime.Object{claimFor("copy", "1Gi", ofClass("now"), from("example.org", "Image", "x"))}, "nothing here fills a claim"},
+		"too small":        {[]runtime.Object{claimFor("copy", "1Mi", ofClass("now"), from("", kindClaim, "data"))}, "ask for at least as much"},
+		"not there":        {[]runtime.Object{claimFor("copy", "1Gi", ofClass("now"), from("", kindClaim, "none"))}, "is not there"},
+		"no such snapshot": {[]runtime.Object{claimFor("copy", "1Gi", ofClass("now"), from(snapshotGroup, kindSnapshot, "none"))}, "is not there"},
+		"a populator":      {[]runtime.Object{claimFor("copy", "1Gi", ofClass("now"), from("example.org", "Image", "x"))}, "nothing here fills a claim"},
+		"another volumeMode": {[]runtime.Object{claimFor("copy", "1Gi", ofClass("now"), from("", kindClaim, "data"), func(c *pvc) {
+			block := corev1.PersistentVolumeBlock
+			c.Spec.VolumeMode = &block
+		})}, "ask for the same"},
 		"another provisioner": {[]runtime.Object{class("csi", "csi.example.org"), claimFor("copy", "1Gi", ofClass("csi"), from("", kindClaim, "data"))}, "name a class of the same provisioner"},
 		"described in Git":    {[]runtime.Object{hostVolume("pv", "1Gi", "/data"), driver, claimFor("host", "1Gi", ofClass("")), claimFor("copy", "1Gi", ofClass("now"), from("", kindClaim, "host"))}, "nothing here can clone"},
 		"a snapshot without claim": {
@@ -275,5 +279,77 @@ func TestTheSourceOfACopyStays(t *testing.T) {
 	w.settle()
 	if v := w.contentOf("before"); v == nil || !v.Made || w.machines["a"].disk[source.Name] != nil {
 		t.Errorf("the snapshot is %+v", v)
+	}
+}
+
+// joinWithDriver has a node join on which a storage driver runs.
+func (w *world) joinWithDriver(name, driver string) {
+	node := info(name)
+	node.Drivers, node.Labels = []string{driver}, map[string]string{corev1.LabelHostname: name}
+	w.next(Change{Nodes: []nodes.NodeState{{Node: node, Ready: true, Since: w.now}}})
+}
+
+func TestSnapshotsAndClonesOfDrivers(t *testing.T) {
+	const driver = "x.csi.example.com"
+	w := newWorld(t, "a", "b")
+	w.joinWithDriver("a", driver)
+	safe := snapshotClassFor("safe", driver, snapshotv1.VolumeSnapshotContentDelete)
+	name, namespace := nodes.SecretParameters(nodes.SnapshotterSecret)
+	safe.Parameters = map[string]string{"color": "blue", name: "key-${volumesnapshot.name}", namespace: "${volumesnapshot.namespace}"}
+	w.push(class("fast", driver), now, safe, secretOf("key-before"),
+		claimFor("data", "1Gi", ofClass("fast")), snapshotFor("before", "data", "safe"), snapshotFor("unmarked", "data", ""),
+		claimFor("restored", "1Gi", ofClass("fast"), from(snapshotGroup, kindSnapshot, "before")),
+		claimFor("clone", "2Gi", ofClass("fast"), from("", kindClaim, "data")),
+		claimFor("elsewhere", "1Gi", ofClass("now"), from("", kindClaim, "data")),
+		deployment("db", 1, withClaim("data")), deployment("more", 1, withClaim("restored")), deployment("most", 1, withClaim("clone")))
+	w.settle()
+	for w.turn() {
+	}
+	source, content := w.volumeOf("data"), w.contentOf("before")
+	if content == nil || !content.Snapshot || content.Maker != source.Maker || content.Spec.CSI == nil ||
+		*content.From != (nodes.Origin{Name: source.Name, UID: source.UID, Volume: "handle-of-" + source.Name}) {
+		t.Fatalf("the snapshot's data: %+v", content)
+	}
+	if got := content.Parameters[name]; got != "key-before" || content.Parameters[namespace] != "default" || content.Parameters["color"] != "blue" {
+		t.Errorf("the snapshot's parameters are %v", content.Parameters)
+	}
+	n, _ := w.s.nodes.Get("a")
+	if !w.s.needsAny(n, []desired.Key{{Kind: "Secret", Namespace: "default", Name: "key-before"}}) {
+		t.Error("the node does not get the snapshot's Secret")
+	}
+	for claim, want := range map[string]nodes.Origin{
+		"restored": {Name: content.Name, UID: content.UID, Snapshot: "handle-of-" + content.Name},
+		"clone":    {Name: source.Name, UID: source.UID, Volume: "handle-of-" + source.Name},
+	} {
+		if v := w.volumeOf(claim); v == nil || v.From == nil || *v.From != want || v.Maker != "a" {
+			t.Errorf("%s has %+v", claim, v)
+		}
+	}
+	for key, want := range map[desired.Key]string{
+		snapshotKey("unmarked"):             "no VolumeSnapshotClass of driver " + driver + " is marked as default",
+		keyOf(claimFor("elsewhere", "1Gi")): "name a class of the same provisioner",
+	} {
+		if h := w.health(key); h.Health != nodes.Degraded || !strings.Contains(h.Reason, want) {
+			t.Errorf("%s: %s: %s", key, h.Health, h.Reason)
+		}
+	}
+	if p := w.next(Change{}); !p.Empty() {
+		t.Errorf("a converged cluster gives a plan: %+v", p)
+	}
+}
+
+// A driver is asked for a copy again before the copy is deleted, so its source
+// stays until that is done.
+func TestTheSourceOfACopyStaysUntilTheCopyIsDeleted(t *testing.T) {
+	w := newWorld(t, "a")
+	w.push(now, claimFor("data", "1Gi", ofClass("now")))
+	w.settle()
+	st := begin(w.s, w.now)
+	source := w.volumeOf("data")
+	v := &volume{}
+	v.Name, v.UID, v.Delete, v.From = "copy", "u", true, source.asOrigin()
+	st.volumes = st.volumes.Set(v.Name, v)
+	if !st.isCopied(source) {
+		t.Error("the source could go before its copy")
 	}
 }

@@ -117,6 +117,9 @@ func (m *machine) volumeStatus(name string) nodes.VolumeStatus {
 	v := m.disk[name]
 	size := v.Spec.Capacity[corev1.ResourceStorage]
 	s := nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeReady, Capacity: size.Value()}
+	if v.Provisioner != nodes.LocalProvisioner {
+		s.Source = &corev1.CSIPersistentVolumeSource{Driver: v.Provisioner, VolumeHandle: "handle-of-" + v.Name}
+	}
 	m.told[name] = s
 	return s
 }

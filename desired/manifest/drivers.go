@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
@@ -18,12 +19,10 @@ func (u *storageUse) checkDrivers() {
 	for _, e := range u.objects {
 		switch v := e.object.Value.(type) {
 		case *storagev1.StorageClass:
-			for _, which := range nodes.DriverSecrets() {
-				if r := nodes.SecretIn(v.Parameters, which); r != nil && !strings.Contains(r.Name+r.Namespace, "${") {
-					name, _ := nodes.SecretParameters(which)
-					u.driverSecret(e, "parameters["+name+"]", r)
-				}
-			}
+			u.classSecrets(e, v.Parameters, nodes.DriverSecrets()...)
+			continue
+		case *snapshotv1.VolumeSnapshotClass:
+			u.classSecrets(e, v.Parameters, nodes.SnapshotterSecret)
 			continue
 		case *corev1.PersistentVolume:
 			if v.Spec.CSI != nil {
@@ -33,6 +32,17 @@ func (u *storageUse) checkDrivers() {
 		}
 		if t, ok := templateOf(e.object); ok {
 			u.inlineVolumes(e, t)
+		}
+	}
+}
+
+// classSecrets looks for the Secrets that a class names for its driver. Names
+// with words to be filled in are known only with a claim or a snapshot.
+func (u *storageUse) classSecrets(e *entry, parameters map[string]string, secrets ...string) {
+	for _, which := range secrets {
+		if r := nodes.SecretIn(parameters, which); r != nil && !strings.Contains(r.Name+r.Namespace, "${") {
+			name, _ := nodes.SecretParameters(which)
+			u.driverSecret(e, "parameters["+name+"]", r)
 		}
 	}
 }

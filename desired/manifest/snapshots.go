@@ -56,14 +56,6 @@ func validateVolumeSnapshotClass(v runtime.Object) (field.ErrorList, error) {
 	return errs, nil
 }
 
-// snapshotClass judges who takes the snapshots of a class.
-func (u *storageUse) snapshotClass(e *entry, c *snapshotv1.VolumeSnapshotClass) {
-	if c.Driver != "" && !nodes.ServedLocally(c.Driver) {
-		u.found.report(e, desired.Warning, "not-enforced", "driver",
-			fmt.Sprintf("nothing here takes snapshots for %s yet: snapshots of this class wait", c.Driver), "use "+nodes.LocalProvisioner+" for volumes on the node")
-	}
-}
-
 // dataSource looks for what a claim is to begin with.
 func (u *storageUse) dataSource(e *entry, c claimSpec) {
 	var group *string

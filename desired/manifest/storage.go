@@ -51,8 +51,6 @@ func (w *world) checkStorage() {
 		case *storagev1.StorageClass:
 			u.class(e, v)
 			continue
-		case *snapshotv1.VolumeSnapshotClass:
-			u.snapshotClass(e, v)
 		case *snapshotv1.VolumeSnapshot:
 			u.snapshotSource(e, v)
 		}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"strings"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 )
 
@@ -15,16 +16,28 @@ func Resolve(parameters map[string]string, c *Claim, annotations map[string]stri
 	for name, value := range annotations {
 		words = append(words, "${pvc.annotations['"+name+"']}", value)
 	}
-	fill := strings.NewReplacer(words...)
+	return fill(parameters, strings.NewReplacer(words...), nodes.DriverSecrets()...)
+}
+
+// ResolveSnapshot does the same for a snapshot and its content:
+// ${volumesnapshotcontent.name}, ${volumesnapshot.namespace} and
+// ${volumesnapshot.name}, as Kubernetes' snapshotter sidecar knows them.
+func ResolveSnapshot(parameters map[string]string, snapshot desired.Key, content string) map[string]string {
+	words := strings.NewReplacer("${volumesnapshotcontent.name}", content, "${volumesnapshot.namespace}", snapshot.Namespace, "${volumesnapshot.name}", snapshot.Name)
+	return fill(parameters, words, nodes.SnapshotterSecret)
+}
+
+// fill leaves parameters that name no Secret as they are.
+func fill(parameters map[string]string, words *strings.Replacer, secrets ...string) map[string]string {
 	var out map[string]string
-	for _, which := range nodes.DriverSecrets() {
+	for _, which := range secrets {
 		name, namespace := nodes.SecretParameters(which)
 		for _, key := range []string{name, namespace} {
 			if written, found := parameters[key]; found {
 				if out == nil {
 					out = maps.Clone(parameters)
 				}
-				out[key] = fill.Replace(written)
+				out[key] = words.Replace(written)
 			}
 		}
 	}
