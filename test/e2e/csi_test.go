@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
@@ -180,8 +181,8 @@ func (w *world) text(path string) string {
 }
 
 // TestStorageDriver deploys a CSI driver and leads volumes through their lives:
-// made, mounted, replaced pods, crashes of the agent and of the driver, growth,
-// and the end of the data.
+// made, mounted, replaced pods, crashes of the agent and of the driver, a snapshot
+// and copies, growth, and the end of the data.
 func TestStorageDriver(t *testing.T) {
 	w := newWorld(t)
 	w.PushImage(driverProgram, "csidriver:1")
@@ -210,8 +211,14 @@ func TestStorageDriver(t *testing.T) {
 	w.told(w.driverVolume(func(v driverVolume) bool { return v.Inline }).dir, "db-0", "hello", "key")
 
 	before := w.living("db-")
+	w.clone.Write("snapshot.yaml", drivenSnapshot)
+	w.clone.Commit("a snapshot")
+	if r := w.clone.Push("-o", "tally.wait=false"); r.Code != 0 {
+		t.Fatal(r.Err)
+	}
 	w.Kill()
 	w.Up()
+	w.snapshotDriven(v.ID)
 	w.pod("db-0", ready)
 	if now := w.living("db-"); now["db-0"] == nil || now["db-0"].UID != before["db-0"].UID {
 		t.Error("the crash of the agent replaced the pod")
@@ -237,6 +244,7 @@ func TestStorageDriver(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("copies", w.copiesDriven)
 	t.Run("a volume of the repository", w.staticDriven)
 	t.Run("end of the data", func(t *testing.T) {
 		w := w.in(t)
@@ -273,6 +281,77 @@ func (w *world) told(dir, pod, greeting, secrets string) {
 		!strings.Contains(told["csi.storage.k8s.io/serviceAccount.tokens"], `"vault":{"token":"ey`) {
 		w.t.Errorf("the driver was told %v", told)
 	}
+}
+
+// driverSnapshots are the volumes that the driver has snapshots of.
+func (w *world) driverSnapshots() (of []string) {
+	w.t.Helper()
+	paths, err := filepath.Glob(filepath.Join(w.driverData(), "snapshots", "*", "record.json"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, path := range paths {
+		s := struct {
+			Source string `json:"source"`
+		}{}
+		if err := json.Unmarshal([]byte(w.text(path)), &s); err != nil {
+			w.t.Fatal(err)
+		}
+		of = append(of, s.Source)
+	}
+	return of
+}
+
+const drivenSnapshot = `
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshotClass
+metadata: {name: directory}
+driver: ` + driverName + `
+deletionPolicy: Delete
+---
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshot
+metadata: {name: before}
+spec: {volumeSnapshotClassName: directory, source: {persistentVolumeClaimName: data-db-0}}
+`
+
+// snapshotDriven waits until the driver has taken the one snapshot.
+func (w *world) snapshotDriven(source string) {
+	w.t.Helper()
+	w.snapshot("before", "is taken", func(h *nodes.ObjectHealth) bool { return h.Storage.Phase == "Ready" })
+	if of := w.driverSnapshots(); len(of) != 1 || of[0] != source {
+		w.t.Fatalf("the driver has snapshots of %q, want one of %s", of, source)
+	}
+}
+
+// copiesDriven has the driver restore a snapshot, clone the volume that it is of,
+// and deletes all three.
+func (w *world) copiesDriven(t *testing.T) {
+	w = w.in(t)
+	before := len(w.driverVolumes())
+	copyOf := func(name, from string) string {
+		return strings.ReplaceAll(claimOf(name, ", storageClassName: directory, dataSource: "+from), "64Mi", "128Mi")
+	}
+	w.clone.Write("copies.yaml", copyOf("restored", "{apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: before}")+
+		"---\n"+copyOf("clone", "{kind: PersistentVolumeClaim, name: data-db-0}"))
+	w.clone.Write("copied.yaml", writer("three", "restored", "third")+"---\n"+writer("four", "clone", "fourth"))
+	w.clone.Apply("copies")
+	for name, want := range map[string]string{"restored": "one\nthird\n", "clone": "one\ntwo\nfourth\n"} {
+		volume := w.claim(name).Volume
+		if got := w.text(filepath.Join(w.driverVolume(func(v driverVolume) bool { return v.Name == volume }).dir, "log")); got != want {
+			t.Errorf("%s holds %q, want %q", name, got, want)
+		}
+	}
+	for _, name := range []string{"snapshot.yaml", "copies.yaml", "copied.yaml"} {
+		w.clone.Write(name, "")
+	}
+	w.clone.Apply("gone\n\nTally-Confirm: delete 6")
+	w.Eventually(patience, "snapshot and copies are deleted", func() error {
+		if of, list := w.driverSnapshots(), w.driverVolumes(); len(of) != 0 || len(list) != before {
+			return fmt.Errorf("the driver has snapshots of %q, and %+v", of, list)
+		}
+		return nil
+	})
 }
 
 // staticDriven uses a volume of the driver that the repository describes, and
