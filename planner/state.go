@@ -131,6 +131,10 @@ func New(c Config) *State {
 // InForce is the revision that the cluster follows; nil before the first.
 func (s *State) InForce() *desired.Snapshot { return s.snapshot }
 
+// Informed reports whether there was a record or a node has reported
+// completely. Before that nothing is known of what runs, and nothing is planned.
+func (s *State) Informed() bool { return s.informed }
+
 // group is one workload of Git with its pods and the templates they are made
 // from. Groups outlive their object until the last pod is gone. Immutable once
 // its step is over.

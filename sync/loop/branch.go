@@ -347,6 +347,26 @@ func (r *runner) applied(hold *nodes.Hold) {
 	r.o.Log.Info("revision in force", "revision", t.revision.SHA, "subject", t.revision.Subject(), "author", t.revision.Author)
 }
 
+// takenBack takes in that the planner holds the revision in force after all: it
+// was put in force without a record and before any node had reported. Those
+// that have since tell which one is in force.
+func (r *runner) takenBack(ctx context.Context, rev desired.Revision, hold *nodes.Hold, reports []nodes.Report) {
+	b := &r.branch
+	if hold != nil && hold.Revision.SHA == rev.SHA {
+		r.end(rev, nodes.OutcomeHeld, hold.Why, 0)
+		r.o.Log.Warn("revision held after all", "revision", rev.SHA, "reason", hold.Why, "confirm", hold.Confirm)
+		if rev.SHA == b.newest {
+			b.held = hold
+		}
+	}
+	b.recorded = ""
+	for i := range reports {
+		if b.recorded == "" {
+			r.recall(ctx, reports[i].Ledger)
+		}
+	}
+}
+
 // holdAgain has the planner look again at a revision that it held before it
 // knew the one in force.
 func (r *runner) holdAgain(held *nodes.Hold) {

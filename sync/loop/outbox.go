@@ -54,8 +54,13 @@ func (b *outbox) decide(decisions ...nodes.Decision) {
 
 // deliver records the decisions and then, and only then, hands over what
 // follows from them. When the record fails, everything stays for the next try.
+// What was decided without a record and before any node has reported stays, too:
+// after another start it would be taken for all that there was.
 func (r *runner) deliver(ctx context.Context) {
 	b := &r.outbox
+	if !r.state.Informed() {
+		return
+	}
 	if len(b.decisions) > 0 {
 		decisions := slices.SortedFunc(maps.Values(b.decisions), func(a, b nodes.Decision) int {
 			return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))

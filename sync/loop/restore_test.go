@@ -166,3 +166,72 @@ func TestTheOneInForceIsReadThoughTheNewestIsHeld(t *testing.T) {
 		}
 	})
 }
+
+// TestARevisionThatALateLedgerContradictsIsHeld: it was put in force without a
+// record and before any node had reported.
+func TestARevisionThatALateLedgerContradictsIsHeld(t *testing.T) {
+	run(t, func(w *world) {
+		w.repository.commit("before", deployment("web", "app:1", 2))
+		w.repository.commit("other", deployment("other", "app:1", 1))
+		w.push("before")
+		w.stop()
+		w.record = newMemory()
+		w.start()
+		w.head(Head{Revision: revision("other")})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := w.inForce(); got != "other" {
+			t.Fatalf("in force is %q before any node has reported", got)
+		}
+		w.machine.connect(w.inputs)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		o := w.Overview()
+		if w.inForce() != "before" || o.Held == nil || o.Held.Revision.SHA != "other" || o.Sync.State != "held" || w.outcome("other") != nodes.OutcomeHeld {
+			t.Errorf("in force %q, held %+v, sync %+v, outcome %q", w.inForce(), o.Held, o.Sync, w.outcome("other"))
+		}
+		if got := w.machine.counts(); got != [3]int{2, 2, 0} {
+			t.Errorf("running, started and stopped pods: %v", got)
+		}
+		w.stop()
+		w.start()
+		w.machine.connect(w.inputs)
+		synctest.Wait()
+		if got := w.inForce(); got != "before" {
+			t.Errorf("in force is %q after another start", got)
+		}
+	})
+}
+
+// TestWhatIsDecidedInIgnoranceIsNotRecorded: the record was lost, and no node
+// has reported before the server starts once more.
+func TestWhatIsDecidedInIgnoranceIsNotRecorded(t *testing.T) {
+	run(t, func(w *world) {
+		w.repository.commit("aaaaaaaa", deployment("web", "app:1", 2))
+		w.push("aaaaaaaa")
+		w.stop()
+		w.record = newMemory()
+		for range 2 {
+			w.start()
+			w.head(Head{Revision: revision("aaaaaaaa")})
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if n := len(w.record.decisions); w.inForce() != "aaaaaaaa" || n > 0 {
+				t.Errorf("in force %q, %d decisions recorded", w.inForce(), n)
+			}
+			w.stop()
+		}
+		w.start()
+		w.head(Head{Revision: revision("aaaaaaaa")})
+		time.Sleep(time.Minute)
+		w.machine.connect(w.inputs)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := w.machine.counts(); got != [3]int{2, 2, 0} {
+			t.Errorf("running, started and stopped pods: %v, want those that ran", got)
+		}
+		if len(w.record.decisions) == 0 {
+			t.Error("nothing is recorded after a node has reported")
+		}
+	})
+}

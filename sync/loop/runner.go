@@ -180,7 +180,7 @@ func (r *runner) step(ctx context.Context) {
 	snapshot := r.change.Snapshot
 	if r.woken || !empty(r.change) {
 		r.woken = false
-		change := r.change
+		change, before := r.change, r.state.InForce()
 		r.change = planner.Change{}
 		now := r.now()
 		state, plan := r.o.Next(r.state, change, now)
@@ -195,6 +195,9 @@ func (r *runner) step(ctx context.Context) {
 		})
 		if snapshot != nil {
 			r.applied(plan.Hold)
+		}
+		if before != nil && r.state.InForce() == nil {
+			r.takenBack(ctx, before.Revision(), plan.Hold, change.Reports)
 		}
 	}
 	r.assess()
