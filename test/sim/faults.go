@@ -231,5 +231,5 @@ func (w *world) relieve() {
 		v.cpu = 0
 		i.workloads[k] = v
 	}
-	w.push(i, "relieve")
+	w.pushConfirmed(i, "relieve") // what it has from the newest may have been held
 }

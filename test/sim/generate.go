@@ -268,3 +268,13 @@ func (w *world) revert() {
 	w.repo.mu.Unlock()
 	w.pushMaybeConfirmed(old.intent.clone(), "revert to "+old.revision.SHA[36:])
 }
+
+// pushConfirmed confirms all that is deleted of what is in force.
+func (w *world) pushConfirmed(i *intent, subject string) {
+	i.complete()
+	gone := 0
+	if truth := w.witness.truth(); truth != nil {
+		gone = len(truth.intent.gone(i))
+	}
+	w.push(i, subject, fmt.Sprintf("Tally-Confirm: delete %d", gone))
+}

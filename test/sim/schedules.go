@@ -215,12 +215,7 @@ func (w *world) quieten() error {
 			i.workloads[k] = v
 		}
 	}
-	i.complete()
-	gone := 0
-	if truth := w.witness.truth(); truth != nil {
-		gone = len(truth.intent.gone(i))
-	}
-	w.push(i, "suspend", fmt.Sprintf("Tally-Confirm: delete %d", gone))
+	w.pushConfirmed(i, "suspend")
 	return nil
 }
 
