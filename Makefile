@@ -77,7 +77,7 @@ vet:
 
 .PHONY: lint
 lint: vet ## formatting, vet and staticcheck
-	$(GO) tool staticcheck -tags e2e $(PACKAGES)
+	$(GO) tool staticcheck -tags e2e,corpus $(PACKAGES)
 
 .PHONY: fmt
 fmt: ## format the sources

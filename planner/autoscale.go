@@ -392,7 +392,7 @@ func (st *step) sampleFor(sc *scaler) func(m *autoscalingv2.MetricSpec) (scale.S
 		}
 		answer, ok := st.samples.Get(query)
 		if !ok {
-			return answer, fmt.Errorf("Prometheus at %s has not answered yet", settings.Prometheus)
+			return answer, fmt.Errorf("no answer yet from Prometheus at %s", settings.Prometheus)
 		}
 		return answer, nil
 	}

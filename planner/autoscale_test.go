@@ -1,7 +1,6 @@
 package planner
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -244,7 +243,7 @@ func TestAutoscalerWithMetricsOfASource(t *testing.T) {
 	if len(queries) != 1 || queries[0] != `sum(depth{namespace="default"})` || w.s.MetricsSource() != settings.Prometheus {
 		t.Fatalf("queries %v to %s", queries, w.s.MetricsSource())
 	}
-	if h := w.scalerHealth(hpa); h.Health != nodes.Degraded || !strings.Contains(h.Reason, "has not answered yet") {
+	if h := w.scalerHealth(hpa); h.Health != nodes.Degraded || !strings.Contains(h.Reason, "no answer yet") {
 		t.Errorf("health before the first answer: %+v", h)
 	}
 	w.next(Change{Samples: []scale.Sample{{Query: queries[0], At: w.now, Series: []scale.Series{{Value: 35}}}}})
@@ -295,7 +294,7 @@ func TestAutoscalersThatCannotWork(t *testing.T) {
 	w := newWorld(t, "n1")
 	w.push(deployment("web", 2, requests("100m")), autoscaler("web", kindDeployment, 1, 6), two)
 	w.settle()
-	if h := w.scalerHealth(two); !strings.Contains(h.Reason, fmt.Sprint("HorizontalPodAutoscaler default/web sizes the same target")) {
+	if h := w.scalerHealth(two); !strings.Contains(h.Reason, "HorizontalPodAutoscaler default/web sizes the same target") {
 		t.Errorf("health of the second: %+v", h)
 	}
 }

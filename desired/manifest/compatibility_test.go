@@ -66,7 +66,7 @@ func TestEveryFieldIsDecided(t *testing.T) {
 			if ok && decided.status != Works && decided.reason == "" {
 				t.Errorf("%s.%s: no reason", path, f.name)
 			}
-			if decided.status == Works || decided.pending() {
+			if decided.status == Works {
 				walk(element(f.of), path+"."+f.name)
 			}
 		}
@@ -75,7 +75,7 @@ func TestEveryFieldIsDecided(t *testing.T) {
 		if k.make == nil {
 			continue
 		}
-		if _, begun := table.rules[reflect.TypeOf(k.make()).Elem()]; !begun && k.status != Works && !k.pending() {
+		if _, begun := table.rules[reflect.TypeOf(k.make()).Elem()]; !begun && k.status != Works {
 			continue
 		}
 		walk(reflect.TypeOf(k.make()).Elem(), k.kind)

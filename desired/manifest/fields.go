@@ -61,13 +61,6 @@ func unsupported(names, reason string) fieldRule {
 	return fieldRule{names: names, status: Unsupported, reason: reason}
 }
 
-// later decides fields that a later release makes work. What is below them is
-// decided already, so that moving their names to those that work is enough.
-func later(names string) fieldRule { return unsupported(names, notYet) }
-
-// pending reports whether a field is to work in a later release.
-func (f fieldRule) pending() bool { return f.status == Unsupported && f.reason == notYet }
-
 func (f fieldRule) unless(values string) fieldRule {
 	f.harmless = values
 	return f

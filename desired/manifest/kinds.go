@@ -40,10 +40,6 @@ type kindRule struct {
 	validate validator
 }
 
-// pending reports whether the kind is to work in a later release. Its fields are
-// decided already.
-func (k kindRule) pending() bool { return k.status == Unsupported && k.reason == notYet }
-
 func (k kindRule) apiVersion() string {
 	if k.group == "" {
 		return k.version

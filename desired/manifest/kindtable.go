@@ -30,9 +30,6 @@ const (
 	admissionGroup  = "admissionregistration.k8s.io"
 	flowGroup       = "flowcontrol.apiserver.k8s.io"
 
-	// notYet is the reason of kinds and fields that a later release makes work.
-	// What is below them is decided, so that only this one word has to change.
-	notYet            = "not yet; it comes with a later release"
 	noAPIWrites       = "nothing changes objects through an API here, so there is nothing to admit, limit or authorise"
 	noSnapshotDrivers = "only snapshots that are taken here are known yet, not those that a storage driver has"
 	noRights          = "pods can ask no API for anything here, so rights decide nothing"
@@ -50,7 +47,7 @@ func kindRules() []kindRule {
 
 // decidedKinds are those whose every field is decided in the table of fields.
 func decidedKinds() []kindRule {
-	return slices.DeleteFunc(kindRules(), func(k kindRule) bool { return k.status != Works && !k.pending() })
+	return slices.DeleteFunc(kindRules(), func(k kindRule) bool { return k.status != Works })
 }
 
 func workloadKinds() []kindRule {

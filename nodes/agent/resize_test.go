@@ -95,7 +95,7 @@ func TestMemoryInUseIsNotTakenAway(t *testing.T) {
 		}
 		// A new agent does not shrink the group either.
 		kill()
-		a, kill = w.start()
+		w.start()
 		settle(time.Minute)
 		if group := w.group("u1"); group.Memory != 128<<20 || !w.last("u1").Ready {
 			t.Errorf("the group has %d bytes, status %+v", group.Memory, w.last("u1"))

@@ -103,7 +103,7 @@ func TestAllContainersRestart(t *testing.T) {
 		exit("u1_a_0", 42)
 		expectRunning(t, w, "u1_b_0", "u1_pause_0") // it ignores the signal
 		kill()
-		a, kill = w.start()
+		_, kill = w.start()
 		settle(2 * time.Second)
 		expectRunning(t, w, "u1_first_1", "u1_pause_0")
 		exit("u1_first_1", 0)

@@ -66,7 +66,7 @@ func TestTokenIsRenewedAndOutlivesTheServer(t *testing.T) {
 		// Without a server, a new agent keeps what holds, and restarts nothing.
 		w.away()
 		kill()
-		a, kill = w.start()
+		_, kill = w.start()
 		defer kill()
 		settle(9 * time.Minute)
 		expectToken(t, w, "u1 for vault no. 2")
