@@ -3,8 +3,6 @@ package stacks
 import (
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -237,6 +235,7 @@ func (l *lacks) selected(by *metav1.LabelSelector) bool {
 // would bring up no pod either.
 var refusals = map[string]string{
 	"invalid":           "its own validation refuses the same field",
+	"immutable":         "it lets nobody change the same field either, and the directory writes the object twice",
 	"missing-secret":    "the container is not made before the Secret is there, and nothing in the directory brings it",
 	"missing-configmap": "the container is not made before the ConfigMap is there, and nothing in the directory brings it",
 }
@@ -245,11 +244,7 @@ var refusals = map[string]string{
 // objects that did not become ready lacks something, or what refuses the manifests
 // holds there too. It is empty when it would not.
 func (s *Stack) Excuse(revision int, stuck []desired.Key, p Profiles) string {
-	switch {
-	case s.Refused == nil:
-	case s.Refused.Code == "unsupported" && strings.HasSuffix(s.Refused.Field, "csi") && !s.bring("CSIDriver"):
-		return noDriver
-	default:
+	if s.Refused != nil {
 		return refusals[s.Refused.Code]
 	}
 	found := s.Lacks(revision, p)
@@ -262,20 +257,4 @@ func (s *Stack) Excuse(revision int, stuck []desired.Key, p Profiles) string {
 	}
 	slices.Sort(reasons)
 	return strings.Join(slices.Compact(reasons), "; ")
-}
-
-// bring reports whether a file of the stack writes an object of a kind.
-func (s *Stack) bring(kind string) bool {
-	for _, file := range slices.Concat(s.Revisions...) {
-		content, err := os.ReadFile(filepath.Join(s.Dir, file))
-		if err != nil {
-			return true // nobody knows
-		}
-		for name := range objects(content) {
-			if _, rest, _ := strings.Cut(name, "/"); strings.HasPrefix(rest, kind+"/") {
-				return true
-			}
-		}
-	}
-	return false
 }

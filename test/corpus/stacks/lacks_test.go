@@ -237,3 +237,24 @@ func TestResultsOfPartsGoTogether(t *testing.T) {
 		}
 	}
 }
+
+// TestAnObjectThatIsWrittenTwiceCannotChangeInKubernetesEither has two files
+// write one StorageClass.
+func TestAnObjectThatIsWrittenTwiceCannotChangeInKubernetesEither(t *testing.T) {
+	class := func(tier string) string {
+		return "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: fast}\nprovisioner: a.example.com\nparameters: {tier: " + tier + "}\n"
+	}
+	for second, refused := range map[string]bool{"a": false, "b": true} {
+		all, err := Read(t.Context(), corpusOf(t, map[string]string{"one.yaml": class("a"), "two.yaml": class(second)}), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := all[0]
+		if (s.Refused != nil) != refused {
+			t.Fatalf("tier %s then: refused %v", second, s.Refused)
+		}
+		if refused && s.Excuse(1, nil, Profiles{}) == "" {
+			t.Errorf("%s is to converge", s.Refused)
+		}
+	}
+}

@@ -88,8 +88,9 @@ func (s *Stack) load(ctx context.Context, loader *manifest.Loader) error {
 	}
 	s.Dir, s.Revisions = base, revisions
 	var snapshots []*desired.Snapshot
+	var previous *desired.Snapshot
 	for _, files := range revisions {
-		snapshot, problems, err := s.read(ctx, loader, files)
+		snapshot, problems, err := s.read(ctx, loader, files, previous)
 		if err != nil {
 			return err
 		}
@@ -100,12 +101,13 @@ func (s *Stack) load(ctx context.Context, loader *manifest.Loader) error {
 			}
 		}
 		snapshots = append(snapshots, snapshot)
+		previous = snapshot
 	}
 	s.Snapshots = snapshots
 	return nil
 }
 
-func (s *Stack) read(ctx context.Context, loader *manifest.Loader, files []string) (*desired.Snapshot, []desired.Problem, error) {
+func (s *Stack) read(ctx context.Context, loader *manifest.Loader, files []string, previous *desired.Snapshot) (*desired.Snapshot, []desired.Problem, error) {
 	tree, err := os.MkdirTemp("", "stack")
 	if err != nil {
 		return nil, nil, err
@@ -114,7 +116,7 @@ func (s *Stack) read(ctx context.Context, loader *manifest.Loader, files []strin
 	if err := s.Copy(tree, files); err != nil {
 		return nil, nil, err
 	}
-	return loader.Load(ctx, os.DirFS(tree), desired.Revision{SHA: "0"}, manifest.LoadOptions{})
+	return loader.Load(ctx, os.DirFS(tree), desired.Revision{SHA: "0"}, manifest.LoadOptions{Previous: previous})
 }
 
 // Copy puts files of the stack into a folder, as they are.
