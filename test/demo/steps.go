@@ -67,7 +67,7 @@ func (d *demo) push(ctx context.Context) error {
 		{"config", "credential.http://" + pageAddress + ".helper", helper},
 		{"remote", "add", "origin", "http://" + pageAddress + "/repo.git"},
 		{"add", "."},
-		{"commit", "--quiet", "--message", "examples-repo: two services in two namespaces"},
+		{"commit", "--quiet", "--message", "examples-repo: three services in two namespaces"},
 		{"push", "--set-upstream", "origin", "main"},
 	} {
 		if err := d.command(ctx, clone, "git", args...); err != nil {
