@@ -67,7 +67,9 @@ type call struct {
 // follow its size, and published, each unless it is.
 func (vs *Volumes) Publish(ctx context.Context, v *nodes.Volume, w Wish) (Published, error) {
 	s := v.Spec.CSI
-	defer vs.locks.lock(lockOf(s))()
+	lock := lockOf(s)
+	vs.locks.Lock(lock)
+	defer vs.locks.Unlock(lock)
 	d, spec, err := vs.persistent(s.Driver)
 	if err != nil {
 		return Published{}, err
@@ -126,7 +128,9 @@ func (vs *Volumes) Inline(ctx context.Context, v *corev1.Volume, w Wish) (Publis
 		return Published{}, fmt.Errorf("driver %s has no inline volumes: its CSIDriver object lacks volumeLifecycleModes: [Ephemeral]", s.Driver)
 	}
 	handle := "csi-" + digestOf(string(w.Pod.UID), v.Name)
-	defer vs.locks.lock(digestOf(s.Driver, handle))()
+	lock := digestOf(s.Driver, handle)
+	vs.locks.Lock(lock)
+	defer vs.locks.Unlock(lock)
 	c := &call{
 		driver: d, spec: spec, wish: w, context: s.VolumeAttributes, readOnly: s.ReadOnly != nil && *s.ReadOnly, inline: true,
 		record: publishing{Driver: s.Driver, Handle: handle, Name: v.Name, Pod: string(w.Pod.UID), Path: filepath.Join(vs.podDir(w.Pod.UID), v.Name, "mount")},
@@ -306,7 +310,9 @@ func (vs *Volumes) Unpublish(ctx context.Context, uid nodes.UID) error {
 }
 
 func (vs *Volumes) unpublishLocked(ctx context.Context, p *publishing) error {
-	defer vs.locks.lock(digestOf(p.Driver, p.Handle))()
+	lock := digestOf(p.Driver, p.Handle)
+	vs.locks.Lock(lock)
+	defer vs.locks.Unlock(lock)
 	return vs.unpublish(ctx, p)
 }
 

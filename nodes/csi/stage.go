@@ -100,7 +100,9 @@ func (vs *Volumes) Unstage(ctx context.Context, v *nodes.Volume) error {
 	if v.Spec.CSI == nil {
 		return nil
 	}
-	defer vs.locks.lock(lockOf(v.Spec.CSI))()
+	lock := lockOf(v.Spec.CSI)
+	vs.locks.Lock(lock)
+	defer vs.locks.Unlock(lock)
 	s, err := vs.stagingOf(v.Spec.CSI)
 	if err != nil {
 		return err
@@ -182,9 +184,10 @@ func (vs *Volumes) Sweep(ctx context.Context, assigned func(name, uid string) bo
 		if !found || assigned(s.Volume, s.UID) {
 			continue
 		}
-		unlock := vs.locks.lock(digestOf(s.Driver, s.Handle))
+		lock := digestOf(s.Driver, s.Handle)
+		vs.locks.Lock(lock)
 		err = errors.Join(err, vs.unstage(ctx, s))
-		unlock()
+		vs.locks.Unlock(lock)
 	}
 	return err
 }

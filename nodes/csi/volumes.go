@@ -10,9 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/moby/locker"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
@@ -39,7 +39,7 @@ type Volumes struct {
 	records string
 	// boot changes with every boot of the machine.
 	boot  string
-	locks keyed
+	locks locker.Locker
 }
 
 // NewVolumes makes nothing on the disk.
@@ -230,7 +230,9 @@ func (vs *Volumes) Finish(ctx context.Context, v *nodes.Volume) (int64, error) {
 	if v.Spec.CSI == nil {
 		return 0, nil
 	}
-	defer vs.locks.lock(lockOf(v.Spec.CSI))()
+	lock := lockOf(v.Spec.CSI)
+	vs.locks.Lock(lock)
+	defer vs.locks.Unlock(lock)
 	g := growing{}
 	if pending, err := readRecord(vs.growingPath(v), &g); err != nil || !pending {
 		return 0, err
@@ -352,28 +354,6 @@ func (vs *Volumes) growingPath(v *nodes.Volume) string {
 
 // lockOf is one for all calls that a driver gets about a volume.
 func lockOf(s *corev1.CSIPersistentVolumeSource) string { return digestOf(s.Driver, s.VolumeHandle) }
-
-// keyed is a lock for each key. The zero value is ready.
-type keyed struct {
-	mu   sync.Mutex
-	held map[string]*sync.Mutex // guarded by mu; never shrinks: volumes are few
-}
-
-// lock returns what unlocks.
-func (k *keyed) lock(key string) func() {
-	k.mu.Lock()
-	if k.held == nil {
-		k.held = map[string]*sync.Mutex{}
-	}
-	l := k.held[key]
-	if l == nil {
-		l = &sync.Mutex{}
-		k.held[key] = l
-	}
-	k.mu.Unlock()
-	l.Lock()
-	return l.Unlock
-}
 
 // remove removes an empty directory or file; what is not there is no error.
 func remove(path string) error {

@@ -20,7 +20,9 @@ import (
 // of no one instant. Its lock is held meanwhile, so nobody stages it.
 func (p *Persistent) copied(ctx context.Context, v *nodes.Volume) error {
 	source := filepath.Join(p.dir, v.From.Name+"-"+v.From.UID)
-	defer p.locks.lock(filepath.Base(source))()
+	lock := filepath.Base(source)
+	p.locks.Lock(lock)
+	defer p.locks.Unlock(lock)
 	kept, err := readRecord(source)
 	if err != nil || !kept.Made {
 		return trouble(ReasonProvisioning, "volume %s begins with the content of %s, which is not whole on this node", v.Name, v.From.Name)

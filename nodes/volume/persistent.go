@@ -9,8 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
+	"github.com/moby/locker"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -41,7 +41,7 @@ type Persistent struct {
 	// drivers may be nil.
 	drivers *csi.Volumes
 	log     *slog.Logger
-	locks   keyed
+	locks   locker.Locker
 }
 
 // NewPersistent makes RunDir itself, nothing else.
@@ -89,7 +89,9 @@ func (p *Persistent) Ensure(ctx context.Context, v *nodes.Volume) (nodes.VolumeS
 	if err := checkName(v); err != nil {
 		return status, err
 	}
-	defer p.locks.lock(home(v))()
+	lock := home(v)
+	p.locks.Lock(lock)
+	defer p.locks.Unlock(lock)
 	if v.Provisioner == nodes.LocalProvisioner {
 		return status, p.ensureLocal(ctx, v, &status)
 	}
@@ -109,7 +111,9 @@ func (p *Persistent) Stage(ctx context.Context, v *nodes.Volume, w csi.Wish) (Vo
 	if err := checkName(v); err != nil {
 		return Volume{}, err
 	}
-	defer p.locks.lock(home(v))()
+	lock := home(v)
+	p.locks.Lock(lock)
+	defer p.locks.Unlock(lock)
 	if byDriver(v) {
 		return p.publish(ctx, v, w)
 	}
@@ -136,7 +140,9 @@ func (p *Persistent) Unstage(ctx context.Context, v *nodes.Volume, unused func()
 	if err := checkName(v); err != nil {
 		return err
 	}
-	defer p.locks.lock(home(v))()
+	lock := home(v)
+	p.locks.Lock(lock)
+	defer p.locks.Unlock(lock)
 	if !unused() {
 		return nil
 	}
@@ -166,7 +172,9 @@ func (p *Persistent) Delete(ctx context.Context, v *nodes.Volume) error {
 		return trouble(ReasonDelete, "volume %s was made by somebody else: its data is not ours to delete; "+
 			"set persistentVolumeReclaimPolicy to Retain, or remove the data and the manifest by hand", v.Name)
 	}
-	defer p.locks.lock(home(v))()
+	lock := home(v)
+	p.locks.Lock(lock)
+	defer p.locks.Unlock(lock)
 	if byDriver(v) {
 		if err := p.deleteDriver(ctx, v); err != nil {
 			return trouble(ReasonDelete, "delete volume %s: %w", v.Name, err)
@@ -237,7 +245,8 @@ func (p *Persistent) Sweep(ctx context.Context, assigned func(name, uid string) 
 
 // sweepPoint unmounts a volume of which nothing but the mount point is here.
 func (p *Persistent) sweepPoint(home string, assigned func(name, uid string) bool) error {
-	defer p.locks.lock(home)()
+	p.locks.Lock(home)
+	defer p.locks.Unlock(home)
 	for i := range home { // where the name ends cannot be seen
 		if home[i] == '-' && assigned(home[:i], home[i+1:]) {
 			return nil
@@ -302,26 +311,4 @@ func isBlock(v *nodes.Volume) bool {
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
-}
-
-// keyed is a lock for each key. The zero value is ready.
-type keyed struct {
-	mu   sync.Mutex
-	held map[string]*sync.Mutex // guarded by mu; never shrinks: volumes are few
-}
-
-// lock returns what unlocks.
-func (k *keyed) lock(key string) func() {
-	k.mu.Lock()
-	if k.held == nil {
-		k.held = map[string]*sync.Mutex{}
-	}
-	l := k.held[key]
-	if l == nil {
-		l = &sync.Mutex{}
-		k.held[key] = l
-	}
-	k.mu.Unlock()
-	l.Lock()
-	return l.Unlock
 }

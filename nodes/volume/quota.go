@@ -30,7 +30,8 @@ var errNotEnforced = errors.New("project quotas are not enforced")
 // looks that the file system then shows that limit as its size: what it does
 // not show, it does not enforce.
 func (p *Persistent) projectQuota(dir string, size int64) error {
-	defer p.locks.lock("@projects")()
+	p.locks.Lock("@projects")
+	defer p.locks.Unlock("@projects")
 	f, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	clog "github.com/containerd/log"
+	"github.com/moby/locker"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -79,7 +80,7 @@ type Runtime struct {
 
 	images *images
 	pulls  pulls
-	shims  keyed
+	shims  locker.Locker
 
 	mu sync.Mutex // guards known
 	// known holds what later calls on a container need and containerd would
@@ -204,38 +205,3 @@ func defaultTo(value, standard string) string {
 
 // ensureRunDir makes the directory for pipes of short life.
 func (r *Runtime) ensureRunDir() error { return os.MkdirAll(r.runDir, 0o700) }
-
-// keyed is a set of locks by name.
-type keyed struct {
-	mu    sync.Mutex
-	locks map[string]*keyLock
-}
-
-type keyLock struct {
-	sync.Mutex
-	users int
-}
-
-// lock waits for the named lock and returns its release.
-func (k *keyed) lock(name string) func() {
-	k.mu.Lock()
-	if k.locks == nil {
-		k.locks = map[string]*keyLock{}
-	}
-	l := k.locks[name]
-	if l == nil {
-		l = &keyLock{}
-		k.locks[name] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	l.Lock()
-	return func() {
-		l.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, name)
-		}
-	}
-}

@@ -198,7 +198,9 @@ func (r *Runtime) mark(ctx context.Context, id, label, value string) error {
 // A pod's tasks are made one after the other, so that its first one starts the
 // shim that the others share.
 func (r *Runtime) createTask(ctx context.Context, id string, k *known) error {
-	defer r.shims.lock(defaultTo(k.pod, id))()
+	lock := defaultTo(k.pod, id)
+	r.shims.Lock(lock)
+	defer r.shims.Unlock(lock)
 	mounts := k.mounts
 	if mounts == nil {
 		var err error

@@ -35,7 +35,9 @@ func (r *Runtime) endOrphan(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	defer r.shims.lock(defaultTo(k.pod, id))()
+	lock := defaultTo(k.pod, id)
+	r.shims.Lock(lock)
+	defer r.shims.Unlock(lock)
 	if err := r.endProcesses(ctx, id, r.host.controller("memory", k.cgroup)); err != nil {
 		return err
 	}
