@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"html/template"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -239,14 +240,27 @@ func BenchmarkIndex(b *testing.B) {
 
 var golden = flag.Bool("update", false, "write the golden files anew")
 
-// TestFragments holds the HTML of the overview's parts.
-func TestFragments(t *testing.T) {
-	s, _ := newServer(t, statustest.Troubled())
-	u, err := s.pages.update(s.index(statustest.Troubled(), httptest.NewRequest("GET", "/", nil)))
+// fragments are the parts of an overview's page by name.
+func fragments(t *testing.T, o *nodes.Overview) map[string]template.HTML {
+	t.Helper()
+	s, _ := newServer(t, o)
+	u, err := s.pages.update(s.index(o, httptest.NewRequest("GET", "/", nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for id, content := range u.Fragments {
+	return u.Fragments
+}
+
+// TestFragments holds the HTML of the overview's parts.
+func TestFragments(t *testing.T) {
+	parts, stateful := fragments(t, statustest.Troubled()), fragments(t, statustest.Stateful())
+	for _, id := range []string{"autoscalers", "storage"} {
+		if parts[id] != "" {
+			t.Errorf("%s of a cluster that has none: %s", id, parts[id])
+		}
+		parts[id] = stateful[id]
+	}
+	for id, content := range parts {
 		path := filepath.Join("testdata", id+".html")
 		if *golden {
 			if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
