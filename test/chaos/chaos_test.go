@@ -39,7 +39,7 @@ var (
 
 func TestMain(m *testing.M) {
 	if machine.Outside() {
-		if err := machine.FetchPackages(append(postgresPackages, redisPackages...)...); err != nil {
+		if err := machine.FetchPackages(append(postgresPackages, machine.RedisPackages...)...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -15,22 +15,18 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
-// Debian's packages that hold the programs and the libraries they load.
-var (
-	postgresPackages = []string{
-		"postgresql-15", "postgresql-common", "dash", "coreutils", "tzdata", "libc6", "libgcc-s1", "libgssapi-krb5-2", "libkrb5-3", "libk5crypto3",
-		"libkrb5support0", "libcom-err2", "libkeyutils1", "libicu72", "libldap-2.5-0", "libsasl2-2", "liblz4-1", "libpam0g", "libaudit1",
-		"libcap-ng0", "libpq5", "libselinux1", "libpcre2-8-0", "libssl3", "libstdc++6", "libsystemd0", "liblzma5", "libcap2", "libgcrypt20",
-		"libgpg-error0", "libuuid1", "libxml2", "libxslt1.1", "libzstd1", "zlib1g", "libacl1", "libattr1", "libgmp10",
-		"libgnutls30", "libp11-kit0", "libidn2-0", "libunistring2", "libtasn1-6", "libnettle8", "libhogweed6", "libffi8",
-	}
-	redisPackages = []string{
-		"redis-server", "redis-tools", "libatomic1", "libc6", "libcap2", "libgcc-s1", "libgcrypt20", "libgpg-error0", "libjemalloc2",
-		"liblz4-1", "liblzf1", "liblzma5", "libssl3", "libstdc++6", "libsystemd0", "libzstd1",
-	}
-)
+// postgresPackages hold PostgreSQL and the libraries that it loads.
+var postgresPackages = []string{
+	"postgresql-15", "postgresql-common", "dash", "coreutils", "tzdata", "libc6", "libgcc-s1", "libgssapi-krb5-2", "libkrb5-3", "libk5crypto3",
+	"libkrb5support0", "libcom-err2", "libkeyutils1", "libicu72", "libldap-2.5-0", "libsasl2-2", "liblz4-1", "libpam0g", "libaudit1",
+	"libcap-ng0", "libpq5", "libselinux1", "libpcre2-8-0", "libssl3", "libstdc++6", "libsystemd0", "liblzma5", "libcap2", "libgcrypt20",
+	"libgpg-error0", "libuuid1", "libxml2", "libxslt1.1", "libzstd1", "zlib1g", "libacl1", "libattr1", "libgmp10",
+	"libgnutls30", "libp11-kit0", "libidn2-0", "libunistring2", "libtasn1-6", "libnettle8", "libhogweed6", "libffi8",
+}
 
 const dataManifests = `
 apiVersion: storage.k8s.io/v1
@@ -131,7 +127,7 @@ func TestDataSurvives(t *testing.T) {
 		).Replace(dataManifests))
 		c.clone.Apply("data " + version)
 	}
-	c.images = append(c.images, c.PushDebian("postgres:15", postgresPackages), c.PushDebian("redis:7", redisPackages))
+	c.images = append(c.images, c.PushDebian("postgres:15", postgresPackages), c.PushDebian("redis:7", machine.RedisPackages))
 	deploy("1")
 	d := &data{cluster: c}
 	d.postgres, d.redis = d.at("postgres"), d.at("redis")

@@ -13,14 +13,8 @@ import (
 	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
-// Debian's packages that hold the programs and the libraries they load.
-var (
-	nginxPackages = []string{"nginx", "nginx-common", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"}
-	redisPackages = []string{
-		"redis-server", "redis-tools", "libatomic1", "libc6", "libcap2", "libgcc-s1", "libgcrypt20", "libgpg-error0", "libjemalloc2",
-		"liblz4-1", "liblzf1", "liblzma5", "libssl3", "libstdc++6", "libsystemd0", "libzstd1",
-	}
-)
+// nginxPackages hold nginx and the libraries that it loads.
+var nginxPackages = []string{"nginx", "nginx-common", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"}
 
 const nginxManifests = `
 apiVersion: v1
@@ -144,7 +138,7 @@ spec: {selector: {app: redis}, ports: [{port: 6379}]}
 func TestRedis(t *testing.T) {
 	m := machine.New(t)
 	w := &world{Machine: m, t: t}
-	ref := w.PushDebian("redis:7", redisPackages)
+	ref := w.PushDebian("redis:7", machine.RedisPackages)
 	m.Up()
 	w.clone = m.Clone()
 	w.clone.Write("redis.yaml", strings.ReplaceAll(redisManifests, "IMAGE", ref))

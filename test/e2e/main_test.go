@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if machine.Outside() {
-		if err := machine.FetchPackages(append(nginxPackages, redisPackages...)...); err != nil {
+		if err := machine.FetchPackages(append(nginxPackages, machine.RedisPackages...)...); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -27,6 +27,13 @@ func packageDir() (string, error) {
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
+// RedisPackages are Debian's packages that hold redis and the libraries that it
+// loads.
+var RedisPackages = []string{
+	"redis-server", "redis-tools", "libatomic1", "libc6", "libcap2", "libgcc-s1", "libgcrypt20", "libgpg-error0", "libjemalloc2",
+	"liblz4-1", "liblzf1", "liblzma5", "libssl3", "libstdc++6", "libsystemd0", "libzstd1",
+}
+
 // FetchPackages downloads the Debian packages that were not fetched before. Call
 // it where the outer machine's network is (see Outside).
 func FetchPackages(names ...string) error {
