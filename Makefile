@@ -67,7 +67,7 @@ bench: setup-test build ## measure speed and size beside their yardsticks; write
 corpus: setup-test build ## try CORPUS=DIR, a collection of other people's manifests, or only STACK=NAME or PART=2/8 of its applications (root); writes docs/compatibility.md
 	@test -n "$(CORPUS)" || { echo "say where the collection is: make corpus CORPUS=DIR"; exit 2; }
 	@test -n "$(STACK)$(PART)" || $(GO) run ./test/corpus -corpus $(CORPUS) -page docs/compatibility.md
-	CORPUS=$(abspath $(CORPUS)) STACK=$(STACK) PART=$(PART) $(GO) test -tags corpus ./test/corpus/stacks -count=1 -v -timeout 2h -run TestStacks
+	CORPUS='$(abspath $(CORPUS))' STACK='$(STACK)' PART='$(PART)' $(GO) test -tags corpus ./test/corpus/stacks -count=1 -v -timeout 2h -run TestStacks
 
 .PHONY: vet
 vet:
