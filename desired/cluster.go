@@ -29,6 +29,10 @@ type ClusterSpec struct {
 	Unsupported string `json:"unsupported,omitempty"`
 	// Guard bounds what one revision may delete without confirmation.
 	Guard *GuardSpec `json:"guard,omitempty"`
+	// Nodes says what becomes of pods whose node is not heard of.
+	Nodes *NodesSpec `json:"nodes,omitempty"`
+	// Placement says which nodes pods go to where several fit.
+	Placement *PlacementSpec `json:"placement,omitempty"`
 	// Network fixes the cluster's addresses. Fixed after first use.
 	Network *NetworkSpec `json:"network,omitempty"`
 	// PodSecurity judges pods in namespaces that say nothing themselves.
@@ -39,6 +43,28 @@ type ClusterSpec struct {
 	Metrics *MetricsSpec `json:"metrics,omitempty"`
 	// ServiceAccounts are about the tokens that pods get.
 	ServiceAccounts *ServiceAccountsSpec `json:"serviceAccounts,omitempty"`
+}
+
+// NodesSpec is about nodes that are not heard of. Durations are Go durations.
+type NodesSpec struct {
+	// SilentAfter is how long a node may say nothing before it counts as
+	// unreachable; default 4s, at least 2s.
+	SilentAfter string `json:"silentAfter,omitempty"`
+	// Tolerate is how long a pod without a toleration of its own for
+	// node.kubernetes.io/unreachable stays bound to such a node; default 0s.
+	Tolerate string `json:"tolerate,omitempty"`
+	// Lease is how long fenced pods may run without word from the server; default
+	// 6s, at least 3s.
+	Lease string `json:"lease,omitempty"`
+	// Failover of pods that one node at a time may hold: "fenced" or "wait".
+	// Default: fenced where several servers run, else wait.
+	Failover string `json:"failover,omitempty"`
+}
+
+// PlacementSpec is about the choice among nodes that fit.
+type PlacementSpec struct {
+	// Strategy is "pack" (default: fill nodes that are in use) or "spread".
+	Strategy string `json:"strategy,omitempty"`
 }
 
 // PodSecuritySpec is about Kubernetes' pod security standards.
@@ -88,6 +114,9 @@ type NetworkSpec struct {
 	Domain string `json:"domain,omitempty"`
 	// NodePorts as "low-high"; default 30000-32767.
 	NodePorts string `json:"nodePorts,omitempty"`
+	// Overlay is how packets travel between nodes: "vxlan" (default), "routes"
+	// (nodes that share a link) or "wireguard".
+	Overlay string `json:"overlay,omitempty"`
 }
 
 // DeepCopyObject implements runtime.Object.
@@ -101,6 +130,14 @@ func (c *Cluster) DeepCopyObject() runtime.Object {
 	if c.Spec.Network != nil {
 		network := *c.Spec.Network
 		out.Spec.Network = &network
+	}
+	if c.Spec.Nodes != nil {
+		nodes := *c.Spec.Nodes
+		out.Spec.Nodes = &nodes
+	}
+	if c.Spec.Placement != nil {
+		placement := *c.Spec.Placement
+		out.Spec.Placement = &placement
 	}
 	if c.Spec.PodSecurity != nil {
 		security := *c.Spec.PodSecurity
@@ -128,6 +165,9 @@ type Settings struct {
 	WarnUnsupported bool
 	Guard           Guard
 	Network         Network
+	Nodes           Nodes
+	// Placement is "pack" or "spread".
+	Placement string
 	// EnforcePodSecurity is the level that namespaces without a label of their
 	// own are held to: "privileged", "baseline" or "restricted".
 	EnforcePodSecurity string
@@ -156,6 +196,13 @@ type Guard struct {
 	Percent int
 }
 
+// Nodes says what becomes of pods whose node is not heard of. Comparable.
+type Nodes struct {
+	SilentAfter, Tolerate, Lease time.Duration
+	// Failover is "fenced", "wait", or empty for what the servers' number says.
+	Failover string
+}
+
 // Network are the cluster's addresses. Comparable.
 type Network struct {
 	Services netip.Prefix
@@ -164,6 +211,8 @@ type Network struct {
 	Domain string
 	// NodePortLow and NodePortHigh are both inclusive.
 	NodePortLow, NodePortHigh uint16
+	// Overlay is "vxlan", "routes" or "wireguard".
+	Overlay string
 }
 
 // DefaultSettings are those of a repository without a Cluster object.
@@ -176,7 +225,10 @@ func DefaultSettings() Settings {
 			Domain:       "cluster.local",
 			NodePortLow:  30000,
 			NodePortHigh: 32767,
+			Overlay:      "vxlan",
 		},
+		Nodes:              Nodes{SilentAfter: 4 * time.Second, Lease: 6 * time.Second},
+		Placement:          "pack",
 		EnforcePodSecurity: "privileged",
 		KeepData:           24 * time.Hour,
 	}

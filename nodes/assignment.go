@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"encoding/json"
+	"net/netip"
 
 	"github.com/tallyman-dev/tallyman/desired"
 )
@@ -25,8 +26,15 @@ type Assignment struct {
 	Volumes []*Volume
 	// Measured are the pods whose usage the server wants to know, sorted.
 	Measured []UID
-	// Network are the cluster's addresses.
+	// Network are the cluster's addresses, PodCIDR is the node's range of them.
 	Network desired.Network
+	PodCIDR netip.Prefix
+	// Fenced are those of Pods that may only run while the node's lease is valid,
+	// sorted.
+	Fenced []UID
+	// Session is the one whose complete report was heard before this was decided;
+	// see NodeState.Session.
+	Session uint64
 }
 
 // Config is the content of a ConfigMap or Secret, or of a CSIDriver (see
@@ -68,6 +76,10 @@ type Report struct {
 	Volumes []VolumeStatus
 	// Usage of the pods that the assignment asks to be measured.
 	Usage []Usage
+	// Fenced are pods that the keeper will kill, from now on, when the lease is
+	// over: newly ones, or all when Complete. Once said it holds until the
+	// assignment no longer fences the pod.
+	Fenced []UID
 }
 
 // Decision is one thing that only Tallyman chose: a pod and its node, a

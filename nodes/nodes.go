@@ -39,6 +39,8 @@ type Node struct {
 	Drivers []string `json:"drivers,omitempty"`
 	// BootID changes with every boot of the machine.
 	BootID string `json:"boot_id"`
+	// WireGuard is the node's public key, base64, where that overlay is in use.
+	WireGuard string `json:"wireguard,omitempty"`
 }
 
 // NodeState is a node with what the server knows of its connection.
@@ -52,4 +54,10 @@ type NodeState struct {
 	Reason string `json:"reason,omitempty"`
 	// Routes is the newest route generation that the node has in force.
 	Routes uint64 `json:"routes"`
+	// Session grows with each session that the node begins; an Assignment says
+	// which one it was made for.
+	Session uint64 `json:"session,omitempty"`
+	// Lapsed is set, on a node that is not ready, once every lease that the server
+	// ever granted it is over by the node's own clock too: fenced pods have stopped.
+	Lapsed bool `json:"lapsed,omitempty"`
 }

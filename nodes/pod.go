@@ -61,6 +61,9 @@ type Pod struct {
 	// Revision is the commit that first asked for this pod.
 	Revision string    `json:"revision"`
 	Created  time.Time `json:"created"`
+	// Seal proves that the server bound this pod to this node with what it reads;
+	// only the server can make or check it. Empty while it waits for a node.
+	Seal []byte `json:"seal,omitempty"`
 	// Stop is set once the pod is to end; it never becomes nil again.
 	Stop *Stop `json:"stop,omitempty"`
 }

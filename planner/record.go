@@ -136,6 +136,9 @@ func parseRecord(decisions []nodes.Decision) *restored {
 			r.force = parse[inForce](d)
 		case kindOfNetwork:
 			r.network = parse[desired.Network](d)
+			if n := r.network; n != nil && n.Overlay == "" {
+				n.Overlay = desired.DefaultSettings().Network.Overlay // recorded before there was a choice
+			}
 		case kindOfInventory:
 			if v := parse[inventoryRecord](d); v != nil {
 				r.inventory[v.Key] = v.Mark

@@ -35,7 +35,37 @@ type Table struct {
 	Domain string
 	// Services sorted by namespace, then name.
 	Services []*Service
+	// Nodes of the cluster that have a pod range, sorted by name.
+	Nodes []Node
 }
+
+// Node is where a node's pods are reached. Comparable.
+type Node struct {
+	Name string
+	// Addr is the node's own address, PodCIDR the range of its pods.
+	Addr    netip.Addr
+	PodCIDR netip.Prefix
+	// Zone that the node is in; may be empty.
+	Zone string
+	// WireGuard is its public key, base64, where that overlay is in use.
+	WireGuard string
+}
+
+// Compare orders nodes by name.
+func (n Node) Compare(o Node) int { return strings.Compare(n.Name, o.Name) }
+
+// Preference is what a service prefers among its endpoints
+// (spec.trafficDistribution).
+type Preference string
+
+const (
+	// NoPreference treats all endpoints alike.
+	NoPreference Preference = ""
+	// SameZone prefers endpoints in the zone that traffic arrives in.
+	SameZone Preference = "zone"
+	// SameNode prefers endpoints on the node that traffic arrives at, then SameZone.
+	SameNode Preference = "node"
+)
 
 // Service is one Service object as the nodes need it.
 type Service struct {
@@ -55,6 +85,11 @@ type Service struct {
 	// InternalLocal and ExternalLocal keep traffic on the node it arrived at
 	// (internalTrafficPolicy, externalTrafficPolicy Local).
 	InternalLocal, ExternalLocal bool
+	// Prefer says which endpoints are preferred where several could answer.
+	Prefer Preference
+	// HealthCheckPort answers on every node whether it has ready endpoints of its
+	// own (spec.healthCheckNodePort); 0 for none.
+	HealthCheckPort uint16
 }
 
 // Port is one port of a service with the endpoints that answer on it.
@@ -100,7 +135,8 @@ func (s *Service) Equal(o *Service) bool {
 		s.Headless == o.Headless && s.ExternalName == o.ExternalName &&
 		slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
 		slices.EqualFunc(s.Ports, o.Ports, Port.Equal) &&
-		s.Affinity == o.Affinity && s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal
+		s.Affinity == o.Affinity && s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal &&
+		s.Prefer == o.Prefer && s.HealthCheckPort == o.HealthCheckPort
 }
 
 // Equal reports whether two ports route the same.

@@ -46,6 +46,12 @@ func settings(c *desired.Cluster) (desired.Settings, field.ErrorList) {
 	if n := c.Spec.Network; n != nil {
 		errs = append(errs, network(n, &s.Network, spec.Child("network"))...)
 	}
+	if n := c.Spec.Nodes; n != nil {
+		errs = append(errs, nodeSettings(n, &s.Nodes, spec.Child("nodes"))...)
+	}
+	if p := c.Spec.Placement; p != nil && p.Strategy != "" {
+		errs = append(errs, oneOf(p.Strategy, &s.Placement, spec.Child("placement", "strategy"), "pack", "spread")...)
+	}
 	if p := c.Spec.PodSecurity; p != nil && p.Enforce != "" {
 		levels := []string{"privileged", "baseline", "restricted"}
 		if !slices.Contains(levels, p.Enforce) {
@@ -70,6 +76,35 @@ func settings(c *desired.Cluster) (desired.Settings, field.ErrorList) {
 		s.Issuer = a.Issuer
 	}
 	return s, errs
+}
+
+func nodeSettings(spec *desired.NodesSpec, out *desired.Nodes, at *field.Path) (errs field.ErrorList) {
+	read := func(text string, to *time.Duration, least time.Duration, name string) {
+		if text == "" {
+			return
+		}
+		d, err := time.ParseDuration(text)
+		if err != nil || d < least || d > 24*time.Hour {
+			errs = append(errs, field.Invalid(at.Child(name), text, fmt.Sprintf("must be a duration from %s to 24h", least)))
+			return
+		}
+		*to = d
+	}
+	read(spec.SilentAfter, &out.SilentAfter, 2*time.Second, "silentAfter")
+	read(spec.Tolerate, &out.Tolerate, 0, "tolerate")
+	read(spec.Lease, &out.Lease, 3*time.Second, "lease")
+	if spec.Failover != "" {
+		errs = append(errs, oneOf(spec.Failover, &out.Failover, at.Child("failover"), "fenced", "wait")...)
+	}
+	return errs
+}
+
+func oneOf(text string, to *string, at *field.Path, choices ...string) field.ErrorList {
+	if !slices.Contains(choices, text) {
+		return field.ErrorList{field.NotSupported(at, text, choices)}
+	}
+	*to = text
+	return nil
 }
 
 func metrics(spec *desired.MetricsSpec, out *desired.Settings, at *field.Path) (errs field.ErrorList) {
@@ -116,6 +151,9 @@ func network(spec *desired.NetworkSpec, out *desired.Network, at *field.Path) (e
 		for _, m := range validation.IsDNS1123Subdomain(out.Domain) {
 			errs = append(errs, field.Invalid(at.Child("domain"), spec.Domain, m))
 		}
+	}
+	if spec.Overlay != "" {
+		errs = append(errs, oneOf(spec.Overlay, &out.Overlay, at.Child("overlay"), "vxlan", "routes", "wireguard")...)
 	}
 	if spec.NodePorts != "" {
 		low, high, err := portRange(spec.NodePorts)

@@ -263,13 +263,16 @@ func serviceFields() []typeRule {
 func clusterFields() []typeRule {
 	return []typeRule{
 		on[desired.Cluster]("metadata spec"),
-		on[desired.ClusterSpec]("unsupported guard network podSecurity storage metrics serviceAccounts"),
+		on[desired.ClusterSpec]("unsupported guard network podSecurity storage metrics serviceAccounts",
+			unsupported("nodes", "a node that is not heard of keeps its pods for now"),
+			unsupported("placement", "nodes that are in use are always filled first for now")),
 		on[desired.PodSecuritySpec]("enforce"),
 		on[desired.StorageSpec]("keep"),
 		on[desired.MetricsSpec]("prometheus queries"),
 		on[desired.ServiceAccountsSpec]("issuer"),
 		on[desired.GuardSpec]("objects percent"),
-		on[desired.NetworkSpec]("serviceCIDR podCIDR domain nodePorts"),
+		on[desired.NetworkSpec]("serviceCIDR podCIDR domain nodePorts",
+			unsupported("overlay", "pods reach those of their own node only for now")),
 	}
 }
 

@@ -96,6 +96,7 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 		Node: a.Node, Complete: a.Complete, Info: a.Info, Routes: max(a.Routes, b.Routes),
 		Held: a.Held, Ledger: a.Ledger,
 		Gone:   unionUIDs(a.Gone, b.Gone),
+		Fenced: unionUIDs(a.Fenced, b.Fenced),
 		Events: mergeEvents(a.Events, b.Events),
 		Usage:  overlay(a.Usage, b.Usage, func(u *nodes.Usage) nodes.UID { return u.Pod }),
 	}
@@ -105,6 +106,7 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 	if b.Complete {
 		out.Complete, out.Statuses = true, b.Statuses
 		out.Held, out.Ledger, out.Routes, out.Volumes = b.Held, b.Ledger, b.Routes, b.Volumes
+		out.Fenced = b.Fenced
 		return out
 	}
 	out.Statuses, out.Volumes = mergeStatuses(a.Statuses, b), mergeVolumes(a.Volumes, b.Volumes)

@@ -390,7 +390,7 @@ func fullReport(t *testing.T) *nodes.Report {
 		Statuses: []nodes.PodStatus{{UID: "a"}}, Gone: []nodes.UID{"x"}, Held: []*nodes.Pod{{UID: "a"}},
 		Ledger: []nodes.Decision{{Kind: "k"}}, Events: []nodes.Event{{Reason: "Pulled"}},
 		Volumes: []nodes.VolumeStatus{{Name: "v", UID: "1", Phase: nodes.VolumeReady, Held: &nodes.Volume{Name: "v"}}},
-		Usage:   []nodes.Usage{{Pod: "a"}},
+		Usage:   []nodes.Usage{{Pod: "a"}}, Fenced: []nodes.UID{"a"},
 	}
 	for field, value := range reflect.ValueOf(*r).Fields() {
 		if value.IsZero() {

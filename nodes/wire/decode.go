@@ -59,6 +59,8 @@ func decodePort(n uint32) (uint16, error) {
 	return uint16(n), nil
 }
 
+func decodeUID(u string) nodes.UID { return nodes.UID(u) }
+
 func decodeKey(k *pb.Key) desired.Key {
 	return desired.Key{Group: k.GetGroup(), Kind: k.GetKind(), Namespace: k.GetNamespace(), Name: k.GetName()}
 }
@@ -69,7 +71,7 @@ func decodeNode(n *pb.Node) (*nodes.Node, error) {
 	}
 	out := &nodes.Node{
 		Name: n.GetName(), Labels: n.GetLabels(), OS: n.GetOs(), Arch: n.GetArch(), Kernel: n.GetKernel(),
-		Runtime: n.GetRuntime(), Version: n.GetVersion(), BootID: n.GetBootId(), Drivers: n.GetDrivers(),
+		Runtime: n.GetRuntime(), Version: n.GetVersion(), BootID: n.GetBootId(), Drivers: n.GetDrivers(), WireGuard: n.GetWireguard(),
 	}
 	var err error
 	if out.Addrs, err = decodeAddrs(n.GetAddrs()); err != nil {
@@ -103,7 +105,7 @@ func decodeResources(in map[string]string) (corev1.ResourceList, error) {
 }
 
 func decodeNetwork(n *pb.Network) (desired.Network, error) {
-	out := desired.Network{Domain: n.GetDomain()}
+	out := desired.Network{Domain: n.GetDomain(), Overlay: n.GetOverlay()}
 	var err error
 	if out.Services, err = decodePrefix(n.GetServices()); err != nil {
 		return out, fmt.Errorf("service range: %w", err)
@@ -133,7 +135,7 @@ func decodePod(p *pb.Pod, templates map[uint64]*nodes.Template) (*nodes.Pod, err
 		Owner: decodeKey(p.GetOwner()), Workload: decodeKey(p.GetWorkload()),
 		Incarnation: p.GetIncarnation(), Ordinal: int(p.GetOrdinal()), TemplateHash: p.GetTemplateHash(),
 		Node: p.GetNode(), Revision: p.GetRevision(), Created: decodeTime(p.GetCreated()),
-		Hostname: p.GetHostname(), Subdomain: p.GetSubdomain(), Labels: p.GetLabels(), Annotations: p.GetAnnotations(), Claims: p.GetClaims(),
+		Hostname: p.GetHostname(), Subdomain: p.GetSubdomain(), Labels: p.GetLabels(), Annotations: p.GetAnnotations(), Claims: p.GetClaims(), Seal: p.GetSeal(),
 	}
 	if stop := p.GetStop(); stop != nil {
 		out.Stop = &nodes.Stop{Grace: time.Duration(stop.GetGrace()), Reason: stop.GetReason()}
@@ -242,8 +244,12 @@ func decodeService(s *pb.Service) (*proxy.Service, error) {
 	out := &proxy.Service{
 		Namespace: s.GetNamespace(), Name: s.GetName(), Headless: s.GetHeadless(), ExternalName: s.GetExternalName(),
 		Affinity: time.Duration(s.GetAffinity()), InternalLocal: s.GetInternalLocal(), ExternalLocal: s.GetExternalLocal(),
+		Prefer: proxy.Preference(s.GetPrefer()),
 	}
 	var err error
+	if out.HealthCheckPort, err = decodePort(s.GetHealthCheckPort()); err != nil {
+		return nil, fmt.Errorf("service %s/%s: %w", out.Namespace, out.Name, err)
+	}
 	if out.ClusterIPs, err = decodeAddrs(s.GetClusterIps()); err != nil {
 		return nil, fmt.Errorf("service %s/%s: %w", out.Namespace, out.Name, err)
 	}
@@ -256,6 +262,18 @@ func decodeService(s *pb.Service) (*proxy.Service, error) {
 			return nil, fmt.Errorf("service %s/%s: %w", out.Namespace, out.Name, err)
 		}
 		out.Ports = append(out.Ports, port)
+	}
+	return out, nil
+}
+
+func decodePeer(p *pb.Peer) (proxy.Node, error) {
+	out := proxy.Node{Name: p.GetName(), Zone: p.GetZone(), WireGuard: p.GetWireguard()}
+	var err error
+	if out.Addr, err = decodeAddr(p.GetAddr()); err != nil {
+		return out, fmt.Errorf("node %s: %w", out.Name, err)
+	}
+	if out.PodCIDR, err = decodePrefix(p.GetPodCidr()); err != nil {
+		return out, fmt.Errorf("node %s: pod range: %w", out.Name, err)
 	}
 	return out, nil
 }

@@ -76,6 +76,7 @@ func drawPod(t *rapid.T, uid string, templates []*nodes.Template) *nodes.Pod {
 		p.Ordinal, p.Hostname, p.Subdomain = 2, p.Name, "sub"
 		p.Labels, p.Annotations = map[string]string{"index": "2"}, map[string]string{"a": "b"}
 		p.Claims = map[string]string{"data": "data-" + p.Name}
+		p.Seal = []byte{1, 2}
 	}
 	if rapid.Bool().Draw(t, "stop") {
 		p.Stop = &nodes.Stop{Grace: time.Duration(rapid.IntRange(0, 30).Draw(t, "grace")) * time.Second, Reason: "scaled \xff down"}
@@ -131,7 +132,10 @@ func TestAssignmentDifferencesAddUp(t *testing.T) {
 			for _, name := range slices.Sorted(maps.Keys(volumes)) {
 				want.Volumes = append(want.Volumes, volumes[name])
 			}
-			want.Measured = rapid.SliceOfN(rapid.Map(rapid.IntRange(0, 9), func(n int) nodes.UID { return nodes.UID(fmt.Sprint(n)) }), 0, 2).Draw(t, "measured")
+			uids := rapid.SliceOfN(rapid.Map(rapid.IntRange(0, 9), func(n int) nodes.UID { return nodes.UID(fmt.Sprint(n)) }), 0, 2)
+			want.Fenced, want.Session = uids.Draw(t, "fenced"), rapid.Uint64Range(0, 2).Draw(t, "session")
+			want.PodCIDR = rapid.SampledFrom([]netip.Prefix{{}, netip.MustParsePrefix("10.244.3.0/24")}).Draw(t, "range")
+			want.Measured = uids.Draw(t, "measured")
 			got := transmitAssignment(t, s, r, want)
 			for _, p := range pods {
 				if p.Stop != nil {
@@ -175,16 +179,22 @@ func TestRouteDifferencesAddUp(t *testing.T) {
 		s, r := newSender(), newReceiver()
 		s.part = 1500
 		services := map[string]*proxy.Service{}
+		peers := map[string]proxy.Node{}
 		for generation := range uint64(rapid.IntRange(1, 8).Draw(t, "steps")) {
 			for range rapid.IntRange(0, 5).Draw(t, "changes") {
 				name := fmt.Sprint(rapid.IntRange(0, 9).Draw(t, "name"))
 				if rapid.Bool().Draw(t, "drop") {
 					delete(services, name)
+					delete(peers, name)
 					continue
+				}
+				peers[name] = proxy.Node{
+					Name: name, Addr: netip.MustParseAddr("192.0.2.1"), PodCIDR: netip.MustParsePrefix("10.244.3.0/24"),
+					Zone: rapid.SampledFrom([]string{"", "a"}).Draw(t, "zone"), WireGuard: "key",
 				}
 				services[name] = &proxy.Service{
 					Namespace: "default", Name: name, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")},
-					Affinity: time.Hour,
+					Affinity: time.Hour, Prefer: proxy.SameZone, HealthCheckPort: 30081,
 					Ports: []proxy.Port{{Name: "http", Protocol: proxy.TCP, Port: 80, NodePort: 30080, Endpoints: []proxy.Endpoint{
 						{Addr: netip.MustParseAddr("fd00::1"), Port: uint16(rapid.IntRange(1, 65535).Draw(t, "port")), Node: "n1", Pod: "p"},
 					}}},
@@ -193,6 +203,9 @@ func TestRouteDifferencesAddUp(t *testing.T) {
 			want := &proxy.Table{Generation: generation + 1, Domain: "cluster.local"}
 			for _, name := range slices.Sorted(maps.Keys(services)) {
 				want.Services = append(want.Services, services[name])
+			}
+			for _, name := range slices.Sorted(maps.Keys(peers)) {
+				want.Nodes = append(want.Nodes, peers[name])
 			}
 			var got *proxy.Table
 			var err error
@@ -266,7 +279,7 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 			Node: "n1", Complete: rapid.Bool().Draw(t, "complete"), Routes: rapid.Uint64().Draw(t, "routes"),
 			Info: &nodes.Node{
 				Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
-				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"},
+				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"}, WireGuard: "key",
 			},
 			Gone:   []nodes.UID{"x", "y"},
 			Ledger: []nodes.Decision{{Kind: "service", Key: "a", Value: json.RawMessage(`{"a":1}`)}, {Kind: "k", Key: "forgotten"}},

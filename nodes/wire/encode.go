@@ -48,6 +48,8 @@ func encodePrefix(p netip.Prefix) string {
 	return p.String()
 }
 
+func encodeUID(u nodes.UID) string { return string(u) }
+
 func encodeKey(k desired.Key) *pb.Key {
 	return &pb.Key{Group: k.Group, Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}
 }
@@ -59,7 +61,7 @@ func encodeNode(n *nodes.Node) *pb.Node {
 	return &pb.Node{
 		Name: n.Name, Labels: n.Labels, Addrs: each(n.Addrs, encodeAddr), PodCidr: encodePrefix(n.PodCIDR),
 		Capacity: encodeResources(n.Capacity), Allocatable: encodeResources(n.Allocatable),
-		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID, Drivers: n.Drivers,
+		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID, Drivers: n.Drivers, Wireguard: n.WireGuard,
 	}
 }
 
@@ -77,7 +79,7 @@ func encodeResources(list corev1.ResourceList) map[string]string {
 func encodeNetwork(n desired.Network) *pb.Network {
 	return &pb.Network{
 		Services: encodePrefix(n.Services), Pods: encodePrefix(n.Pods), Domain: n.Domain,
-		NodePortLow: uint32(n.NodePortLow), NodePortHigh: uint32(n.NodePortHigh),
+		NodePortLow: uint32(n.NodePortLow), NodePortHigh: uint32(n.NodePortHigh), Overlay: n.Overlay,
 	}
 }
 
@@ -89,7 +91,7 @@ func encodePod(p *nodes.Pod, ref uint64) *pb.Pod {
 		Incarnation: p.Incarnation, Ordinal: int64(p.Ordinal),
 		Template: ref, TemplateHash: p.TemplateHash,
 		Node: p.Node, Revision: p.Revision, Created: encodeTime(p.Created),
-		Hostname: p.Hostname, Subdomain: p.Subdomain, Labels: p.Labels, Annotations: p.Annotations, Claims: p.Claims,
+		Hostname: p.Hostname, Subdomain: p.Subdomain, Labels: p.Labels, Annotations: p.Annotations, Claims: p.Claims, Seal: p.Seal,
 	}
 	if p.Stop != nil {
 		out.Stop = &pb.Stop{Grace: int64(p.Stop.Grace), Reason: text(p.Stop.Reason)}
@@ -191,7 +193,12 @@ func encodeService(s *proxy.Service) *pb.Service {
 		ClusterIps: each(s.ClusterIPs, encodeAddr), Headless: s.Headless, ExternalName: s.ExternalName,
 		ExternalIps: each(s.ExternalIPs, encodeAddr), Ports: each(s.Ports, encodePort),
 		Affinity: int64(s.Affinity), InternalLocal: s.InternalLocal, ExternalLocal: s.ExternalLocal,
+		Prefer: string(s.Prefer), HealthCheckPort: uint32(s.HealthCheckPort),
 	}
+}
+
+func encodePeer(n proxy.Node) *pb.Peer {
+	return &pb.Peer{Name: n.Name, Addr: encodeAddr(n.Addr), PodCidr: encodePrefix(n.PodCIDR), Zone: n.Zone, Wireguard: n.WireGuard}
 }
 
 func encodePort(p proxy.Port) *pb.Port {

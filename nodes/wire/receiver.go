@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -25,7 +26,9 @@ type receiver struct {
 	pods                map[nodes.UID]*nodes.Pod
 	configs             map[desired.Key]*nodes.Config
 	volumes             map[string]*nodes.Volume
-	measured            []nodes.UID
+	measured, fenced    []nodes.UID
+	podCIDR             netip.Prefix
+	session             uint64
 
 	routed, routing bool
 	table           *proxy.Table
@@ -55,7 +58,7 @@ func (r *receiver) assignment(d *pb.AssignmentDelta) (*nodes.Assignment, error) 
 		r.templates = map[uint64]*nodes.Template{}
 		r.pods = map[nodes.UID]*nodes.Pod{}
 		r.configs = map[desired.Key]*nodes.Config{}
-		r.volumes, r.measured = map[string]*nodes.Volume{}, nil
+		r.volumes, r.measured, r.fenced = map[string]*nodes.Volume{}, nil, nil
 	case !r.assigned:
 		return nil, fmt.Errorf("message %d changes an assignment that never came", d.GetSeq())
 	}
@@ -75,7 +78,10 @@ func (r *receiver) apply(d *pb.AssignmentDelta) error {
 		if err != nil {
 			return err
 		}
-		r.network = network
+		if r.podCIDR, err = decodePrefix(d.GetPodCidr()); err != nil {
+			return fmt.Errorf("pod range of the node: %w", err)
+		}
+		r.network, r.session = network, d.GetSession()
 	}
 	for _, t := range d.GetTemplates() {
 		template, err := decodeTemplate(t)
@@ -119,7 +125,10 @@ func (r *receiver) applyVolumes(d *pb.AssignmentDelta) error {
 		delete(r.volumes, name)
 	}
 	if m := d.GetMeasured(); m != nil {
-		r.measured = each(m.GetPods(), func(u string) nodes.UID { return nodes.UID(u) })
+		r.measured = each(m.GetPods(), decodeUID)
+	}
+	if f := d.GetFenced(); f != nil {
+		r.fenced = each(f.GetPods(), decodeUID)
 	}
 	return nil
 }
@@ -127,7 +136,7 @@ func (r *receiver) applyVolumes(d *pb.AssignmentDelta) error {
 func (r *receiver) assemble() *nodes.Assignment {
 	return &nodes.Assignment{
 		Node:    r.node,
-		Network: r.network,
+		Network: r.network, PodCIDR: r.podCIDR, Fenced: r.fenced, Session: r.session,
 		Pods: slices.SortedFunc(maps.Values(r.pods), func(a, b *nodes.Pod) int {
 			return strings.Compare(string(a.UID), string(b.UID))
 		}),
@@ -154,7 +163,7 @@ func (r *receiver) routes(d *pb.RouteDelta) (*proxy.Table, error) {
 	case !r.routed:
 		return nil, fmt.Errorf("message %d changes a route table that never came", d.GetSeq())
 	default:
-		next.Services = slices.Clone(r.table.Services)
+		next.Services, next.Nodes = slices.Clone(r.table.Services), slices.Clone(r.table.Nodes)
 	}
 	r.routing = d.GetMore()
 	for _, s := range d.GetServices() {
@@ -170,11 +179,34 @@ func (r *receiver) routes(d *pb.RouteDelta) (*proxy.Table, error) {
 			next.Services = slices.Delete(next.Services, i, i+1)
 		}
 	}
+	if err := applyPeers(next, d); err != nil {
+		return nil, err
+	}
 	r.table = next
 	if d.GetMore() {
 		return nil, nil
 	}
 	return next, nil
+}
+
+func applyPeers(t *proxy.Table, d *pb.RouteDelta) error {
+	for _, p := range d.GetNodes() {
+		n, err := decodePeer(p)
+		if err != nil {
+			return err
+		}
+		if i, found := slices.BinarySearchFunc(t.Nodes, n, proxy.Node.Compare); found {
+			t.Nodes[i] = n
+		} else {
+			t.Nodes = slices.Insert(t.Nodes, i, n)
+		}
+	}
+	for _, name := range d.GetNodesGone() {
+		if i, found := slices.BinarySearchFunc(t.Nodes, proxy.Node{Name: name}, proxy.Node.Compare); found {
+			t.Nodes = slices.Delete(t.Nodes, i, i+1)
+		}
+	}
+	return nil
 }
 
 func putService(sorted []*proxy.Service, s *proxy.Service) []*proxy.Service {

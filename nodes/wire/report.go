@@ -21,7 +21,7 @@ func encodeReport(r nodes.Report, limit int) ([]*pb.AgentMessage, error) {
 		part.Statuses = append(part.Statuses, m)
 	}
 	last := out.parts[len(out.parts)-1]
-	last.Gone = each(r.Gone, func(uid nodes.UID) string { return string(uid) })
+	last.Gone, last.Fenced = each(r.Gone, encodeUID), each(r.Fenced, encodeUID)
 	if err := out.addHeld(r.Held); err != nil {
 		return nil, err
 	}
@@ -117,9 +117,8 @@ func (r *reportReader) add(part *pb.Report) (*nodes.Report, error) {
 		return nil, err
 	}
 	r.report.Statuses = append(r.report.Statuses, each(part.GetStatuses(), decodeStatus)...)
-	for _, uid := range part.GetGone() {
-		r.report.Gone = append(r.report.Gone, nodes.UID(uid))
-	}
+	r.report.Gone = append(r.report.Gone, each(part.GetGone(), decodeUID)...)
+	r.report.Fenced = append(r.report.Fenced, each(part.GetFenced(), decodeUID)...)
 	r.report.Ledger = append(r.report.Ledger, each(part.GetLedger(), decodeDecision)...)
 	r.report.Events = append(r.report.Events, each(part.GetEvents(), decodeEvent)...)
 	for _, v := range part.GetVolumes() {

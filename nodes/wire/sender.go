@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -35,11 +36,15 @@ type sender struct {
 	configs   map[desired.Key]string
 	volumes   map[string]*nodes.Volume
 	measured  []nodes.UID
+	fenced    []nodes.UID
+	podCIDR   netip.Prefix
+	session   uint64
 
 	routed     bool
 	generation uint64
 	domain     string
 	services   map[serviceName]*proxy.Service
+	peers      map[string]proxy.Node
 }
 
 type sentPod struct {
@@ -57,6 +62,7 @@ func newSender() *sender {
 		configs:   map[desired.Key]string{},
 		volumes:   map[string]*nodes.Volume{},
 		services:  map[serviceName]*proxy.Service{},
+		peers:     map[string]proxy.Node{},
 	}
 }
 
@@ -73,11 +79,13 @@ func (s *sender) assignment(a *nodes.Assignment) ([]*pb.ServerMessage, error) {
 		return nil, err
 	}
 	s.addMeasured(out, a.Measured)
-	if s.assigned && s.network == a.Network && out.empty() {
+	s.addFenced(out, a.Fenced)
+	if s.assigned && s.network == a.Network && s.podCIDR == a.PodCIDR && s.session == a.Session && out.empty() {
 		return nil, nil
 	}
-	out.parts[0].Network = encodeNetwork(a.Network)
-	s.assigned, s.network = true, a.Network
+	first := out.parts[0]
+	first.Network, first.PodCidr, first.Session = encodeNetwork(a.Network), encodePrefix(a.PodCIDR), a.Session
+	s.assigned, s.network, s.podCIDR, s.session = true, a.Network, a.PodCIDR, a.Session
 	messages := make([]*pb.ServerMessage, len(out.parts))
 	for i, part := range out.parts {
 		s.seq++
@@ -197,7 +205,15 @@ func (s *sender) addMeasured(out *assignmentParts, pods []nodes.UID) {
 		return
 	}
 	s.measured = pods
-	out.parts[len(out.parts)-1].Measured = &pb.Measured{Pods: each(pods, func(u nodes.UID) string { return string(u) })}
+	out.parts[len(out.parts)-1].Measured = &pb.Measured{Pods: each(pods, encodeUID)}
+}
+
+func (s *sender) addFenced(out *assignmentParts, pods []nodes.UID) {
+	if slices.Equal(s.fenced, pods) {
+		return
+	}
+	s.fenced = pods
+	out.parts[len(out.parts)-1].Fenced = &pb.Fenced{Pods: each(pods, encodeUID)}
 }
 
 // routes returns the messages that turn the last route table into t.
@@ -223,7 +239,9 @@ func (s *sender) routes(t *proxy.Table) []*pb.ServerMessage {
 		part := parts[len(parts)-1]
 		part.Services = append(part.Services, message)
 	}
-	parts[len(parts)-1].Gone = s.dropServices(present)
+	last := parts[len(parts)-1]
+	last.Gone = s.dropServices(present)
+	last.Nodes, last.NodesGone = s.peerNews(t.Nodes)
 	s.routed, s.generation, s.domain = true, t.Generation, t.Domain
 	messages := make([]*pb.ServerMessage, len(parts))
 	for i, part := range parts {
@@ -232,6 +250,26 @@ func (s *sender) routes(t *proxy.Table) []*pb.ServerMessage {
 		messages[i] = &pb.ServerMessage{Message: &pb.ServerMessage_Routes{Routes: part}}
 	}
 	return messages
+}
+
+// peerNews gives the nodes that differ from what was sent, and those that are gone.
+func (s *sender) peerNews(now []proxy.Node) (changed []*pb.Peer, gone []string) {
+	present := make(map[string]bool, len(now))
+	for _, n := range now {
+		present[n.Name] = true
+		if before, known := s.peers[n.Name]; !known || before != n {
+			s.peers[n.Name] = n
+			changed = append(changed, encodePeer(n))
+		}
+	}
+	for name := range s.peers {
+		if !present[name] {
+			gone = append(gone, name)
+			delete(s.peers, name)
+		}
+	}
+	slices.Sort(gone)
+	return changed, gone
 }
 
 func (s *sender) dropServices(present map[serviceName]bool) []*pb.ServiceName {
@@ -301,5 +339,5 @@ func (p *assignmentParts) empty() bool {
 	d := p.parts[0]
 	return len(p.parts) == 1 && len(d.Templates) == 0 && len(d.TemplatesGone) == 0 &&
 		len(d.Pods) == 0 && len(d.PodsGone) == 0 && len(d.Configs) == 0 && len(d.ConfigsGone) == 0 &&
-		len(d.Volumes) == 0 && len(d.VolumesGone) == 0 && d.Measured == nil
+		len(d.Volumes) == 0 && len(d.VolumesGone) == 0 && d.Measured == nil && d.Fenced == nil
 }

@@ -28,12 +28,263 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type JoinRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Node  string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Request is a PKCS #10 request in DER; the key never leaves the node.
+	Request       []byte `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_wire_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *JoinRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type RenewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_wire_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RenewRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type Certificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Chain in DER, the node's own first; the last is the cluster's.
+	Chain         [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_wire_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Certificate) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+// Heartbeat asks for the lease to be renewed; number counts from 1 in a session.
+type Heartbeat struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Heartbeat) Reset() {
+	*x = Heartbeat{}
+	mi := &file_wire_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Heartbeat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Heartbeat) ProtoMessage() {}
+
+func (x *Heartbeat) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
+func (*Heartbeat) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Heartbeat) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+// Lease answers a heartbeat: the node's fenced pods may run for duration
+// (nanoseconds) counted from when the agent sent that heartbeat. 0 grants
+// nothing and only says that the server lives.
+type Lease struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Duration      int64                  `protobuf:"varint,2,opt,name=duration,proto3" json:"duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_wire_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lease.ProtoReflect.Descriptor instead.
+func (*Lease) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Lease) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Lease) GetDuration() int64 {
+	if x != nil {
+		return x.Duration
+	}
+	return 0
+}
+
 type AgentMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
 	//
 	//	*AgentMessage_Hello
 	//	*AgentMessage_Report
+	//	*AgentMessage_Heartbeat
 	Message       isAgentMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -41,7 +292,7 @@ type AgentMessage struct {
 
 func (x *AgentMessage) Reset() {
 	*x = AgentMessage{}
-	mi := &file_wire_proto_msgTypes[0]
+	mi := &file_wire_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -53,7 +304,7 @@ func (x *AgentMessage) String() string {
 func (*AgentMessage) ProtoMessage() {}
 
 func (x *AgentMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[0]
+	mi := &file_wire_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -66,7 +317,7 @@ func (x *AgentMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMessage.ProtoReflect.Descriptor instead.
 func (*AgentMessage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{0}
+	return file_wire_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AgentMessage) GetMessage() isAgentMessage_Message {
@@ -94,6 +345,15 @@ func (x *AgentMessage) GetReport() *Report {
 	return nil
 }
 
+func (x *AgentMessage) GetHeartbeat() *Heartbeat {
+	if x != nil {
+		if x, ok := x.Message.(*AgentMessage_Heartbeat); ok {
+			return x.Heartbeat
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Message interface {
 	isAgentMessage_Message()
 }
@@ -106,9 +366,15 @@ type AgentMessage_Report struct {
 	Report *Report `protobuf:"bytes,2,opt,name=report,proto3,oneof"`
 }
 
+type AgentMessage_Heartbeat struct {
+	Heartbeat *Heartbeat `protobuf:"bytes,3,opt,name=heartbeat,proto3,oneof"`
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Message() {}
 
 func (*AgentMessage_Report) isAgentMessage_Message() {}
+
+func (*AgentMessage_Heartbeat) isAgentMessage_Message() {}
 
 type ServerMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -119,6 +385,7 @@ type ServerMessage struct {
 	//	*ServerMessage_Routes
 	//	*ServerMessage_Ledger
 	//	*ServerMessage_OpenLog
+	//	*ServerMessage_Lease
 	Message       isServerMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -126,7 +393,7 @@ type ServerMessage struct {
 
 func (x *ServerMessage) Reset() {
 	*x = ServerMessage{}
-	mi := &file_wire_proto_msgTypes[1]
+	mi := &file_wire_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -138,7 +405,7 @@ func (x *ServerMessage) String() string {
 func (*ServerMessage) ProtoMessage() {}
 
 func (x *ServerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[1]
+	mi := &file_wire_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -151,7 +418,7 @@ func (x *ServerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerMessage.ProtoReflect.Descriptor instead.
 func (*ServerMessage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{1}
+	return file_wire_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ServerMessage) GetMessage() isServerMessage_Message {
@@ -206,6 +473,15 @@ func (x *ServerMessage) GetOpenLog() *OpenLog {
 	return nil
 }
 
+func (x *ServerMessage) GetLease() *Lease {
+	if x != nil {
+		if x, ok := x.Message.(*ServerMessage_Lease); ok {
+			return x.Lease
+		}
+	}
+	return nil
+}
+
 type isServerMessage_Message interface {
 	isServerMessage_Message()
 }
@@ -230,6 +506,10 @@ type ServerMessage_OpenLog struct {
 	OpenLog *OpenLog `protobuf:"bytes,5,opt,name=open_log,json=openLog,proto3,oneof"`
 }
 
+type ServerMessage_Lease struct {
+	Lease *Lease `protobuf:"bytes,6,opt,name=lease,proto3,oneof"`
+}
+
 func (*ServerMessage_Welcome) isServerMessage_Message() {}
 
 func (*ServerMessage_Assignment) isServerMessage_Message() {}
@@ -239,6 +519,8 @@ func (*ServerMessage_Routes) isServerMessage_Message() {}
 func (*ServerMessage_Ledger) isServerMessage_Message() {}
 
 func (*ServerMessage_OpenLog) isServerMessage_Message() {}
+
+func (*ServerMessage_Lease) isServerMessage_Message() {}
 
 // Hello opens a session. The agent speaks every version of the range.
 type Hello struct {
@@ -254,7 +536,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_wire_proto_msgTypes[2]
+	mi := &file_wire_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +548,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[2]
+	mi := &file_wire_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +561,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{2}
+	return file_wire_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hello) GetMinVersion() uint32 {
@@ -314,14 +596,16 @@ type Welcome struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Version of the server's program, for people.
-	Server        string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	Server string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	// Heartbeat is how often the agent is to send one, in nanoseconds.
+	Heartbeat     int64 `protobuf:"varint,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_wire_proto_msgTypes[3]
+	mi := &file_wire_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +617,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[3]
+	mi := &file_wire_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +630,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{3}
+	return file_wire_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Welcome) GetVersion() uint32 {
@@ -361,6 +645,13 @@ func (x *Welcome) GetServer() string {
 		return x.Server
 	}
 	return ""
+}
+
+func (x *Welcome) GetHeartbeat() int64 {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return 0
 }
 
 // Report is nodes.Report. A large one comes in parts: all but the last have
@@ -379,13 +670,14 @@ type Report struct {
 	Events        []*Event               `protobuf:"bytes,10,rep,name=events,proto3" json:"events,omitempty"`
 	Volumes       []*VolumeStatus        `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	Usage         []*Usage               `protobuf:"bytes,12,rep,name=usage,proto3" json:"usage,omitempty"`
+	Fenced        []string               `protobuf:"bytes,13,rep,name=fenced,proto3" json:"fenced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_wire_proto_msgTypes[4]
+	mi := &file_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +689,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[4]
+	mi := &file_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +702,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{4}
+	return file_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Report) GetComplete() bool {
@@ -497,6 +789,13 @@ func (x *Report) GetUsage() []*Usage {
 	return nil
 }
 
+func (x *Report) GetFenced() []string {
+	if x != nil {
+		return x.Fenced
+	}
+	return nil
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -512,13 +811,14 @@ type Node struct {
 	Version       string                 `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
 	BootId        string                 `protobuf:"bytes,12,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	Drivers       []string               `protobuf:"bytes,13,rep,name=drivers,proto3" json:"drivers,omitempty"`
+	Wireguard     string                 `protobuf:"bytes,14,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_wire_proto_msgTypes[5]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +830,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[5]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +843,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{5}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Node) GetName() string {
@@ -637,6 +937,13 @@ func (x *Node) GetDrivers() []string {
 	return nil
 }
 
+func (x *Node) GetWireguard() string {
+	if x != nil {
+		return x.Wireguard
+	}
+	return ""
+}
+
 // AssignmentDelta changes the node's assignment. The receiver counts seq; a
 // hole ends the session. The first of a stream has complete set and replaces
 // all. Parts with more set take effect together with the first one without.
@@ -656,14 +963,18 @@ type AssignmentDelta struct {
 	Volumes       []*Volume              `protobuf:"bytes,12,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	VolumesGone   []string               `protobuf:"bytes,13,rep,name=volumes_gone,json=volumesGone,proto3" json:"volumes_gone,omitempty"`
 	// Measured replaces the whole list when it is set.
-	Measured      *Measured `protobuf:"bytes,14,opt,name=measured,proto3" json:"measured,omitempty"`
+	Measured *Measured `protobuf:"bytes,14,opt,name=measured,proto3" json:"measured,omitempty"`
+	PodCidr  string    `protobuf:"bytes,15,opt,name=pod_cidr,json=podCidr,proto3" json:"pod_cidr,omitempty"`
+	Session  uint64    `protobuf:"varint,16,opt,name=session,proto3" json:"session,omitempty"`
+	// Fenced replaces the whole list when it is set.
+	Fenced        *Fenced `protobuf:"bytes,17,opt,name=fenced,proto3" json:"fenced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignmentDelta) Reset() {
 	*x = AssignmentDelta{}
-	mi := &file_wire_proto_msgTypes[6]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +986,7 @@ func (x *AssignmentDelta) String() string {
 func (*AssignmentDelta) ProtoMessage() {}
 
 func (x *AssignmentDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[6]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +999,7 @@ func (x *AssignmentDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentDelta.ProtoReflect.Descriptor instead.
 func (*AssignmentDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{6}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AssignmentDelta) GetSeq() uint64 {
@@ -789,6 +1100,71 @@ func (x *AssignmentDelta) GetMeasured() *Measured {
 	return nil
 }
 
+func (x *AssignmentDelta) GetPodCidr() string {
+	if x != nil {
+		return x.PodCidr
+	}
+	return ""
+}
+
+func (x *AssignmentDelta) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *AssignmentDelta) GetFenced() *Fenced {
+	if x != nil {
+		return x.Fenced
+	}
+	return nil
+}
+
+type Fenced struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pods          []string               `protobuf:"bytes,1,rep,name=pods,proto3" json:"pods,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fenced) Reset() {
+	*x = Fenced{}
+	mi := &file_wire_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fenced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fenced) ProtoMessage() {}
+
+func (x *Fenced) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fenced.ProtoReflect.Descriptor instead.
+func (*Fenced) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Fenced) GetPods() []string {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
 type Measured struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pods          []string               `protobuf:"bytes,1,rep,name=pods,proto3" json:"pods,omitempty"`
@@ -798,7 +1174,7 @@ type Measured struct {
 
 func (x *Measured) Reset() {
 	*x = Measured{}
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +1186,7 @@ func (x *Measured) String() string {
 func (*Measured) ProtoMessage() {}
 
 func (x *Measured) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +1199,7 @@ func (x *Measured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measured.ProtoReflect.Descriptor instead.
 func (*Measured) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{7}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Measured) GetPods() []string {
@@ -840,13 +1216,14 @@ type Network struct {
 	Domain        string                 `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
 	NodePortLow   uint32                 `protobuf:"varint,4,opt,name=node_port_low,json=nodePortLow,proto3" json:"node_port_low,omitempty"`
 	NodePortHigh  uint32                 `protobuf:"varint,5,opt,name=node_port_high,json=nodePortHigh,proto3" json:"node_port_high,omitempty"`
+	Overlay       string                 `protobuf:"bytes,6,opt,name=overlay,proto3" json:"overlay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1235,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1248,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Network) GetServices() string {
@@ -909,6 +1286,13 @@ func (x *Network) GetNodePortHigh() uint32 {
 	return 0
 }
 
+func (x *Network) GetOverlay() string {
+	if x != nil {
+		return x.Overlay
+	}
+	return ""
+}
+
 // Template crosses once a stream; ref names it there.
 type Template struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -926,7 +1310,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1322,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1335,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Template) GetRef() uint64 {
@@ -1008,7 +1392,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1404,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1417,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Key) GetGroup() string {
@@ -1086,13 +1470,14 @@ type Pod struct {
 	Labels        map[string]string `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Annotations   map[string]string `protobuf:"bytes,17,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Claims        map[string]string `protobuf:"bytes,18,rep,name=claims,proto3" json:"claims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Seal          []byte            `protobuf:"bytes,19,opt,name=seal,proto3" json:"seal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1489,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1502,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Pod) GetUid() string {
@@ -1246,6 +1631,13 @@ func (x *Pod) GetClaims() map[string]string {
 	return nil
 }
 
+func (x *Pod) GetSeal() []byte {
+	if x != nil {
+		return x.Seal
+	}
+	return nil
+}
+
 type Stop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Grace         int64                  `protobuf:"varint,1,opt,name=grace,proto3" json:"grace,omitempty"`
@@ -1256,7 +1648,7 @@ type Stop struct {
 
 func (x *Stop) Reset() {
 	*x = Stop{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1660,7 @@ func (x *Stop) String() string {
 func (*Stop) ProtoMessage() {}
 
 func (x *Stop) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1673,7 @@ func (x *Stop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stop.ProtoReflect.Descriptor instead.
 func (*Stop) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Stop) GetGrace() int64 {
@@ -1311,7 +1703,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1715,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1728,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Config) GetKey() *Key {
@@ -1402,7 +1794,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1806,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1819,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Volume) GetName() string {
@@ -1561,7 +1953,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1965,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1978,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VolumeStatus) GetName() string {
@@ -1664,7 +2056,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +2068,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +2081,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Usage) GetPod() string {
@@ -1731,7 +2123,7 @@ type ContainerUsage struct {
 
 func (x *ContainerUsage) Reset() {
 	*x = ContainerUsage{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +2135,7 @@ func (x *ContainerUsage) String() string {
 func (*ContainerUsage) ProtoMessage() {}
 
 func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +2148,7 @@ func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerUsage.ProtoReflect.Descriptor instead.
 func (*ContainerUsage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ContainerUsage) GetName() string {
@@ -1792,7 +2184,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2196,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2209,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TokenRequest) GetNode() string {
@@ -1859,7 +2251,7 @@ type TokenAnswer struct {
 
 func (x *TokenAnswer) Reset() {
 	*x = TokenAnswer{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +2263,7 @@ func (x *TokenAnswer) String() string {
 func (*TokenAnswer) ProtoMessage() {}
 
 func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2276,7 @@ func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAnswer.ProtoReflect.Descriptor instead.
 func (*TokenAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TokenAnswer) GetToken() string {
@@ -1928,7 +2320,7 @@ type PodStatus struct {
 
 func (x *PodStatus) Reset() {
 	*x = PodStatus{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2332,7 @@ func (x *PodStatus) String() string {
 func (*PodStatus) ProtoMessage() {}
 
 func (x *PodStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2345,7 @@ func (x *PodStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodStatus.ProtoReflect.Descriptor instead.
 func (*PodStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PodStatus) GetUid() string {
@@ -2063,7 +2455,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2467,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2480,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ContainerStatus) GetName() string {
@@ -2210,7 +2602,7 @@ type Termination struct {
 
 func (x *Termination) Reset() {
 	*x = Termination{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2614,7 @@ func (x *Termination) String() string {
 func (*Termination) ProtoMessage() {}
 
 func (x *Termination) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2627,7 @@ func (x *Termination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Termination.ProtoReflect.Descriptor instead.
 func (*Termination) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Termination) GetReason() string {
@@ -2296,7 +2688,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2700,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2713,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetObject() *Key {
@@ -2393,7 +2785,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2797,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2810,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Decision) GetKind() string {
@@ -2459,13 +2851,15 @@ type RouteDelta struct {
 	Domain        string                 `protobuf:"bytes,5,opt,name=domain,proto3" json:"domain,omitempty"`
 	Services      []*Service             `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
 	Gone          []*ServiceName         `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`
+	Nodes         []*Peer                `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	NodesGone     []string               `protobuf:"bytes,9,rep,name=nodes_gone,json=nodesGone,proto3" json:"nodes_gone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RouteDelta) Reset() {
 	*x = RouteDelta{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2871,7 @@ func (x *RouteDelta) String() string {
 func (*RouteDelta) ProtoMessage() {}
 
 func (x *RouteDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2884,7 @@ func (x *RouteDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteDelta.ProtoReflect.Descriptor instead.
 func (*RouteDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RouteDelta) GetSeq() uint64 {
@@ -2542,6 +2936,97 @@ func (x *RouteDelta) GetGone() []*ServiceName {
 	return nil
 }
 
+func (x *RouteDelta) GetNodes() []*Peer {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *RouteDelta) GetNodesGone() []string {
+	if x != nil {
+		return x.NodesGone
+	}
+	return nil
+}
+
+// Peer is where a node's pods are reached.
+type Peer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Addr          []byte                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
+	PodCidr       string                 `protobuf:"bytes,3,opt,name=pod_cidr,json=podCidr,proto3" json:"pod_cidr,omitempty"`
+	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	Wireguard     string                 `protobuf:"bytes,5,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_wire_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Peer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Peer) GetAddr() []byte {
+	if x != nil {
+		return x.Addr
+	}
+	return nil
+}
+
+func (x *Peer) GetPodCidr() string {
+	if x != nil {
+		return x.PodCidr
+	}
+	return ""
+}
+
+func (x *Peer) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Peer) GetWireguard() string {
+	if x != nil {
+		return x.Wireguard
+	}
+	return ""
+}
+
 type ServiceName struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -2552,7 +3037,7 @@ type ServiceName struct {
 
 func (x *ServiceName) Reset() {
 	*x = ServiceName{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +3049,7 @@ func (x *ServiceName) String() string {
 func (*ServiceName) ProtoMessage() {}
 
 func (x *ServiceName) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +3062,7 @@ func (x *ServiceName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceName.ProtoReflect.Descriptor instead.
 func (*ServiceName) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ServiceName) GetNamespace() string {
@@ -2595,24 +3080,26 @@ func (x *ServiceName) GetName() string {
 }
 
 type Service struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	ClusterIps    [][]byte               `protobuf:"bytes,3,rep,name=cluster_ips,json=clusterIps,proto3" json:"cluster_ips,omitempty"`
-	Headless      bool                   `protobuf:"varint,4,opt,name=headless,proto3" json:"headless,omitempty"`
-	ExternalName  string                 `protobuf:"bytes,5,opt,name=external_name,json=externalName,proto3" json:"external_name,omitempty"`
-	ExternalIps   [][]byte               `protobuf:"bytes,6,rep,name=external_ips,json=externalIps,proto3" json:"external_ips,omitempty"`
-	Ports         []*Port                `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
-	Affinity      int64                  `protobuf:"varint,8,opt,name=affinity,proto3" json:"affinity,omitempty"`
-	InternalLocal bool                   `protobuf:"varint,9,opt,name=internal_local,json=internalLocal,proto3" json:"internal_local,omitempty"`
-	ExternalLocal bool                   `protobuf:"varint,10,opt,name=external_local,json=externalLocal,proto3" json:"external_local,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Namespace       string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	ClusterIps      [][]byte               `protobuf:"bytes,3,rep,name=cluster_ips,json=clusterIps,proto3" json:"cluster_ips,omitempty"`
+	Headless        bool                   `protobuf:"varint,4,opt,name=headless,proto3" json:"headless,omitempty"`
+	ExternalName    string                 `protobuf:"bytes,5,opt,name=external_name,json=externalName,proto3" json:"external_name,omitempty"`
+	ExternalIps     [][]byte               `protobuf:"bytes,6,rep,name=external_ips,json=externalIps,proto3" json:"external_ips,omitempty"`
+	Ports           []*Port                `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
+	Affinity        int64                  `protobuf:"varint,8,opt,name=affinity,proto3" json:"affinity,omitempty"`
+	InternalLocal   bool                   `protobuf:"varint,9,opt,name=internal_local,json=internalLocal,proto3" json:"internal_local,omitempty"`
+	ExternalLocal   bool                   `protobuf:"varint,10,opt,name=external_local,json=externalLocal,proto3" json:"external_local,omitempty"`
+	Prefer          string                 `protobuf:"bytes,11,opt,name=prefer,proto3" json:"prefer,omitempty"`
+	HealthCheckPort uint32                 `protobuf:"varint,12,opt,name=health_check_port,json=healthCheckPort,proto3" json:"health_check_port,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +3111,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +3124,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Service) GetNamespace() string {
@@ -2710,6 +3197,20 @@ func (x *Service) GetExternalLocal() bool {
 	return false
 }
 
+func (x *Service) GetPrefer() string {
+	if x != nil {
+		return x.Prefer
+	}
+	return ""
+}
+
+func (x *Service) GetHealthCheckPort() uint32 {
+	if x != nil {
+		return x.HealthCheckPort
+	}
+	return 0
+}
+
 type Port struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2723,7 +3224,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +3236,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +3249,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Port) GetName() string {
@@ -2799,7 +3300,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +3312,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +3325,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Endpoint) GetAddr() []byte {
@@ -2874,7 +3375,7 @@ type LedgerDelta struct {
 
 func (x *LedgerDelta) Reset() {
 	*x = LedgerDelta{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +3387,7 @@ func (x *LedgerDelta) String() string {
 func (*LedgerDelta) ProtoMessage() {}
 
 func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2899,7 +3400,7 @@ func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerDelta.ProtoReflect.Descriptor instead.
 func (*LedgerDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LedgerDelta) GetSeq() uint64 {
@@ -2947,7 +3448,7 @@ type OpenLog struct {
 
 func (x *OpenLog) Reset() {
 	*x = OpenLog{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2959,7 +3460,7 @@ func (x *OpenLog) String() string {
 func (*OpenLog) ProtoMessage() {}
 
 func (x *OpenLog) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2972,7 +3473,7 @@ func (x *OpenLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenLog.ProtoReflect.Descriptor instead.
 func (*OpenLog) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *OpenLog) GetId() string {
@@ -3044,7 +3545,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3056,7 +3557,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3069,7 +3570,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LogChunk) GetId() string {
@@ -3101,7 +3602,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3614,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3627,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 var File_wire_proto protoreflect.FileDescriptor
@@ -3134,11 +3635,25 @@ var File_wire_proto protoreflect.FileDescriptor
 const file_wire_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"wire.proto\x12\x10tallyman.wire.v1\"~\n" +
+	"wire.proto\x12\x10tallyman.wire.v1\"Q\n" +
+	"\vJoinRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
+	"\arequest\x18\x03 \x01(\fR\arequest\"(\n" +
+	"\fRenewRequest\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\"#\n" +
+	"\vCertificate\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"#\n" +
+	"\tHeartbeat\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\";\n" +
+	"\x05Lease\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1a\n" +
+	"\bduration\x18\x02 \x01(\x03R\bduration\"\xbb\x01\n" +
 	"\fAgentMessage\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.tallyman.wire.v1.HelloH\x00R\x05hello\x122\n" +
-	"\x06report\x18\x02 \x01(\v2\x18.tallyman.wire.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\xbf\x02\n" +
+	"\x06report\x18\x02 \x01(\v2\x18.tallyman.wire.v1.ReportH\x00R\x06report\x12;\n" +
+	"\theartbeat\x18\x03 \x01(\v2\x1b.tallyman.wire.v1.HeartbeatH\x00R\theartbeatB\t\n" +
+	"\amessage\"\xf0\x02\n" +
 	"\rServerMessage\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.tallyman.wire.v1.WelcomeH\x00R\awelcome\x12C\n" +
 	"\n" +
@@ -3146,7 +3661,8 @@ const file_wire_proto_rawDesc = "" +
 	"assignment\x126\n" +
 	"\x06routes\x18\x03 \x01(\v2\x1c.tallyman.wire.v1.RouteDeltaH\x00R\x06routes\x127\n" +
 	"\x06ledger\x18\x04 \x01(\v2\x1d.tallyman.wire.v1.LedgerDeltaH\x00R\x06ledger\x126\n" +
-	"\bopen_log\x18\x05 \x01(\v2\x19.tallyman.wire.v1.OpenLogH\x00R\aopenLogB\t\n" +
+	"\bopen_log\x18\x05 \x01(\v2\x19.tallyman.wire.v1.OpenLogH\x00R\aopenLog\x12/\n" +
+	"\x05lease\x18\x06 \x01(\v2\x17.tallyman.wire.v1.LeaseH\x00R\x05leaseB\t\n" +
 	"\amessage\"w\n" +
 	"\x05Hello\x12\x1f\n" +
 	"\vmin_version\x18\x01 \x01(\rR\n" +
@@ -3154,10 +3670,11 @@ const file_wire_proto_rawDesc = "" +
 	"\vmax_version\x18\x02 \x01(\rR\n" +
 	"maxVersion\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\";\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"Y\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
-	"\x06server\x18\x02 \x01(\tR\x06server\"\xfc\x03\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\x12\x1c\n" +
+	"\theartbeat\x18\x03 \x01(\x03R\theartbeat\"\x94\x04\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x12\x12\n" +
 	"\x04more\x18\x02 \x01(\bR\x04more\x12*\n" +
@@ -3171,7 +3688,8 @@ const file_wire_proto_rawDesc = "" +
 	"\x06events\x18\n" +
 	" \x03(\v2\x17.tallyman.wire.v1.EventR\x06events\x128\n" +
 	"\avolumes\x18\v \x03(\v2\x1e.tallyman.wire.v1.VolumeStatusR\avolumes\x12-\n" +
-	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\"\xef\x04\n" +
+	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\x12\x16\n" +
+	"\x06fenced\x18\r \x03(\tR\x06fenced\"\x8d\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
@@ -3186,7 +3704,8 @@ const file_wire_proto_rawDesc = "" +
 	" \x01(\tR\aruntime\x12\x18\n" +
 	"\aversion\x18\v \x01(\tR\aversion\x12\x17\n" +
 	"\aboot_id\x18\f \x01(\tR\x06bootId\x12\x18\n" +
-	"\adrivers\x18\r \x03(\tR\adrivers\x1a9\n" +
+	"\adrivers\x18\r \x03(\tR\adrivers\x12\x1c\n" +
+	"\twireguard\x18\x0e \x01(\tR\twireguard\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -3195,7 +3714,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AllocatableEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc2\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa9\x05\n" +
 	"\x0fAssignmentDelta\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
@@ -3211,15 +3730,21 @@ const file_wire_proto_rawDesc = "" +
 	"\fconfigs_gone\x18\v \x03(\v2\x15.tallyman.wire.v1.KeyR\vconfigsGone\x122\n" +
 	"\avolumes\x18\f \x03(\v2\x18.tallyman.wire.v1.VolumeR\avolumes\x12!\n" +
 	"\fvolumes_gone\x18\r \x03(\tR\vvolumesGone\x126\n" +
-	"\bmeasured\x18\x0e \x01(\v2\x1a.tallyman.wire.v1.MeasuredR\bmeasured\"\x1e\n" +
+	"\bmeasured\x18\x0e \x01(\v2\x1a.tallyman.wire.v1.MeasuredR\bmeasured\x12\x19\n" +
+	"\bpod_cidr\x18\x0f \x01(\tR\apodCidr\x12\x18\n" +
+	"\asession\x18\x10 \x01(\x04R\asession\x120\n" +
+	"\x06fenced\x18\x11 \x01(\v2\x18.tallyman.wire.v1.FencedR\x06fenced\"\x1c\n" +
+	"\x06Fenced\x12\x12\n" +
+	"\x04pods\x18\x01 \x03(\tR\x04pods\"\x1e\n" +
 	"\bMeasured\x12\x12\n" +
-	"\x04pods\x18\x01 \x03(\tR\x04pods\"\x9b\x01\n" +
+	"\x04pods\x18\x01 \x03(\tR\x04pods\"\xb5\x01\n" +
 	"\aNetwork\x12\x1a\n" +
 	"\bservices\x18\x01 \x01(\tR\bservices\x12\x12\n" +
 	"\x04pods\x18\x02 \x01(\tR\x04pods\x12\x16\n" +
 	"\x06domain\x18\x03 \x01(\tR\x06domain\x12\"\n" +
 	"\rnode_port_low\x18\x04 \x01(\rR\vnodePortLow\x12$\n" +
-	"\x0enode_port_high\x18\x05 \x01(\rR\fnodePortHigh\"\xf7\x02\n" +
+	"\x0enode_port_high\x18\x05 \x01(\rR\fnodePortHigh\x12\x18\n" +
+	"\aoverlay\x18\x06 \x01(\tR\aoverlay\"\xf7\x02\n" +
 	"\bTemplate\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\x04R\x03ref\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\tR\x04hash\x12>\n" +
@@ -3237,7 +3762,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\xcc\x06\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\xe0\x06\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3257,7 +3782,8 @@ const file_wire_proto_rawDesc = "" +
 	"\tsubdomain\x18\x0f \x01(\tR\tsubdomain\x129\n" +
 	"\x06labels\x18\x10 \x03(\v2!.tallyman.wire.v1.Pod.LabelsEntryR\x06labels\x12H\n" +
 	"\vannotations\x18\x11 \x03(\v2&.tallyman.wire.v1.Pod.AnnotationsEntryR\vannotations\x129\n" +
-	"\x06claims\x18\x12 \x03(\v2!.tallyman.wire.v1.Pod.ClaimsEntryR\x06claims\x1a9\n" +
+	"\x06claims\x18\x12 \x03(\v2!.tallyman.wire.v1.Pod.ClaimsEntryR\x06claims\x12\x12\n" +
+	"\x04seal\x18\x13 \x01(\fR\x04seal\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
@@ -3393,7 +3919,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\fR\x05value\x12\x16\n" +
-	"\x06forget\x18\x04 \x01(\bR\x06forget\"\xf0\x01\n" +
+	"\x06forget\x18\x04 \x01(\bR\x06forget\"\xbd\x02\n" +
 	"\n" +
 	"RouteDelta\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
@@ -3404,10 +3930,19 @@ const file_wire_proto_rawDesc = "" +
 	"generation\x12\x16\n" +
 	"\x06domain\x18\x05 \x01(\tR\x06domain\x125\n" +
 	"\bservices\x18\x06 \x03(\v2\x19.tallyman.wire.v1.ServiceR\bservices\x121\n" +
-	"\x04gone\x18\a \x03(\v2\x1d.tallyman.wire.v1.ServiceNameR\x04gone\"?\n" +
+	"\x04gone\x18\a \x03(\v2\x1d.tallyman.wire.v1.ServiceNameR\x04gone\x12,\n" +
+	"\x05nodes\x18\b \x03(\v2\x16.tallyman.wire.v1.PeerR\x05nodes\x12\x1d\n" +
+	"\n" +
+	"nodes_gone\x18\t \x03(\tR\tnodesGone\"{\n" +
+	"\x04Peer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\fR\x04addr\x12\x19\n" +
+	"\bpod_cidr\x18\x03 \x01(\tR\apodCidr\x12\x12\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x1c\n" +
+	"\twireguard\x18\x05 \x01(\tR\twireguard\"?\n" +
 	"\vServiceName\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xd8\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x9c\x03\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
@@ -3420,7 +3955,9 @@ const file_wire_proto_rawDesc = "" +
 	"\baffinity\x18\b \x01(\x03R\baffinity\x12%\n" +
 	"\x0einternal_local\x18\t \x01(\bR\rinternalLocal\x12%\n" +
 	"\x0eexternal_local\x18\n" +
-	" \x01(\bR\rexternalLocal\"\xa1\x01\n" +
+	" \x01(\bR\rexternalLocal\x12\x16\n" +
+	"\x06prefer\x18\v \x01(\tR\x06prefer\x12*\n" +
+	"\x11health_check_port\x18\f \x01(\rR\x0fhealthCheckPort\"\xa1\x01\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
@@ -3453,11 +3990,13 @@ const file_wire_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\"\b\n" +
-	"\x06LogEnd2\xe1\x01\n" +
+	"\x06LogEnd2\xef\x02\n" +
 	"\bTallyman\x12N\n" +
 	"\aSession\x12\x1e.tallyman.wire.v1.AgentMessage\x1a\x1f.tallyman.wire.v1.ServerMessage(\x010\x01\x12=\n" +
 	"\x03Log\x12\x1a.tallyman.wire.v1.LogChunk\x1a\x18.tallyman.wire.v1.LogEnd(\x01\x12F\n" +
-	"\x05Token\x12\x1e.tallyman.wire.v1.TokenRequest\x1a\x1d.tallyman.wire.v1.TokenAnswerB0Z.github.com/tallyman-dev/tallyman/nodes/wire/pbb\x06proto3"
+	"\x05Token\x12\x1e.tallyman.wire.v1.TokenRequest\x1a\x1d.tallyman.wire.v1.TokenAnswer\x12D\n" +
+	"\x04Join\x12\x1d.tallyman.wire.v1.JoinRequest\x1a\x1d.tallyman.wire.v1.Certificate\x12F\n" +
+	"\x05Renew\x12\x1e.tallyman.wire.v1.RenewRequest\x1a\x1d.tallyman.wire.v1.CertificateB0Z.github.com/tallyman-dev/tallyman/nodes/wire/pbb\x06proto3"
 
 var (
 	file_wire_proto_rawDescOnce sync.Once
@@ -3471,113 +4010,128 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_wire_proto_goTypes = []any{
-	(*AgentMessage)(nil),    // 0: tallyman.wire.v1.AgentMessage
-	(*ServerMessage)(nil),   // 1: tallyman.wire.v1.ServerMessage
-	(*Hello)(nil),           // 2: tallyman.wire.v1.Hello
-	(*Welcome)(nil),         // 3: tallyman.wire.v1.Welcome
-	(*Report)(nil),          // 4: tallyman.wire.v1.Report
-	(*Node)(nil),            // 5: tallyman.wire.v1.Node
-	(*AssignmentDelta)(nil), // 6: tallyman.wire.v1.AssignmentDelta
-	(*Measured)(nil),        // 7: tallyman.wire.v1.Measured
-	(*Network)(nil),         // 8: tallyman.wire.v1.Network
-	(*Template)(nil),        // 9: tallyman.wire.v1.Template
-	(*Key)(nil),             // 10: tallyman.wire.v1.Key
-	(*Pod)(nil),             // 11: tallyman.wire.v1.Pod
-	(*Stop)(nil),            // 12: tallyman.wire.v1.Stop
-	(*Config)(nil),          // 13: tallyman.wire.v1.Config
-	(*Volume)(nil),          // 14: tallyman.wire.v1.Volume
-	(*VolumeStatus)(nil),    // 15: tallyman.wire.v1.VolumeStatus
-	(*Usage)(nil),           // 16: tallyman.wire.v1.Usage
-	(*ContainerUsage)(nil),  // 17: tallyman.wire.v1.ContainerUsage
-	(*TokenRequest)(nil),    // 18: tallyman.wire.v1.TokenRequest
-	(*TokenAnswer)(nil),     // 19: tallyman.wire.v1.TokenAnswer
-	(*PodStatus)(nil),       // 20: tallyman.wire.v1.PodStatus
-	(*ContainerStatus)(nil), // 21: tallyman.wire.v1.ContainerStatus
-	(*Termination)(nil),     // 22: tallyman.wire.v1.Termination
-	(*Event)(nil),           // 23: tallyman.wire.v1.Event
-	(*Decision)(nil),        // 24: tallyman.wire.v1.Decision
-	(*RouteDelta)(nil),      // 25: tallyman.wire.v1.RouteDelta
-	(*ServiceName)(nil),     // 26: tallyman.wire.v1.ServiceName
-	(*Service)(nil),         // 27: tallyman.wire.v1.Service
-	(*Port)(nil),            // 28: tallyman.wire.v1.Port
-	(*Endpoint)(nil),        // 29: tallyman.wire.v1.Endpoint
-	(*LedgerDelta)(nil),     // 30: tallyman.wire.v1.LedgerDelta
-	(*OpenLog)(nil),         // 31: tallyman.wire.v1.OpenLog
-	(*LogChunk)(nil),        // 32: tallyman.wire.v1.LogChunk
-	(*LogEnd)(nil),          // 33: tallyman.wire.v1.LogEnd
-	nil,                     // 34: tallyman.wire.v1.Node.LabelsEntry
-	nil,                     // 35: tallyman.wire.v1.Node.CapacityEntry
-	nil,                     // 36: tallyman.wire.v1.Node.AllocatableEntry
-	nil,                     // 37: tallyman.wire.v1.Template.LabelsEntry
-	nil,                     // 38: tallyman.wire.v1.Template.AnnotationsEntry
-	nil,                     // 39: tallyman.wire.v1.Pod.LabelsEntry
-	nil,                     // 40: tallyman.wire.v1.Pod.AnnotationsEntry
-	nil,                     // 41: tallyman.wire.v1.Pod.ClaimsEntry
-	nil,                     // 42: tallyman.wire.v1.Config.DataEntry
-	nil,                     // 43: tallyman.wire.v1.Volume.ParametersEntry
+	(*JoinRequest)(nil),     // 0: tallyman.wire.v1.JoinRequest
+	(*RenewRequest)(nil),    // 1: tallyman.wire.v1.RenewRequest
+	(*Certificate)(nil),     // 2: tallyman.wire.v1.Certificate
+	(*Heartbeat)(nil),       // 3: tallyman.wire.v1.Heartbeat
+	(*Lease)(nil),           // 4: tallyman.wire.v1.Lease
+	(*AgentMessage)(nil),    // 5: tallyman.wire.v1.AgentMessage
+	(*ServerMessage)(nil),   // 6: tallyman.wire.v1.ServerMessage
+	(*Hello)(nil),           // 7: tallyman.wire.v1.Hello
+	(*Welcome)(nil),         // 8: tallyman.wire.v1.Welcome
+	(*Report)(nil),          // 9: tallyman.wire.v1.Report
+	(*Node)(nil),            // 10: tallyman.wire.v1.Node
+	(*AssignmentDelta)(nil), // 11: tallyman.wire.v1.AssignmentDelta
+	(*Fenced)(nil),          // 12: tallyman.wire.v1.Fenced
+	(*Measured)(nil),        // 13: tallyman.wire.v1.Measured
+	(*Network)(nil),         // 14: tallyman.wire.v1.Network
+	(*Template)(nil),        // 15: tallyman.wire.v1.Template
+	(*Key)(nil),             // 16: tallyman.wire.v1.Key
+	(*Pod)(nil),             // 17: tallyman.wire.v1.Pod
+	(*Stop)(nil),            // 18: tallyman.wire.v1.Stop
+	(*Config)(nil),          // 19: tallyman.wire.v1.Config
+	(*Volume)(nil),          // 20: tallyman.wire.v1.Volume
+	(*VolumeStatus)(nil),    // 21: tallyman.wire.v1.VolumeStatus
+	(*Usage)(nil),           // 22: tallyman.wire.v1.Usage
+	(*ContainerUsage)(nil),  // 23: tallyman.wire.v1.ContainerUsage
+	(*TokenRequest)(nil),    // 24: tallyman.wire.v1.TokenRequest
+	(*TokenAnswer)(nil),     // 25: tallyman.wire.v1.TokenAnswer
+	(*PodStatus)(nil),       // 26: tallyman.wire.v1.PodStatus
+	(*ContainerStatus)(nil), // 27: tallyman.wire.v1.ContainerStatus
+	(*Termination)(nil),     // 28: tallyman.wire.v1.Termination
+	(*Event)(nil),           // 29: tallyman.wire.v1.Event
+	(*Decision)(nil),        // 30: tallyman.wire.v1.Decision
+	(*RouteDelta)(nil),      // 31: tallyman.wire.v1.RouteDelta
+	(*Peer)(nil),            // 32: tallyman.wire.v1.Peer
+	(*ServiceName)(nil),     // 33: tallyman.wire.v1.ServiceName
+	(*Service)(nil),         // 34: tallyman.wire.v1.Service
+	(*Port)(nil),            // 35: tallyman.wire.v1.Port
+	(*Endpoint)(nil),        // 36: tallyman.wire.v1.Endpoint
+	(*LedgerDelta)(nil),     // 37: tallyman.wire.v1.LedgerDelta
+	(*OpenLog)(nil),         // 38: tallyman.wire.v1.OpenLog
+	(*LogChunk)(nil),        // 39: tallyman.wire.v1.LogChunk
+	(*LogEnd)(nil),          // 40: tallyman.wire.v1.LogEnd
+	nil,                     // 41: tallyman.wire.v1.Node.LabelsEntry
+	nil,                     // 42: tallyman.wire.v1.Node.CapacityEntry
+	nil,                     // 43: tallyman.wire.v1.Node.AllocatableEntry
+	nil,                     // 44: tallyman.wire.v1.Template.LabelsEntry
+	nil,                     // 45: tallyman.wire.v1.Template.AnnotationsEntry
+	nil,                     // 46: tallyman.wire.v1.Pod.LabelsEntry
+	nil,                     // 47: tallyman.wire.v1.Pod.AnnotationsEntry
+	nil,                     // 48: tallyman.wire.v1.Pod.ClaimsEntry
+	nil,                     // 49: tallyman.wire.v1.Config.DataEntry
+	nil,                     // 50: tallyman.wire.v1.Volume.ParametersEntry
 }
 var file_wire_proto_depIdxs = []int32{
-	2,  // 0: tallyman.wire.v1.AgentMessage.hello:type_name -> tallyman.wire.v1.Hello
-	4,  // 1: tallyman.wire.v1.AgentMessage.report:type_name -> tallyman.wire.v1.Report
-	3,  // 2: tallyman.wire.v1.ServerMessage.welcome:type_name -> tallyman.wire.v1.Welcome
-	6,  // 3: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
-	25, // 4: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
-	30, // 5: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
-	31, // 6: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
-	5,  // 7: tallyman.wire.v1.Report.info:type_name -> tallyman.wire.v1.Node
-	20, // 8: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
-	9,  // 9: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
-	11, // 10: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
-	24, // 11: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
-	23, // 12: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
-	15, // 13: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
-	16, // 14: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
-	34, // 15: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
-	35, // 16: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
-	36, // 17: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
-	8,  // 18: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
-	9,  // 19: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
-	11, // 20: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
-	13, // 21: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
-	10, // 22: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
-	14, // 23: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
-	7,  // 24: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
-	37, // 25: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
-	38, // 26: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
-	10, // 27: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
-	10, // 28: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
-	12, // 29: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
-	39, // 30: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
-	40, // 31: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
-	41, // 32: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
-	10, // 33: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
-	42, // 34: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
-	10, // 35: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
-	43, // 36: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
-	14, // 37: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
-	17, // 38: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
-	21, // 39: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
-	21, // 40: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
-	22, // 41: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
-	10, // 42: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
-	27, // 43: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
-	26, // 44: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
-	28, // 45: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
-	29, // 46: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
-	24, // 47: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
-	0,  // 48: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
-	32, // 49: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
-	18, // 50: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
-	1,  // 51: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
-	33, // 52: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
-	19, // 53: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
-	51, // [51:54] is the sub-list for method output_type
-	48, // [48:51] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	7,  // 0: tallyman.wire.v1.AgentMessage.hello:type_name -> tallyman.wire.v1.Hello
+	9,  // 1: tallyman.wire.v1.AgentMessage.report:type_name -> tallyman.wire.v1.Report
+	3,  // 2: tallyman.wire.v1.AgentMessage.heartbeat:type_name -> tallyman.wire.v1.Heartbeat
+	8,  // 3: tallyman.wire.v1.ServerMessage.welcome:type_name -> tallyman.wire.v1.Welcome
+	11, // 4: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
+	31, // 5: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
+	37, // 6: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
+	38, // 7: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
+	4,  // 8: tallyman.wire.v1.ServerMessage.lease:type_name -> tallyman.wire.v1.Lease
+	10, // 9: tallyman.wire.v1.Report.info:type_name -> tallyman.wire.v1.Node
+	26, // 10: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
+	15, // 11: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
+	17, // 12: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
+	30, // 13: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
+	29, // 14: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
+	21, // 15: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
+	22, // 16: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
+	41, // 17: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
+	42, // 18: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
+	43, // 19: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
+	14, // 20: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
+	15, // 21: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
+	17, // 22: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
+	19, // 23: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
+	16, // 24: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
+	20, // 25: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
+	13, // 26: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
+	12, // 27: tallyman.wire.v1.AssignmentDelta.fenced:type_name -> tallyman.wire.v1.Fenced
+	44, // 28: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
+	45, // 29: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
+	16, // 30: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
+	16, // 31: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
+	18, // 32: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
+	46, // 33: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
+	47, // 34: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
+	48, // 35: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
+	16, // 36: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
+	49, // 37: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
+	16, // 38: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
+	50, // 39: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
+	20, // 40: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
+	23, // 41: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
+	27, // 42: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
+	27, // 43: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
+	28, // 44: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
+	16, // 45: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
+	34, // 46: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
+	33, // 47: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
+	32, // 48: tallyman.wire.v1.RouteDelta.nodes:type_name -> tallyman.wire.v1.Peer
+	35, // 49: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
+	36, // 50: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
+	30, // 51: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
+	5,  // 52: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
+	39, // 53: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
+	24, // 54: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
+	0,  // 55: tallyman.wire.v1.Tallyman.Join:input_type -> tallyman.wire.v1.JoinRequest
+	1,  // 56: tallyman.wire.v1.Tallyman.Renew:input_type -> tallyman.wire.v1.RenewRequest
+	6,  // 57: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
+	40, // 58: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
+	25, // 59: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
+	2,  // 60: tallyman.wire.v1.Tallyman.Join:output_type -> tallyman.wire.v1.Certificate
+	2,  // 61: tallyman.wire.v1.Tallyman.Renew:output_type -> tallyman.wire.v1.Certificate
+	57, // [57:62] is the sub-list for method output_type
+	52, // [52:57] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -3585,16 +4139,18 @@ func file_wire_proto_init() {
 	if File_wire_proto != nil {
 		return
 	}
-	file_wire_proto_msgTypes[0].OneofWrappers = []any{
+	file_wire_proto_msgTypes[5].OneofWrappers = []any{
 		(*AgentMessage_Hello)(nil),
 		(*AgentMessage_Report)(nil),
+		(*AgentMessage_Heartbeat)(nil),
 	}
-	file_wire_proto_msgTypes[1].OneofWrappers = []any{
+	file_wire_proto_msgTypes[6].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
 		(*ServerMessage_Assignment)(nil),
 		(*ServerMessage_Routes)(nil),
 		(*ServerMessage_Ledger)(nil),
 		(*ServerMessage_OpenLog)(nil),
+		(*ServerMessage_Lease)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3602,7 +4158,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

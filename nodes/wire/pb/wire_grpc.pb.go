@@ -29,6 +29,8 @@ const (
 	Tallyman_Session_FullMethodName = "/tallyman.wire.v1.Tallyman/Session"
 	Tallyman_Log_FullMethodName     = "/tallyman.wire.v1.Tallyman/Log"
 	Tallyman_Token_FullMethodName   = "/tallyman.wire.v1.Tallyman/Token"
+	Tallyman_Join_FullMethodName    = "/tallyman.wire.v1.Tallyman/Join"
+	Tallyman_Renew_FullMethodName   = "/tallyman.wire.v1.Tallyman/Renew"
 )
 
 // TallymanClient is the client API for Tallyman service.
@@ -42,6 +44,10 @@ type TallymanClient interface {
 	Log(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LogChunk, LogEnd], error)
 	// Token signs a token of the ServiceAccount of one of the node's pods.
 	Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenAnswer, error)
+	// Join buys a node's first certificate with a join token; Renew the next one
+	// with the one it has.
+	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*Certificate, error)
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
 }
 
 type tallymanClient struct {
@@ -88,6 +94,26 @@ func (c *tallymanClient) Token(ctx context.Context, in *TokenRequest, opts ...gr
 	return out, nil
 }
 
+func (c *tallymanClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*Certificate, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Certificate)
+	err := c.cc.Invoke(ctx, Tallyman_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *tallymanClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Certificate)
+	err := c.cc.Invoke(ctx, Tallyman_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TallymanServer is the server API for Tallyman service.
 // All implementations must embed UnimplementedTallymanServer
 // for forward compatibility.
@@ -99,6 +125,10 @@ type TallymanServer interface {
 	Log(grpc.ClientStreamingServer[LogChunk, LogEnd]) error
 	// Token signs a token of the ServiceAccount of one of the node's pods.
 	Token(context.Context, *TokenRequest) (*TokenAnswer, error)
+	// Join buys a node's first certificate with a join token; Renew the next one
+	// with the one it has.
+	Join(context.Context, *JoinRequest) (*Certificate, error)
+	Renew(context.Context, *RenewRequest) (*Certificate, error)
 	mustEmbedUnimplementedTallymanServer()
 }
 
@@ -117,6 +147,12 @@ func (UnimplementedTallymanServer) Log(grpc.ClientStreamingServer[LogChunk, LogE
 }
 func (UnimplementedTallymanServer) Token(context.Context, *TokenRequest) (*TokenAnswer, error) {
 	return nil, status.Error(codes.Unimplemented, "method Token not implemented")
+}
+func (UnimplementedTallymanServer) Join(context.Context, *JoinRequest) (*Certificate, error) {
+	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedTallymanServer) Renew(context.Context, *RenewRequest) (*Certificate, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
 }
 func (UnimplementedTallymanServer) mustEmbedUnimplementedTallymanServer() {}
 func (UnimplementedTallymanServer) testEmbeddedByValue()                  {}
@@ -171,6 +207,42 @@ func _Tallyman_Token_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Tallyman_Join_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TallymanServer).Join(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tallyman_Join_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TallymanServer).Join(ctx, req.(*JoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Tallyman_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TallymanServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tallyman_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TallymanServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Tallyman_ServiceDesc is the grpc.ServiceDesc for Tallyman service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -181,6 +253,14 @@ var Tallyman_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Token",
 			Handler:    _Tallyman_Token_Handler,
+		},
+		{
+			MethodName: "Join",
+			Handler:    _Tallyman_Join_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _Tallyman_Renew_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
