@@ -61,6 +61,8 @@ type Registry struct {
 	members map[string]*member
 	routes  *proxy.Table
 	ledger  map[ledgerKey]nodes.Decision
+	// holders are the sessions that keep the ledger.
+	holders map[*session]bool
 	// known tells that the loop has handed over its ledger.
 	known bool
 }
@@ -93,6 +95,7 @@ func New(o Options) (*Registry, error) {
 		inputs:  newInputs(),
 		members: map[string]*member{},
 		ledger:  map[ledgerKey]nodes.Decision{},
+		holders: map[*session]bool{},
 	}, nil
 }
 
@@ -162,12 +165,12 @@ func (r *Registry) Ledger(decisions []nodes.Decision) {
 		} else {
 			r.ledger[key] = d
 		}
-		for _, m := range r.members {
-			m.session.changed(key)
+		for s := range r.holders {
+			s.changed(key)
 		}
 	}
-	for _, m := range r.members {
-		m.session.wake()
+	for s := range r.holders {
+		s.wake()
 	}
 }
 

@@ -23,9 +23,8 @@ type session struct {
 	dirty    chan struct{}
 	replaced chan struct{}
 
-	// holds tells that this node keeps the ledger, complete that it must be
-	// told all of it, keys what changed otherwise.
-	holds    bool
+	// Of a node that keeps the ledger: complete tells that it must be told all of
+	// it, keys what changed otherwise.
 	complete bool
 	keys     map[ledgerKey]bool
 }
@@ -42,7 +41,7 @@ func (s *session) wake() {
 }
 
 func (s *session) changed(key ledgerKey) {
-	if s != nil && s.holds && !s.complete {
+	if !s.complete {
 		s.keys[key] = true
 	}
 }
@@ -88,6 +87,7 @@ func (r *Registry) join(s *session, report *nodes.Report) {
 	m := r.member(name)
 	if old := m.session; old != nil {
 		close(old.replaced)
+		delete(r.holders, old)
 	}
 	if m.silence != nil {
 		m.silence.Stop()
@@ -116,6 +116,7 @@ func (r *Registry) leave(s *session) {
 		return // replaced
 	}
 	m.session = nil
+	delete(r.holders, s)
 	lost := r.o.Now()
 	var timer *time.Timer
 	timer = time.AfterFunc(r.o.SilentAfter, func() { r.silent(name, lost, timer) })
@@ -144,21 +145,19 @@ func (r *Registry) silent(name string, lost time.Time, timer *time.Timer) {
 // appointLedger sees to it that enough connected nodes keep the ledger. The
 // caller holds mu.
 func (r *Registry) appointLedger() {
-	holders := 0
+	if len(r.holders) >= ledgerNodes {
+		return
+	}
 	var names []string
 	for name, m := range r.members {
-		switch {
-		case m.session == nil:
-		case m.session.holds:
-			holders++
-		default:
+		if m.session != nil && !r.holders[m.session] {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
-	for _, name := range names[:max(0, min(len(names), ledgerNodes-holders))] {
+	for _, name := range names[:min(len(names), ledgerNodes-len(r.holders))] {
 		s := r.members[name].session
-		s.holds, s.complete = true, true
+		r.holders[s], s.complete = true, true
 		s.wake()
 	}
 }
@@ -234,7 +233,7 @@ func (r *Registry) news(s *session, sent *wire.Update) *wire.Update {
 
 // ledgerNews adds the changed decisions, or all. The caller holds mu.
 func (r *Registry) ledgerNews(s *session, update *wire.Update) {
-	if !s.holds || !r.known {
+	if !r.holders[s] || !r.known {
 		return
 	}
 	if s.complete {
