@@ -8,9 +8,13 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -51,7 +55,53 @@ func outside() int {
 		Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
 		Pdeathsig:    syscall.SIGKILL,
 	}
-	return wait(cmd)
+	cmd.Env = append(cmd.Env, runVariable+"="+strconv.Itoa(os.Getpid()))
+	code := wait(cmd)
+	sweepGroups(strconv.Itoa(os.Getpid()))
+	return code
+}
+
+// runVariable names the run: the outermost process's id.
+const runVariable = "TALLY_TEST_RUN"
+
+// GroupName is a name for a control group directly below the root of its hierarchy
+// that is taken away, if it is left, when the tests have ended.
+func GroupName(name string) string { return groupName(os.Getenv(runVariable), name) }
+
+func groupName(run, name string) string { return "tally-test-" + run + "-" + name }
+
+// sweepGroups takes the groups away that a test left that ended half-way. All
+// processes in them have ended.
+func sweepGroups(run string) {
+	left, _ := filepath.Glob("/sys/fs/cgroup/*/" + groupName(run, "*"))
+	unified, _ := filepath.Glob("/sys/fs/cgroup/" + groupName(run, "*"))
+	for _, dir := range append(left, unified...) {
+		if err := RemoveGroup(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+}
+
+// RemoveGroup takes a control group and all below it away. It fails while one
+// of them has a process.
+func RemoveGroup(dir string) error {
+	var below []string
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			below = append(below, path)
+		}
+		return nil // another one may end meanwhile
+	})
+	if err != nil {
+		return err
+	}
+	slices.Reverse(below)
+	for _, path := range below {
+		if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove %s: %w", path, err)
+		}
+	}
+	return nil
 }
 
 // inside prepares the namespaces, runs the tests and reaps orphans.

@@ -49,19 +49,12 @@ const binaryVariable = "TEST_TALLY"
 // build/tally, which make build makes, or the one that TEST_TALLY names.
 func New(t testing.TB) *Machine {
 	t.Helper()
-	binary := os.Getenv(binaryVariable)
-	if binary == "" {
-		binary = filepath.Join(Root(t), "build", "tally")
-	}
-	if _, err := os.Stat(binary); err != nil {
-		t.Fatalf("%v: run make build first", err)
-	}
 	dir, err := os.MkdirTemp("/run", "m") // short: a socket's path has 107 bytes at most
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := &Machine{
-		t: t, binary: binary, Dir: dir,
+		t: t, binary: Built(t), Dir: dir,
 		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "tally"),
 	}
 	ctx := context.Background()
@@ -73,6 +66,19 @@ func New(t testing.TB) *Machine {
 	}
 	t.Cleanup(m.clear)
 	return m
+}
+
+// Built is the binary under test.
+func Built(t testing.TB) string {
+	t.Helper()
+	binary := os.Getenv(binaryVariable)
+	if binary == "" {
+		binary = filepath.Join(Root(t), "build", "tally")
+	}
+	if _, err := os.Stat(binary); err != nil {
+		t.Fatalf("%v: run make build first", err)
+	}
+	return binary
 }
 
 // For returns the machine for a subtest, whose failures are then its own. Only
@@ -259,10 +265,16 @@ func (m *Machine) Tally(command string, args ...string) Result {
 // TallyRaw runs tally with exactly these arguments.
 func (m *Machine) TallyRaw(args ...string) Result { return run(m.command(args...)) }
 
-func run(cmd *exec.Cmd) Result {
+func run(cmd *exec.Cmd) Result { return Run(cmd, (*exec.Cmd).Start) }
+
+// Run starts a command as told and waits for its end.
+func Run(cmd *exec.Cmd, start func(*exec.Cmd) error) Result {
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
+	err := start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	code := cmd.ProcessState.ExitCode()
 	if err != nil && code <= 0 {
 		return Result{out.String(), errs.String() + err.Error(), -1}
@@ -295,27 +307,39 @@ func (m *Machine) Token() string {
 // RegistryAddress/name; env tells versions of one program apart.
 func (m *Machine) PushImage(program, name string, env ...string) string {
 	m.t.Helper()
-	binary, err := image.BuildBinary(context.Background(), program, m.t.TempDir())
+	ref := RegistryAddress + "/" + name
+	PushProgram(m.t, program, ref, env...)
+	return ref
+}
+
+// PushProgram builds a Go program of this module and pushes it under a reference.
+func PushProgram(t testing.TB, program, ref string, env ...string) {
+	t.Helper()
+	binary, err := image.BuildBinary(context.Background(), program, t.TempDir())
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
 	built, err := image.Build(image.Spec{Binaries: map[string]string{"/program": binary}, Entrypoint: []string{"/program"}, Env: env})
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
-	ref := RegistryAddress + "/" + name
 	if err := image.Push(context.Background(), ref, built, "", ""); err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
-	return ref
 }
 
 // Eventually tries until it works; when patience ends the test fails with the
 // last error. It is the one place where tests wait.
 func (m *Machine) Eventually(patience time.Duration, what string, try func() error) {
 	m.t.Helper()
+	Eventually(m.t, patience, what, try)
+}
+
+// Eventually is the same for tests that have no Machine.
+func Eventually(t testing.TB, patience time.Duration, what string, try func() error) {
+	t.Helper()
 	if err := retry(patience, try); err != nil {
-		m.t.Fatalf("%s: not after %s: %v", what, patience, err)
+		t.Fatalf("%s: not after %s: %v", what, patience, err)
 	}
 }
 
@@ -345,93 +369,4 @@ func Pods(o *nodes.Overview, namespace, prefix string) []nodes.ObjectHealth {
 		}
 	}
 	return pods
-}
-
-// Clone is a working copy of the machine's repository.
-type Clone struct {
-	Dir string
-	m   *Machine
-}
-
-// Clone makes a working copy that pushes over HTTP with the credential helper.
-func (m *Machine) Clone() *Clone {
-	m.t.Helper()
-	return m.CloneFrom("http://" + PageAddress + "/repo.git")
-}
-
-// CloneFrom makes a working copy of any repository.
-func (m *Machine) CloneFrom(url string) *Clone {
-	m.t.Helper()
-	c := &Clone{Dir: m.t.TempDir(), m: m}
-	helper := fmt.Sprintf("!'%s' git-credential --run-dir '%s'", m.binary, m.RunDir)
-	c.Git("init", "--quiet", "--initial-branch", "main")
-	c.Git("config", "user.name", "Test")
-	c.Git("config", "user.email", "test@localhost")
-	c.Git("config", "credential.http://"+PageAddress+".helper", helper)
-	c.Git("remote", "add", "origin", url)
-	return c
-}
-
-// For returns the clone for a subtest, whose failures are then its own.
-func (c *Clone) For(t testing.TB) *Clone { return &Clone{Dir: c.Dir, m: c.m.For(t)} }
-
-// Git runs git in the clone; failing fails the test.
-func (c *Clone) Git(args ...string) string {
-	c.m.t.Helper()
-	r := c.TryGit(args...)
-	if r.Code != 0 {
-		c.m.t.Fatalf("git %s: exit code %d: %s%s", strings.Join(args, " "), r.Code, r.Out, r.Err)
-	}
-	return strings.TrimSpace(r.Out)
-}
-
-// gitTimeout ends a push that would watch for ever.
-const gitTimeout = time.Minute
-
-// TryGit runs git in the clone.
-func (c *Clone) TryGit(args ...string) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), gitTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "git", args...)
-	cmd.WaitDelay = time.Second // its own children may hold the output
-	cmd.Dir = c.Dir
-	cmd.Env = append(os.Environ(), "GIT_TERMINAL_PROMPT=0", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null")
-	return run(cmd)
-}
-
-// Write puts a file into the clone; nothing is committed yet.
-func (c *Clone) Write(path, content string) {
-	c.m.t.Helper()
-	full := filepath.Join(c.Dir, path)
-	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
-		c.m.t.Fatal(err)
-	}
-	if err := os.WriteFile(full, []byte(content), 0o644); err != nil {
-		c.m.t.Fatal(err)
-	}
-}
-
-// Commit commits everything and returns the commit's id.
-func (c *Clone) Commit(message string) string {
-	c.m.t.Helper()
-	c.Git("add", "--all")
-	c.Git("commit", "--quiet", "--allow-empty", "--message", message)
-	return c.Git("rev-parse", "HEAD")
-}
-
-// Push pushes main and watches until the end; Err has the remote: lines.
-func (c *Clone) Push(options ...string) Result {
-	return c.TryGit(append(append([]string{"push"}, options...), "origin", "main")...)
-}
-
-// Apply commits everything, pushes, and waits until it is converged.
-func (c *Clone) Apply(message string) (sha, output string) {
-	c.m.t.Helper()
-	sha = c.Commit(message)
-	r := c.Push()
-	if r.Code != 0 {
-		c.m.t.Fatalf("push of %q: exit code %d: %s", message, r.Code, r.Err)
-	}
-	c.m.WaitConverged(sha, time.Minute)
-	return sha, r.Err
 }
