@@ -110,6 +110,7 @@ func (st *step) apply(c *comparison, source string) {
 		st.network = next.Settings().Network
 		st.decide(kindOfNetwork, theOne, st.network)
 	}
+	st.applyOverlay(next.Settings().Network.Overlay)
 	var altered []desired.Key
 	for _, k := range c.changed {
 		if st.alters(c, k) {
@@ -129,6 +130,19 @@ func (st *step) apply(c *comparison, source string) {
 	}
 	st.applyReaders(c.changed)
 	st.revise(altered)
+}
+
+// applyOverlay takes in how packets travel between nodes. Unlike the cluster's
+// addresses, which are fixed after first use, nothing that runs depends on it.
+func (st *step) applyOverlay(overlay string) {
+	if st.network.Overlay == overlay {
+		return
+	}
+	st.network.Overlay = overlay
+	st.decide(kindOfNetwork, theOne, st.network)
+	for name := range entries(st.nodes) {
+		st.dirtyNodes[name] = true
+	}
 }
 
 // alters reports whether an object of the revision is new or not as it was.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -64,21 +63,21 @@ type node struct {
 	images  *collect.Collector
 	// persistent keeps the data of volumes.
 	persistent *volume.Persistent
-	// cluster and addrs are the cluster's and the node's addresses that all this
+	// known and addrs are the cluster's and the node's addresses that all this
 	// was wired with.
-	cluster desired.Network
-	addrs   []netip.Addr
+	known knownNetwork
+	addrs []netip.Addr
 }
 
 // newNode wires an agent. It starts the keeper, or finds the living one;
 // nothing else happens before run.
 func newNode(ctx context.Context, o nodeOptions, key clusterKey, log *slog.Logger) (*node, error) {
 	n := &node{o: o, log: log.With("node", o.name)}
-	cluster, err := readNetwork(n.networkFile(), n.log)
+	known, err := readNetwork(n.networkFile(), n.log)
 	if err != nil {
 		return nil, err
 	}
-	n.cluster = cluster
+	n.known = known
 	if err := errors.Join(n.openParts(ctx), n.wireAgent(key)); err != nil {
 		n.close()
 		return nil, err
@@ -103,11 +102,10 @@ func (n *node) openParts(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	n.network, err = network.New(network.Options{
-		PodCIDR: nodeRange(n.cluster.Pods), ClusterCIDR: n.cluster.Pods, ServiceCIDR: n.cluster.Services,
-		RunDir: n.o.runDir, DB: n.db, Log: n.log.With("part", "network"),
-	})
-	if err != nil {
+	if n.addrs, err = nodeAddrs(n.o.ip); err != nil {
+		return err
+	}
+	if err := n.openNetwork(); err != nil {
 		return err
 	}
 	if n.proxy, err = iptables.New(ctx, iptables.Options{Log: n.log.With("part", "proxy")}); err != nil {
@@ -120,9 +118,18 @@ func (n *node) openParts(ctx context.Context) (err error) {
 	return err
 }
 
-// nodeRange is the first /24 of the cluster's pod range: the one node has it.
-func nodeRange(cluster netip.Prefix) netip.Prefix {
-	return netip.PrefixFrom(cluster.Masked().Addr(), max(cluster.Bits(), 24))
+// openNetwork opens the pod network for the range that the node has, if any.
+func (n *node) openNetwork() error {
+	if err := n.known.recall(n.db); err != nil {
+		return err
+	}
+	var err error
+	n.network, err = network.New(network.Options{
+		PodCIDR: n.known.PodCIDR, ClusterCIDR: n.known.Pods, ServiceCIDR: n.known.Services,
+		NodeAddr: n.addrs[0], Overlay: n.known.Overlay, KeyFile: filepath.Join(n.dataDir(), "wireguard.key"),
+		RunDir: n.o.runDir, DB: n.db, Log: n.log.With("part", "network"),
+	})
+	return err
 }
 
 // wireAgent puts the parts together.
@@ -132,9 +139,6 @@ func (n *node) wireAgent(key clusterKey) error {
 	}
 	agentKey, err := key.derive("agent store")
 	if err != nil {
-		return err
-	}
-	if n.addrs, err = nodeAddrs(n.o.ip); err != nil {
 		return err
 	}
 	reserved, err := parseResources("--reserved", n.o.reserved)
@@ -243,13 +247,13 @@ var errNetworkChanged = errors.New("addresses changed")
 
 // run converges the node until ctx ends, over a session with the server at the socket.
 func (n *node) run(ctx context.Context, socket string) error {
-	changed := make(chan desired.Network, 1)
+	changed := make(chan knownNetwork, 1)
 	client, err := wire.NewClient(wire.ClientOptions{
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)
 		},
-		Node: n.o.name, Version: version, Handler: networkWatch{n.agent, n.cluster, changed}, Log: n.log.With("part", "wire"),
+		Node: n.o.name, Version: version, Handler: networkWatch{n.agent, n.known, changed}, Log: n.log.With("part", "wire"),
 	})
 	if err != nil {
 		return err
@@ -267,9 +271,10 @@ func (n *node) run(ctx context.Context, socket string) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case cluster := <-changed:
-			n.log.Info("the cluster has other addresses than this node knew: starting the agent with them")
-			return errors.Join(writeNetwork(n.networkFile(), cluster), errNetworkChanged)
+		case known := <-changed:
+			n.log.Info("the cluster has other addresses for this node than it knew: starting the agent with them",
+				"pods", known.PodCIDR, "before", n.known.PodCIDR, "overlay", known.Overlay)
+			return errors.Join(writeNetwork(n.networkFile(), known), errNetworkChanged)
 		}
 	})
 	if n.o.ip == "" {
@@ -293,50 +298,6 @@ func (n *node) close() {
 	if n.db != nil {
 		n.db.Close()
 	}
-}
-
-// networkWatch notices an assignment for a cluster with other addresses.
-type networkWatch struct {
-	*agent.Agent
-	wired   desired.Network
-	changed chan<- desired.Network
-}
-
-func (w networkWatch) Assign(a *nodes.Assignment) {
-	if a.Network.Domain != "" && a.Network != w.wired {
-		select {
-		case w.changed <- a.Network:
-		default:
-		}
-		return
-	}
-	w.Agent.Assign(a)
-}
-
-// readNetwork returns the cluster's addresses as this node last learned them,
-// or the defaults: the server says it again if they are others.
-func readNetwork(path string, log *slog.Logger) (desired.Network, error) {
-	content, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return desired.DefaultSettings().Network, nil
-	}
-	if err != nil {
-		return desired.Network{}, err
-	}
-	cluster := desired.DefaultSettings().Network
-	if err := json.Unmarshal(content, &cluster); err != nil {
-		log.Warn("what this node knew of the cluster's addresses is damaged; starting with the defaults until the server says them", "file", path, "error", err)
-		return desired.DefaultSettings().Network, nil
-	}
-	return cluster, nil
-}
-
-func writeNetwork(path string, cluster desired.Network) error {
-	content, err := json.Marshal(cluster)
-	if err != nil {
-		return err
-	}
-	return writeWhole(path, content)
 }
 
 // resolvers are the machine's, from resolv.conf.

@@ -151,7 +151,11 @@ type Agent struct {
 	sweeping  map[nodes.UID]bool
 	hostPorts map[nodes.UID][]proxy.HostPort
 	taints    []corev1.Taint // while the machine is short of something
-	volumes   map[volumeKey]*volumeWorker
+	// networkTrouble is what was last told of it, cutOff that no pod of another
+	// node can be reached.
+	networkTrouble string
+	cutOff         bool
+	volumes        map[volumeKey]*volumeWorker
 	// volumesSwept: what the last agent left of volumes was looked at.
 	volumesSwept bool
 }

@@ -51,13 +51,16 @@ type world struct {
 	readings func() map[pressure.Signal]pressure.Reading
 	onDisk   map[nodes.UID]map[string]nodes.DiskUsage
 
-	mu      sync.Mutex
-	nets    map[nodes.UID]network.Attachment
-	groups  map[string]runtime.Resources
-	mounts  map[nodes.UID]bool
-	drift   chan nodes.UID
-	proxied []proxy.Config
-	dns     keeper.DNS
+	mu     sync.Mutex
+	nets   map[nodes.UID]network.Attachment
+	groups map[string]runtime.Resources
+	mounts map[nodes.UID]bool
+	drift  chan nodes.UID
+	// peers are those of each SetPeers, unconnected is what it answers.
+	peers       [][]proxy.Node
+	unconnected error
+	proxied     []proxy.Config
+	dns         keeper.DNS
 	// token is the server's answer, written what mounted volumes say of tokens.
 	token   func(r nodes.TokenRequest) (nodes.Token, error)
 	written map[nodes.UID][]string
@@ -100,9 +103,17 @@ func (w *world) Setup(context.Context) error   { return nil }
 func (w *world) Close(context.Context) error   { return nil }
 func (w *world) Drift() <-chan nodes.UID       { return w.drift }
 func (w *world) Queued(nodes.UID) (int, error) { return int(w.queued.Load()), nil }
+func (w *world) PublicKey() string             { return "" }
 func (w *world) Gateway() netip.Addr           { return netip.MustParseAddr("10.244.0.1") }
 func (w *world) PodCIDR() netip.Prefix         { return netip.MustParsePrefix("10.244.0.0/24") }
 func (w *world) Bridge() string                { return "tally0" }
+
+func (w *world) SetPeers(_ context.Context, peers []proxy.Node) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.peers = append(w.peers, peers)
+	return w.unconnected
+}
 
 func (w *world) Add(_ context.Context, s network.Sandbox) (network.Attachment, error) {
 	w.mu.Lock()

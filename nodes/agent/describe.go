@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/tallyman-dev/tallyman/nodes"
 )
 
@@ -15,7 +17,7 @@ func (a *Agent) describe(ctx context.Context) nodes.Node {
 	if i, err := a.o.Runtime.Info(ctx); err == nil {
 		info.Runtime = i.Name + " " + i.Version
 	}
-	info.PodCIDR = a.o.Network.PodCIDR()
+	info.PodCIDR, info.WireGuard = a.o.Network.PodCIDR(), a.o.Network.PublicKey()
 	if a.o.Devices != nil {
 		capacity, allocatable := counted(a.o.Devices.Counts())
 		info.Capacity, info.Allocatable = maps.Clone(info.Capacity), maps.Clone(info.Allocatable)
@@ -32,6 +34,9 @@ func (a *Agent) describe(ctx context.Context) nodes.Node {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	info.Taints = slices.Concat(info.Taints, a.taints)
+	if a.cutOff {
+		info.Taints = append(info.Taints, corev1.Taint{Key: corev1.TaintNodeNetworkUnavailable, Effect: corev1.TaintEffectNoSchedule})
+	}
 	return info
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes/probe"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
+	"github.com/tallyman-dev/tallyman/proxy"
 )
 
 // Network gives pods their namespaces and addresses; *network.Network is one.
@@ -24,10 +25,16 @@ type Network interface {
 	List(ctx context.Context) ([]network.Attachment, error)
 	// Queued counts connections that a pod's programs have yet to accept.
 	Queued(uid nodes.UID) (int, error)
+	// SetPeers makes the pods of these nodes reachable; a *network.Unreachable
+	// tells that it did, but for some nodes.
+	SetPeers(ctx context.Context, peers []proxy.Node) error
 	Close(ctx context.Context) error
 	Drift() <-chan nodes.UID
+	// Gateway and PodCIDR are invalid while the node has no range.
 	Gateway() netip.Addr
 	PodCIDR() netip.Prefix
+	// PublicKey is the node's for WireGuard; empty for other overlays.
+	PublicKey() string
 	Bridge() string
 }
 

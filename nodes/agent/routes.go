@@ -8,8 +8,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
+	"github.com/tallyman-dev/tallyman/nodes/network"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
@@ -48,8 +50,8 @@ func (a *Agent) routes(ctx context.Context) {
 		case <-a.reroute:
 		}
 		t := a.table.Load()
-		if t == nil || t.Generation == 0 {
-			continue
+		if t == nil || t.Generation == 0 || !a.o.Network.PodCIDR().IsValid() {
+			continue // without a range another agent is about to take over, with one
 		}
 		if err := a.apply(ctx, t); err != nil {
 			if ctx.Err() == nil {
@@ -95,8 +97,10 @@ func (a *Agent) checkForwarders() {
 	}
 }
 
-// apply brings rules and names into force, side by side.
+// apply brings the ways to other nodes into force, then rules and names, side
+// by side: no rule leads where there is no way yet.
 func (a *Agent) apply(ctx context.Context, t *proxy.Table) error {
+	unconnected := a.connect(ctx, t)
 	forwarders := a.o.Forwarders()
 	a.forwarders.Store(&forwarders)
 	named := make(chan error, 1)
@@ -108,7 +112,49 @@ func (a *Agent) apply(ctx context.Context, t *proxy.Table) error {
 		})
 	}()
 	err := a.o.Proxy.Set(ctx, a.proxyConfig(t))
-	return errors.Join(err, <-named)
+	return errors.Join(unconnected, err, <-named)
+}
+
+// connect connects the pods of other nodes. That some of those cannot be
+// reached is told, and nothing that this node could wait for.
+func (a *Agent) connect(ctx context.Context, t *proxy.Table) error {
+	err := a.o.Network.SetPeers(ctx, t.Nodes)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var some *network.Unreachable
+	if errors.As(err, &some) {
+		a.tellNetwork(err, false)
+		return nil
+	}
+	a.tellNetwork(err, err != nil)
+	return err
+}
+
+// tellNetwork tells, once, what keeps pods from those of other nodes. While
+// cutOff, the node gets no new pods.
+func (a *Agent) tellNetwork(trouble error, cutOff bool) {
+	text := ""
+	if trouble != nil {
+		text = trouble.Error()
+	}
+	a.mu.Lock()
+	same := a.networkTrouble == text
+	a.networkTrouble, a.cutOff = text, cutOff
+	a.mu.Unlock()
+	if same {
+		return
+	}
+	a.tell()
+	now := a.ports.now()
+	e := nodes.Event{
+		Object: desired.Key{Kind: "Node", Name: a.o.Name}, Warning: true, Reason: "NetworkUnavailable", Message: text,
+		Source: "agent " + a.o.Name, First: now, Last: now, Count: 1,
+	}
+	if text == "" {
+		e.Warning, e.Reason, e.Message = false, "NetworkAvailable", "pods of all other nodes are reached again"
+	}
+	a.up.Send(nodes.Report{Node: a.o.Name, Events: []nodes.Event{e}})
 }
 
 func (a *Agent) proxyConfig(t *proxy.Table) proxy.Config {

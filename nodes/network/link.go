@@ -77,21 +77,3 @@ func onlyAddress(h *netlink.Handle, link netlink.Link, want netip.Prefix) error 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
-
-// defaultMTU is that of the link that the default route leaves by.
-func defaultMTU(h *netlink.Handle) int {
-	const usual = 1500
-	routes, err := h.RouteList(nil, unix.AF_INET)
-	if err != nil {
-		return usual
-	}
-	for _, r := range routes {
-		if r.Dst != nil && r.Dst.IP != nil && !r.Dst.IP.IsUnspecified() {
-			continue
-		}
-		if link, err := h.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().MTU > 0 {
-			return link.Attrs().MTU
-		}
-	}
-	return usual
-}

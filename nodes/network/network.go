@@ -12,8 +12,12 @@
 // and its address whatever process died; an address is used again as late as
 // possible; Close leaves nothing behind. No program is run for a pod.
 //
-// It does not route services (proxy does), run containers, or connect nodes.
-// It handles IPv4; namespaces, store and interface name no family.
+// SetPeers connects the pods of other nodes: over VXLAN, over WireGuard, or by
+// plain routes where nodes share a link. Which pods are where comes from the
+// caller alone; no packet is flooded to find out.
+//
+// It does not route services (proxy does) or run containers. Pods have IPv4
+// addresses; namespaces, store and interface name no family.
 package network
 
 import (
@@ -25,6 +29,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"go.etcd.io/bbolt"
@@ -39,18 +44,29 @@ const DefaultBridge = "tally0"
 
 // Options of New.
 type Options struct {
-	// PodCIDR is the node's own range; its first address is the gateway.
+	// PodCIDR is the node's own range; its first address is the gateway. While it
+	// is invalid nobody gave the node one: there is no bridge, and no pod can be added.
 	PodCIDR netip.Prefix
 	// ClusterCIDR holds the pods of all nodes: traffic to it keeps its source.
 	ClusterCIDR netip.Prefix
 	// ServiceCIDR is routed over the bridge, so that services are reachable
 	// from the node without a default route. May be invalid: no such route.
 	ServiceCIDR netip.Prefix
-	// Bridge is an interface name; empty means DefaultBridge.
+	// Bridge is an interface name of at most 12 characters, to which the name of
+	// the overlay's link adds three; empty means DefaultBridge.
 	Bridge string
+	// NodeAddr is the node's own address, which other nodes reach it by. May be
+	// invalid: it then has no peers.
+	NodeAddr netip.Addr
+	// Overlay is how packets travel to peers: VXLAN (when empty), Routes or WireGuard.
+	Overlay string
+	// KeyFile holds the node's WireGuard key; made when missing. Needed for that
+	// overlay only.
+	KeyFile string
 	// RunDir holds the pinned namespaces; it must not survive a reboot.
 	RunDir string
-	// MTU of the pods; 0 takes that of the default route's link, else 1500.
+	// MTU of the pods; 0 takes that of the link with NodeAddr, else of the default
+	// route's, else 1500, each less what the overlay adds to a packet.
 	MTU int
 	// DB is the agent's store: the addresses are in a bucket of their own.
 	DB  *bbolt.DB
@@ -79,17 +95,23 @@ type Attachment struct {
 // Network is the pod network of one node. Safe for concurrent use; calls for
 // the same pod must not overlap.
 type Network struct {
-	o       Options
-	log     *slog.Logger
-	mtu     int
+	o   Options
+	log *slog.Logger
+	mtu atomic.Int32
+	// tables is the index of the VXLAN link whose tables were filled, 0 for none.
+	tables  atomic.Int32
 	gateway netip.Addr
 	dir     string
 	host    *netlink.Handle
 	store   *addresses
 	drift   chan nodes.UID
 
-	setting sync.Mutex // serialises Setup and Close and guards rules
+	// publicKey is the node's for WireGuard, empty for other overlays.
+	publicKey string
+
+	setting sync.Mutex // serialises Setup, SetPeers and Close and guards what follows
 	rules   *netfilter.Realm
+	peering
 
 	mu sync.Mutex // guards links
 	// links are the host ends of the pods that Add has finished: name → pod.
@@ -105,20 +127,27 @@ func New(o Options) (*Network, error) {
 	if o.Bridge == "" {
 		o.Bridge = DefaultBridge
 	}
+	if o.Overlay == "" {
+		o.Overlay = VXLAN
+	}
 	o.PodCIDR = o.PodCIDR.Masked()
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	n := &Network{
-		o: o, log: o.Log, mtu: o.MTU, host: host,
-		gateway: o.PodCIDR.Addr().Next(),
+		o: o, log: o.Log, host: host,
+		gateway: gatewayOf(o.PodCIDR),
 		dir:     filepath.Join(o.RunDir, "ns"),
 		links:   map[string]nodes.UID{},
 		drift:   make(chan nodes.UID),
 	}
-	if n.mtu == 0 {
-		n.mtu = defaultMTU(host)
+	n.mtu.Store(int32(n.fittingMTU()))
+	if o.Overlay == WireGuard {
+		if n.publicKey, err = publicKey(o.KeyFile); err != nil {
+			host.Close()
+			return nil, err
+		}
 	}
 	if n.store, err = openAddresses(o.DB, o.PodCIDR); err != nil {
 		host.Close()
@@ -135,26 +164,45 @@ func (o Options) check() error {
 		return errors.New("network: no store")
 	case !filepath.IsAbs(o.RunDir):
 		return fmt.Errorf("network: run directory %q is not an absolute path", o.RunDir)
-	case !o.PodCIDR.IsValid() || !o.PodCIDR.Addr().Is4() || o.PodCIDR.Bits() > 30:
+	case o.PodCIDR.IsValid() && (!o.PodCIDR.Addr().Is4() || o.PodCIDR.Bits() > 30):
 		return fmt.Errorf("network: pod range %s is not an IPv4 range of at least four addresses", o.PodCIDR)
-	case !o.ClusterCIDR.IsValid() || !o.ClusterCIDR.Overlaps(o.PodCIDR):
+	case !o.ClusterCIDR.IsValid() || o.PodCIDR.IsValid() && !o.ClusterCIDR.Overlaps(o.PodCIDR):
 		return fmt.Errorf("network: cluster range %s does not hold the pod range %s", o.ClusterCIDR, o.PodCIDR)
 	case o.ServiceCIDR.IsValid() && o.ServiceCIDR.Overlaps(o.ClusterCIDR):
 		return fmt.Errorf("network: service range %s overlaps the cluster range %s", o.ServiceCIDR, o.ClusterCIDR)
-	case len(o.Bridge) > 15:
-		return fmt.Errorf("network: bridge name %q is longer than 15 characters", o.Bridge)
+	case len(o.Bridge) > 12:
+		return fmt.Errorf("network: bridge name %q is longer than 12 characters", o.Bridge)
+	case !slices.Contains([]string{"", VXLAN, Routes, WireGuard}, o.Overlay):
+		return fmt.Errorf("network: overlay %q is not one of %s, %s, %s", o.Overlay, VXLAN, Routes, WireGuard)
+	case o.Overlay == WireGuard && !filepath.IsAbs(o.KeyFile):
+		return fmt.Errorf("network: key file %q is not an absolute path", o.KeyFile)
 	}
 	return nil
 }
 
-// Gateway is the bridge's address: the pods' next hop.
+// ErrNoRange is returned when something needs the node's range of pod
+// addresses and nobody gave the node one yet.
+var ErrNoRange = errors.New("the node has no range of pod addresses yet: its server gives it one")
+
+// gatewayOf is the address of a node's bridge; invalid without a range.
+func gatewayOf(pods netip.Prefix) netip.Addr {
+	if !pods.IsValid() {
+		return netip.Addr{}
+	}
+	return pods.Masked().Addr().Next()
+}
+
+// Gateway is the bridge's address: the pods' next hop. Invalid without a range.
 func (n *Network) Gateway() netip.Addr { return n.gateway }
 
-// PodCIDR is the range of this node's pods.
+// PodCIDR is the range of this node's pods; invalid while it has none.
 func (n *Network) PodCIDR() netip.Prefix { return n.o.PodCIDR }
 
 // MTU of the pods' links.
-func (n *Network) MTU() int { return n.mtu }
+func (n *Network) MTU() int { return int(n.mtu.Load()) }
+
+// PublicKey is the node's for WireGuard, base64; empty for other overlays.
+func (n *Network) PublicKey() string { return n.publicKey }
 
 // Bridge is the name of the interface that the pods hang on.
 func (n *Network) Bridge() string { return n.o.Bridge }

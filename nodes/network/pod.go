@@ -27,10 +27,17 @@ const podLink = "eth0"
 // the kernel allows, and the same after any crash.
 func linkName(uid nodes.UID) string {
 	sum := sha256.Sum256([]byte(uid))
-	return linkPrefix + hex.EncodeToString(sum[:5])
+	return linkPrefix + hex.EncodeToString(sum[:linkDigest])
 }
 
 const linkPrefix = "tally"
+
+func isPodLink(name string) bool {
+	return strings.HasPrefix(name, linkPrefix) && len(name) == len(linkPrefix)+2*linkDigest
+}
+
+// linkDigest is how much of the hash of a pod's UID names its link, in bytes.
+const linkDigest = 5
 
 // hardwareAddr is a local address that follows from the IP address: neighbour
 // caches stay right when an address moves to another pod.
@@ -54,6 +61,9 @@ func (n *Network) Add(ctx context.Context, s Sandbox) (Attachment, error) {
 	stored := func() error { return nil }
 	var ip netip.Addr
 	if !s.HostNetwork {
+		if !n.o.PodCIDR.IsValid() {
+			return Attachment{}, fmt.Errorf("add pod %s to the network: %w", s.UID, ErrNoRange)
+		}
 		var err error
 		if ip, stored, err = n.store.take(s.UID); err != nil {
 			return Attachment{}, err
@@ -170,9 +180,9 @@ func (n *Network) plug(pod *netlink.Handle, uid nodes.UID, ip netip.Addr) error 
 	}
 	defer ns.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = name, n.mtu
+	attrs.Name, attrs.MTU = name, n.MTU()
 	veth := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: podLink, PeerMTU: uint32(n.mtu),
+		LinkAttrs: attrs, PeerName: podLink, PeerMTU: uint32(n.MTU()),
 		PeerHardwareAddr: hardwareAddr(ip), PeerNamespace: netlink.NsFd(ns.Fd()),
 		PeerTxQLen: -1,
 	}
@@ -217,10 +227,8 @@ func (n *Network) address(pod *netlink.Handle, ip netip.Addr) error {
 	if err := onlyAddress(pod, link, netip.PrefixFrom(ip, ip.BitLen())); err != nil {
 		return err
 	}
-	if link.Attrs().MTU != n.mtu {
-		if err := pod.LinkSetMTU(link, n.mtu); err != nil {
-			return fmt.Errorf("set MTU of %s to %d: %w", podLink, n.mtu, err)
-		}
+	if err := n.fitMTU(pod, link); err != nil {
+		return err
 	}
 	if err := pod.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", podLink, err)

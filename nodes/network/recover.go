@@ -40,17 +40,8 @@ func (n *Network) recoverAddresses() error {
 
 // addressInside is what the pod's link has; invalid when it has none of ours.
 func (n *Network) addressInside(uid nodes.UID) (netip.Addr, error) {
-	path := n.pins(uid).existing("net")
-	if path == "" {
-		return netip.Addr{}, nil
-	}
-	ns, err := netns.GetFromPath(path)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	defer ns.Close()
-	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
+	pod, err := n.inside(uid)
+	if pod == nil {
 		return netip.Addr{}, err
 	}
 	defer pod.Close()
@@ -71,6 +62,20 @@ func (n *Network) addressInside(uid nodes.UID) (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, nil
+}
+
+// inside speaks to the pod's network namespace; nil when there is none.
+func (n *Network) inside(uid nodes.UID) (*netlink.Handle, error) {
+	path := n.pins(uid).existing("net")
+	if path == "" {
+		return nil, nil
+	}
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	return netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 }
 
 // keep records an address that a pod has already. It is the pod's even when it

@@ -23,13 +23,19 @@ const (
 )
 
 // Setup makes the bridge, forwarding and the rules for traffic to outside, or
-// repairs what is missing of them, and hangs the pods' links on the bridge.
+// repairs what is missing of them, hangs the pods' links on the bridge and
+// connects the peers that SetPeers told last. Without a range there is nothing
+// to set up.
 func (n *Network) Setup(ctx context.Context) error {
 	n.setting.Lock()
 	defer n.setting.Unlock()
 	if err := shareMounts(n.dir); err != nil {
 		return err
 	}
+	if !n.o.PodCIDR.IsValid() {
+		return nil
+	}
+	n.mtu.Store(int32(n.fittingMTU()))
 	if err := n.setupBridge(); err != nil {
 		return err
 	}
@@ -43,7 +49,10 @@ func (n *Network) Setup(ctx context.Context) error {
 		return err
 	}
 	want, jumps := n.wantedRules()
-	return wrap(n.rules.Apply(ctx, want, jumps), "apply the pod network's rules")
+	if err := n.rules.Apply(ctx, want, jumps); err != nil {
+		return fmt.Errorf("apply the pod network's rules: %w", err)
+	}
+	return n.connect()
 }
 
 // wantedRules let pods' traffic through and give what leaves the cluster the
@@ -78,6 +87,9 @@ func (n *Network) setupBridge() error {
 	if err := onlyAddress(n.host, bridge, netip.PrefixFrom(n.gateway, n.o.PodCIDR.Bits())); err != nil {
 		return err
 	}
+	if err := n.fitMTU(n.host, bridge); err != nil {
+		return err
+	}
 	if err := n.host.LinkSetUp(bridge); err != nil {
 		return fmt.Errorf("set bridge %s up: %w", n.o.Bridge, err)
 	}
@@ -95,12 +107,12 @@ func (n *Network) setupBridge() error {
 
 func (n *Network) makeBridge() (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = n.o.Bridge, n.mtu, hardwareAddr(n.gateway)
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = n.o.Bridge, n.MTU(), hardwareAddr(n.gateway)
 	err := n.host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("make bridge: %w", err)
 	}
-	n.log.Info("made the pods' bridge", "bridge", n.o.Bridge, "gateway", n.gateway, "mtu", n.mtu)
+	n.log.Info("made the pods' bridge", "bridge", n.o.Bridge, "gateway", n.gateway, "mtu", n.MTU())
 	return n.host.LinkByName(n.o.Bridge)
 }
 
@@ -137,6 +149,9 @@ func (n *Network) reattach() error {
 		if err := n.attach(link); err != nil {
 			return err
 		}
+		if err := n.fitPod(uid, link); err != nil {
+			return err
+		}
 		n.mu.Lock()
 		n.links[name] = uid
 		n.mu.Unlock()
@@ -163,7 +178,7 @@ func (n *Network) Close(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, n.store.release(gone...))
-	errs = append(errs, removeLink(n.host, n.o.Bridge), n.closeRules(ctx), n.closeDir())
+	errs = append(errs, n.disconnect(), removeLink(n.host, n.o.Bridge), n.closeRules(ctx), n.closeDir())
 	return wrap(errors.Join(errs...), "close the pod network")
 }
 

@@ -21,10 +21,13 @@ const (
 	// lookEvery is how often everything is looked at although nothing was
 	// heard: events can be lost, forwarding can be switched off.
 	lookEvery = 30 * time.Second
+	// mendAfter gathers events about the ways to other nodes.
+	mendAfter = 20 * time.Millisecond
 )
 
-// Run watches the node's links until ctx ends: it repairs bridge and rules
-// itself and tells pods that lost their link over Drift. It returns ctx's error.
+// Run watches the node's links until ctx ends: it repairs bridge, rules and the
+// ways to other nodes itself and tells pods that lost their link over Drift. It
+// returns ctx's error.
 func (n *Network) Run(ctx context.Context) error {
 	for {
 		err := n.watch(ctx)
@@ -46,30 +49,56 @@ type watcher struct {
 	n *Network
 	// drifted are pods to be told of, each once; order of arrival.
 	drifted []nodes.UID
+	// mending fires when the ways to other nodes are to be looked at; nil when not.
+	mending <-chan time.Time
+}
+
+// events are what a subscription tells of.
+type events struct {
+	links      chan netlink.LinkUpdate
+	addrs      chan netlink.AddrUpdate
+	routes     chan netlink.RouteUpdate
+	neighbours chan netlink.NeighUpdate
+	failed     chan error
 }
 
 func (n *Network) watch(ctx context.Context) error {
 	done := make(chan struct{})
 	defer close(done)
-	links := make(chan netlink.LinkUpdate, 64)
-	addrs := make(chan netlink.AddrUpdate, 64)
-	failed := make(chan error, 2)
+	e := events{
+		links: make(chan netlink.LinkUpdate, 64), addrs: make(chan netlink.AddrUpdate, 64),
+		routes: make(chan netlink.RouteUpdate, 64), neighbours: make(chan netlink.NeighUpdate, 64),
+		failed: make(chan error, 4),
+	}
+	if err := e.subscribe(done); err != nil {
+		return err
+	}
+	return (&watcher{n: n}).loop(ctx, e)
+}
+
+func (e events) subscribe(done <-chan struct{}) error {
 	report := func(err error) {
 		select {
-		case failed <- err:
+		case e.failed <- err:
 		default:
 		}
 	}
-	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: report}); err != nil {
+	if err := netlink.LinkSubscribeWithOptions(e.links, done, netlink.LinkSubscribeOptions{ErrorCallback: report}); err != nil {
 		return fmt.Errorf("subscribe to links: %w", err)
 	}
-	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: report}); err != nil {
+	if err := netlink.AddrSubscribeWithOptions(e.addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: report}); err != nil {
 		return fmt.Errorf("subscribe to addresses: %w", err)
 	}
-	return (&watcher{n: n}).loop(ctx, links, addrs, failed)
+	if err := netlink.RouteSubscribeWithOptions(e.routes, done, netlink.RouteSubscribeOptions{ErrorCallback: report}); err != nil {
+		return fmt.Errorf("subscribe to routes: %w", err)
+	}
+	if err := netlink.NeighSubscribeWithOptions(e.neighbours, done, netlink.NeighSubscribeOptions{ErrorCallback: report}); err != nil {
+		return fmt.Errorf("subscribe to neighbours: %w", err)
+	}
+	return nil
 }
 
-func (w *watcher) loop(ctx context.Context, links <-chan netlink.LinkUpdate, addrs <-chan netlink.AddrUpdate, failed <-chan error) error {
+func (w *watcher) loop(ctx context.Context, e events) error {
 	check, look := time.NewTicker(checkEvery), time.NewTicker(lookEvery)
 	defer check.Stop()
 	defer look.Stop()
@@ -83,18 +112,35 @@ func (w *watcher) loop(ctx context.Context, links <-chan netlink.LinkUpdate, add
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case err := <-failed:
+		case err := <-e.failed:
 			return err
-		case u, ok := <-links:
+		case u, ok := <-e.links:
 			if !ok {
 				return errors.New("subscription to links ended")
 			}
 			w.link(ctx, u)
-		case u, ok := <-addrs:
+		case u, ok := <-e.addrs:
 			if !ok {
 				return errors.New("subscription to addresses ended")
 			}
 			w.addr(ctx, u)
+		case u, ok := <-e.routes:
+			if !ok {
+				return errors.New("subscription to routes ended")
+			}
+			if u.Type == unix.RTM_DELROUTE && u.Protocol == routeProtocol {
+				w.mendSoon()
+			}
+		case u, ok := <-e.neighbours:
+			if !ok {
+				return errors.New("subscription to neighbours ended")
+			}
+			if u.Type == unix.RTM_DELNEIGH && u.LinkIndex == int(w.n.tables.Load()) {
+				w.mendSoon()
+			}
+		case <-w.mending:
+			w.mending = nil
+			w.mend(ctx)
 		case out <- first:
 			w.drifted = w.drifted[1:]
 		case <-check.C:
@@ -121,6 +167,33 @@ func (w *watcher) link(ctx context.Context, u netlink.LinkUpdate) {
 	w.n.mu.Unlock()
 	if known && !w.n.linkIntact(name) {
 		w.add(uid)
+	}
+	if !isPodLink(name) {
+		w.mendSoon() // the overlay's link, or one that leads to other nodes
+	}
+}
+
+// mendSoon has the ways to other nodes looked at when the events that come
+// together have all arrived.
+func (w *watcher) mendSoon() {
+	if w.mending == nil {
+		w.mending = time.After(mendAfter)
+	}
+}
+
+// mend looks whether pods still reach other nodes, at the right MTU.
+func (w *watcher) mend(ctx context.Context) {
+	if w.n.fittingMTU() != w.n.MTU() {
+		w.n.log.Info("packets to other nodes have another size now: changing the pods' links", "mtu", w.n.fittingMTU(), "before", w.n.MTU())
+		if err := w.n.Setup(ctx); err != nil && ctx.Err() == nil {
+			w.n.log.Error("cannot set up the pod network", "error", err)
+		}
+		return
+	}
+	w.n.setting.Lock()
+	defer w.n.setting.Unlock()
+	if err := w.n.connect(); err != nil {
+		w.n.log.Error("cannot repair the ways to other nodes", "error", err)
 	}
 }
 

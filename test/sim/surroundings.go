@@ -16,6 +16,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	podnetwork "github.com/tallyman-dev/tallyman/nodes/network"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
+	"github.com/tallyman-dev/tallyman/proxy"
 )
 
 type place = podnetwork.Attachment
@@ -33,12 +34,15 @@ type network struct {
 	last     byte
 }
 
-func (n *network) Setup(context.Context) error { return nil }
-func (n *network) Close(context.Context) error { n.reset(); return nil }
-func (n *network) Drift() <-chan nodes.UID     { return n.drift }
-func (n *network) Bridge() string              { return "tally0" }
-func (n *network) Gateway() netip.Addr         { return n.addr(1) }
-func (n *network) PodCIDR() netip.Prefix       { return netip.PrefixFrom(n.addr(0), 24) }
+func (n *network) Setup(context.Context) error                  { return nil }
+func (n *network) Close(context.Context) error                  { n.reset(); return nil }
+func (n *network) SetPeers(context.Context, []proxy.Node) error { return nil }
+func (n *network) PublicKey() string                            { return "" }
+func (n *network) Drift() <-chan nodes.UID                      { return n.drift }
+func (n *network) Bridge() string                               { return "tally0" }
+func (n *network) Gateway() netip.Addr                          { return n.addr(1) }
+func (n *network) PodCIDR() netip.Prefix                        { return netip.PrefixFrom(n.addr(0), 24) }
+
 func (n *network) addr(last byte) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 244, byte(n.machine.index), last})
 }
