@@ -123,6 +123,8 @@ type Agent struct {
 	table   atomic.Pointer[proxy.Table]
 	cluster atomic.Pointer[desired.Network]
 	routed  atomic.Uint64
+	// leased is when the newest lease ends, on CLOCK_BOOTTIME.
+	leased atomic.Int64
 	// forwarders are those that the keeper was last told.
 	forwarders atomic.Pointer[[]netip.AddrPort]
 	reroute    chan struct{}

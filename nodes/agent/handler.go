@@ -155,6 +155,10 @@ func (a *Agent) Ledger(complete bool, decisions []nodes.Decision) {
 	}
 }
 
+// Lease notes until when the node's fenced pods may run. The newest counts: the
+// server grants none that ends before another.
+func (a *Agent) Lease(sent, duration time.Duration) { a.leased.Store(int64(sent + duration)) }
+
 // Logs writes a container's log.
 func (a *Agent) Logs(ctx context.Context, q wire.LogQuery, w io.Writer) error {
 	pod := a.worker(q.Pod)

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/nodes/wire/pb"
 )
 
@@ -26,10 +27,10 @@ const (
 	// MinVersion and MaxVersion are the protocol versions that this program speaks.
 	MinVersion, MaxVersion = 1, 1
 
-	// heartbeat is how long a connection may be quiet before it is asked
-	// whether it lives, heartbeatTimeout how long the answer may take.
-	heartbeat        = 10 * time.Second
-	heartbeatTimeout = 5 * time.Second
+	// keepaliveTime is how long a connection may be quiet before it is asked
+	// whether it lives, keepaliveTimeout how long the answer may take.
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 5 * time.Second
 
 	firstRetry, lastRetry = 50 * time.Millisecond, 10 * time.Second
 	// logChunk is the largest piece of a log in one message.
@@ -38,7 +39,8 @@ const (
 
 // ClientOptions of an agent's connection to its server.
 type ClientOptions struct {
-	// Dial opens a connection to the server.
+	// Dial opens a connection to the server. It is called for every session, and
+	// may try another address each time.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Credentials secure it; nil where Dial's connection is private already,
 	// inside one process or over a socket with permissions.
@@ -46,7 +48,9 @@ type ClientOptions struct {
 	// Node is the node's name, Version that of the program.
 	Node, Version string
 	Handler       Handler
-	Log           *slog.Logger
+	// Clock counts what Handler.Lease is told; default boottime.Now.
+	Clock func() time.Duration
+	Log   *slog.Logger
 }
 
 // Client is the agent's end of the protocol.
@@ -72,6 +76,9 @@ func NewClient(o ClientOptions) (*Client, error) {
 	}
 	if o.Credentials == nil {
 		o.Credentials = insecure.NewCredentials()
+	}
+	if o.Clock == nil {
+		o.Clock = boottime.Now
 	}
 	return &Client{o: o, pending: newPending()}, nil
 }
@@ -119,7 +126,7 @@ func (c *Client) session(ctx context.Context) (connected bool, err error) {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.o.Dial(ctx) }),
 		grpc.WithTransportCredentials(c.o.Credentials),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: heartbeat, Timeout: heartbeatTimeout}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithDisableServiceConfig(),
 	)
 	if err != nil {
@@ -129,23 +136,46 @@ func (c *Client) session(ctx context.Context) (connected bool, err error) {
 	service := pb.NewTallymanClient(conn)
 	c.serve(service)
 	defer c.serve(nil)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	heart := newHeart(c.o.Clock, end)
+	defer heart.silence.Stop()
+	connected, err = c.converse(ctx, service, heart)
+	if cause := context.Cause(ctx); errors.Is(cause, errNoAnswer) {
+		return connected, cause
+	}
+	return connected, err
+}
+
+// converse runs one stream to its end.
+func (c *Client) converse(ctx context.Context, service pb.TallymanClient, heart *heart) (connected bool, err error) {
 	group, ctx := errgroup.WithContext(ctx) // the first part that fails ends the stream and the other parts
 	stream, err := service.Session(ctx)
 	if err != nil {
 		return false, err
 	}
-	if err := c.greet(stream); err != nil {
+	if err := c.greet(stream, heart); err != nil {
 		return false, err
 	}
-	group.Go(func() error {
-		err := c.send(ctx, stream)
-		if errors.Is(err, io.EOF) {
-			return nil // the stream has ended; receive learns why
-		}
-		return err
-	})
-	group.Go(func() error { return c.receive(ctx, stream, service, group) })
+	var sending sync.Mutex
+	send := func(m *pb.AgentMessage) error {
+		sending.Lock()
+		defer sending.Unlock()
+		return stream.Send(m)
+	}
+	group.Go(func() error { return unlessEnded(c.send(ctx, send)) })
+	group.Go(func() error { return unlessEnded(heart.beat(ctx, send)) })
+	group.Go(func() error { return c.receive(ctx, stream, service, group, heart) })
 	return true, group.Wait()
+}
+
+// unlessEnded drops what sending says of a stream that has ended: receiving
+// learns why.
+func unlessEnded(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 func (c *Client) serve(s pb.TallymanClient) {
@@ -169,7 +199,7 @@ func (c *Client) Token(ctx context.Context, r nodes.TokenRequest) (nodes.Token, 
 	return nodes.Token{Value: answer.GetToken(), Issued: decodeTime(answer.GetIssued()), Expires: decodeTime(answer.GetExpires())}, nil
 }
 
-func (c *Client) greet(stream pb.Tallyman_SessionClient) error {
+func (c *Client) greet(stream pb.Tallyman_SessionClient, heart *heart) error {
 	err := stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Hello{Hello: &pb.Hello{
 		MinVersion: MinVersion, MaxVersion: MaxVersion, Node: c.o.Node, Version: c.o.Version,
 	}}})
@@ -184,12 +214,13 @@ func (c *Client) greet(stream pb.Tallyman_SessionClient) error {
 	if welcome == nil {
 		return errors.New("the server did not begin with a welcome")
 	}
+	heart.pace(time.Duration(welcome.GetHeartbeat()))
 	c.o.Log.Info("session with the server", "protocol", welcome.GetVersion(), "server_version", welcome.GetServer())
 	return nil
 }
 
 // send reports everything once, then what changed.
-func (c *Client) send(ctx context.Context, stream pb.Tallyman_SessionClient) error {
+func (c *Client) send(ctx context.Context, send func(*pb.AgentMessage) error) error {
 	// What is sent while the complete report is made stays: it may be newer.
 	c.pending.forgetState()
 	report, err := c.o.Handler.Hello(ctx)
@@ -198,7 +229,7 @@ func (c *Client) send(ctx context.Context, stream pb.Tallyman_SessionClient) err
 	}
 	report.Complete = true
 	for {
-		if err := sendReport(stream, report); err != nil {
+		if err := sendReport(send, report); err != nil {
 			return err
 		}
 		var ok bool
@@ -212,13 +243,13 @@ func (c *Client) send(ctx context.Context, stream pb.Tallyman_SessionClient) err
 	}
 }
 
-func sendReport(stream pb.Tallyman_SessionClient, r nodes.Report) error {
+func sendReport(send func(*pb.AgentMessage) error, r nodes.Report) error {
 	messages, err := encodeReport(r, maxPart)
 	if err != nil {
 		return err
 	}
 	for _, m := range messages {
-		if err := stream.Send(m); err != nil {
+		if err := send(m); err != nil {
 			return err
 		}
 	}
@@ -226,7 +257,7 @@ func sendReport(stream pb.Tallyman_SessionClient, r nodes.Report) error {
 }
 
 // receive hands on what the server sends, in order.
-func (c *Client) receive(ctx context.Context, stream pb.Tallyman_SessionClient, service pb.TallymanClient, group *errgroup.Group) error {
+func (c *Client) receive(ctx context.Context, stream pb.Tallyman_SessionClient, service pb.TallymanClient, group *errgroup.Group, heart *heart) error {
 	state := newReceiver()
 	for {
 		message, err := stream.Recv()
@@ -236,8 +267,18 @@ func (c *Client) receive(ctx context.Context, stream pb.Tallyman_SessionClient, 
 		if err != nil {
 			return err
 		}
-		if query := message.GetOpenLog(); query != nil {
-			group.Go(func() error { c.serveLog(ctx, service, query); return nil })
+		heart.heard()
+		switch m := message.GetMessage().(type) {
+		case *pb.ServerMessage_OpenLog:
+			group.Go(func() error { c.serveLog(ctx, service, m.OpenLog); return nil })
+			continue
+		case *pb.ServerMessage_Welcome:
+			heart.pace(time.Duration(m.Welcome.GetHeartbeat()))
+			continue
+		case *pb.ServerMessage_Lease:
+			if sent, asked := heart.answered(m.Lease.GetNumber()); asked && m.Lease.GetDuration() > 0 {
+				c.o.Handler.Lease(sent, time.Duration(m.Lease.GetDuration()))
+			}
 			continue
 		}
 		if err := handOn(state, message, c.o.Handler); err != nil {

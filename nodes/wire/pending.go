@@ -28,6 +28,7 @@ type pending struct {
 	events   []nodes.Event
 	volumes  map[volumeKey]nodes.VolumeStatus
 	usage    map[nodes.UID]nodes.Usage
+	fenced   map[nodes.UID]bool
 }
 
 // volumeKey tells volumes apart: a name may come back with another uid.
@@ -44,6 +45,7 @@ func newPending() *pending {
 		isGone:   map[nodes.UID]bool{},
 		volumes:  map[volumeKey]nodes.VolumeStatus{},
 		usage:    map[nodes.UID]nodes.Usage{},
+		fenced:   map[nodes.UID]bool{},
 	}
 }
 
@@ -77,6 +79,9 @@ func (p *pending) add(r nodes.Report) {
 	for _, u := range r.Usage {
 		p.usage[u.Pod] = u
 	}
+	for _, uid := range r.Fenced {
+		p.fenced[uid] = true
+	}
 	p.events = append(p.events, r.Events...)
 	if excess := len(p.events) - maxPendingEvents; excess > 0 {
 		p.events = append([]nodes.Event(nil), p.events[excess:]...)
@@ -104,11 +109,13 @@ func (p *pending) take(node string) (r nodes.Report, ok bool) {
 	for _, uid := range slices.Sorted(maps.Keys(p.usage)) {
 		r.Usage = append(r.Usage, p.usage[uid])
 	}
+	r.Fenced = slices.Sorted(maps.Keys(p.fenced))
 	p.info, p.routes, p.order, p.gone, p.events = nil, 0, nil, nil, nil
 	clear(p.isGone)
 	clear(p.volumes)
 	clear(p.usage)
-	return r, r.Info != nil || r.Routes != 0 || len(r.Statuses)+len(r.Gone)+len(r.Events)+len(r.Volumes)+len(r.Usage) > 0
+	clear(p.fenced)
+	return r, r.Info != nil || r.Routes != 0 || len(r.Statuses)+len(r.Gone)+len(r.Events)+len(r.Volumes)+len(r.Usage)+len(r.Fenced) > 0
 }
 
 // forgetState drops what the complete report of a new session will tell anew.
@@ -119,4 +126,5 @@ func (p *pending) forgetState() {
 	p.info, p.routes, p.order = nil, 0, nil
 	clear(p.statuses)
 	clear(p.volumes)
+	clear(p.fenced)
 }

@@ -36,7 +36,10 @@ type ServerOptions struct {
 	// Token signs a token for a pod that is bound to the asking node; nil
 	// refuses all.
 	Token func(ctx context.Context, node string, r nodes.TokenRequest) (nodes.Token, error)
-	Log   *slog.Logger
+	// Heartbeat is how often an agent that joins now is to be heard; nil asks for
+	// no heartbeats.
+	Heartbeat func() time.Duration
+	Log       *slog.Logger
 }
 
 // Server is the server's end of the protocol.
@@ -65,8 +68,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := grpc.NewServer(
 		grpc.Creds(s.o.Credentials),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: heartbeat, Timeout: heartbeatTimeout}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: heartbeat / 2, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	)
 	pb.RegisterTallymanServer(server, &service{server: s})
@@ -97,15 +100,17 @@ func (s *service) Session(stream pb.Tallyman_SessionServer) error {
 	if err != nil {
 		return err
 	}
-	err = stream.Send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{
-		Welcome: &pb.Welcome{Version: version, Server: s.server.o.Version},
-	}})
+	welcome := &pb.Welcome{Version: version, Server: s.server.o.Version}
+	if s.server.o.Heartbeat != nil {
+		welcome.Heartbeat = int64(s.server.o.Heartbeat())
+	}
+	err = stream.Send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}})
 	if err != nil {
 		return err
 	}
 	session := &Session{
 		node: hello.GetNode(), version: hello.GetVersion(), stream: stream, logs: s.server.logs,
-		state: newSender(), reports: reportReader{node: hello.GetNode()}, sending: make(chan struct{}, 1),
+		welcome: welcome, state: newSender(), reports: reportReader{node: hello.GetNode()}, sending: make(chan struct{}, 1),
 	}
 	if err := s.server.o.Accept(stream.Context(), session); err != nil {
 		return status.Error(codes.Aborted, err.Error())
@@ -152,6 +157,8 @@ type Session struct {
 	stream        pb.Tallyman_SessionServer
 	reports       reportReader
 	logs          *logWaiters
+	welcome       *pb.Welcome
+	attend        func(beat uint64)
 
 	// sending is held while a message goes out; it guards state.
 	sending chan struct{}
@@ -164,6 +171,11 @@ func (s *Session) Node() string { return s.node }
 // Version is that of the agent's program.
 func (s *Session) Version() string { return s.version }
 
+// Attend has f called for every message that Receive finds, with the number of
+// a heartbeat, which is to be answered with Lease, or 0. f must not block. Call
+// it before Receive.
+func (s *Session) Attend(f func(beat uint64)) { s.attend = f }
+
 // Receive waits for the agent's next report; io.EOF when the agent has closed
 // the session.
 func (s *Session) Receive() (*nodes.Report, error) {
@@ -171,6 +183,9 @@ func (s *Session) Receive() (*nodes.Report, error) {
 		message, err := s.stream.Recv()
 		if err != nil {
 			return nil, err
+		}
+		if s.attend != nil {
+			s.attend(message.GetHeartbeat().GetNumber())
 		}
 		part := message.GetReport()
 		if part == nil {
@@ -216,6 +231,29 @@ func (s *Session) Send(u Update) error {
 		if err := s.stream.Send(m); err != nil {
 			return fmt.Errorf("send to node %s: %w", s.node, err)
 		}
+	}
+	return nil
+}
+
+// Lease answers a heartbeat; see Handler.Lease. With duration 0 it grants
+// nothing and only says that the server lives.
+func (s *Session) Lease(beat uint64, duration time.Duration) error {
+	return s.say(&pb.ServerMessage{Message: &pb.ServerMessage_Lease{Lease: &pb.Lease{Number: beat, Duration: int64(duration)}}})
+}
+
+// Pace tells the agent to send a heartbeat every interval from now on.
+func (s *Session) Pace(interval time.Duration) error {
+	welcome := &pb.Welcome{Version: s.welcome.GetVersion(), Server: s.welcome.GetServer(), Heartbeat: int64(interval)}
+	return s.say(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}})
+}
+
+func (s *Session) say(m *pb.ServerMessage) error {
+	if err := s.lock(s.stream.Context()); err != nil {
+		return err
+	}
+	defer s.unlock()
+	if err := s.stream.Send(m); err != nil {
+		return fmt.Errorf("send to node %s: %w", s.node, err)
 	}
 	return nil
 }

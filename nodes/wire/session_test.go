@@ -30,6 +30,7 @@ func (nopHandler) Hello(context.Context) (nodes.Report, error)     { return node
 func (nopHandler) Assign(*nodes.Assignment)                        {}
 func (nopHandler) Route(*proxy.Table)                              {}
 func (nopHandler) Ledger(bool, []nodes.Decision)                   {}
+func (nopHandler) Lease(sent, duration time.Duration)              {}
 func (nopHandler) Logs(context.Context, LogQuery, io.Writer) error { return nil }
 
 // agent remembers what it was told.

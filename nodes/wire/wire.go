@@ -28,6 +28,10 @@ type Handler interface {
 	// Ledger keeps decisions for the server: all of them when complete, else
 	// those that changed.
 	Ledger(complete bool, decisions []nodes.Decision)
+	// Lease hands over what the newest assignment's fenced pods may run for:
+	// duration from sent on, which is when the heartbeat that asked for it was
+	// sent, by the client's Clock.
+	Lease(sent, duration time.Duration)
 	// Logs writes a container's log to w until it ends or ctx does. Called from
 	// a goroutine of its own.
 	Logs(ctx context.Context, q LogQuery, w io.Writer) error
