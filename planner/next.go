@@ -218,7 +218,7 @@ func (st *step) emitAssignments() {
 }
 
 func (s *State) assignment(n *node) nodes.Assignment {
-	a := nodes.Assignment{Node: n.Name, Network: s.network, Pods: make([]*nodes.Pod, 0, n.pods.Len()), Measured: s.measures(n)}
+	a := nodes.Assignment{Node: n.Name, Network: s.network, Session: n.Session, Pods: make([]*nodes.Pod, 0, n.pods.Len()), Measured: s.measures(n)}
 	for _, p := range entries(n.pods) {
 		a.Pods = append(a.Pods, p)
 	}

@@ -15,6 +15,9 @@ func (st *step) connect(state *nodes.NodeState) {
 	n := st.nodeFor(state.Name)
 	known := n.Node
 	ready := n.Ready
+	if n.Session != state.Session {
+		st.dirtyNodes[n.Name] = true // it is told that its complete report was heard
+	}
 	n.NodeState = *state
 	if state.Allocatable == nil && known.Allocatable != nil {
 		n.Node = known
@@ -96,7 +99,7 @@ func (st *step) report(r *nodes.Report) {
 	}
 	if r.Complete {
 		n.Routes = r.Routes
-		if !n.Ready {
+		if !n.Ready && n.Session == 0 { // else its state, which may be newer, has said it
 			n.Ready, n.Since, n.Reason = true, st.now, ""
 		}
 		n.reported = true

@@ -19,12 +19,15 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
@@ -40,9 +43,8 @@ type Options struct {
 	Log *slog.Logger
 	// Now is the wall clock; default time.Now.
 	Now func() time.Time
-	// SilentAfter is how long a node may be without a session before it counts
-	// as silent; default 10 s.
-	SilentAfter time.Duration
+	// Clock counts silence and leases; default boottime.Now.
+	Clock func() time.Duration
 	// Version of the program, told to agents.
 	Version string
 	// Credentials secure what Serve listens on; nil where that is private already.
@@ -55,6 +57,7 @@ type Options struct {
 type Registry struct {
 	o      Options
 	inputs *inputs
+	times  atomic.Pointer[desired.Nodes]
 
 	mu sync.Mutex
 	// guarded by mu
@@ -65,6 +68,13 @@ type Registry struct {
 	holders map[*session]bool
 	// known tells that the loop has handed over its ledger.
 	known bool
+	// tuned tells that the loop has said times; longest is the longest lease that
+	// anybody may hold, granted by an earlier server before began.
+	tuned   bool
+	longest time.Duration
+	began   time.Duration
+	// swept is when sweep last looked; nobody's silence counts from before blameless.
+	swept, blameless time.Duration
 }
 
 type ledgerKey struct{ kind, key string }
@@ -73,10 +83,14 @@ type ledgerKey struct{ kind, key string }
 type member struct {
 	state      nodes.NodeState
 	assignment *nodes.Assignment
-	// session is nil while there is none.
+	// session is nil while there is none, number that of the newest.
 	session *session
-	// silence counts the node silent when it fires; nil while there is a session.
-	silence *time.Timer
+	number  uint64
+	// heard is when there was a sign of life in earlier sessions, until when all
+	// leases are over that were granted in them.
+	heard, until time.Duration
+	// expected: an earlier server knew the node, and it has yet to be heard of.
+	expected bool
 }
 
 // New makes a registry; Serve makes it work.
@@ -87,16 +101,22 @@ func New(o Options) (*Registry, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.SilentAfter <= 0 {
-		o.SilentAfter = 10 * time.Second
+	if o.Clock == nil {
+		o.Clock = boottime.Now
 	}
-	return &Registry{
+	r := &Registry{
 		o:       o,
 		inputs:  newInputs(),
 		members: map[string]*member{},
 		ledger:  map[ledgerKey]nodes.Decision{},
 		holders: map[*session]bool{},
-	}, nil
+		began:   o.Clock(),
+		swept:   o.Clock(),
+	}
+	times := desired.DefaultSettings().Nodes
+	r.times.Store(&times)
+	r.longest = times.Lease
+	return r, nil
 }
 
 // Inputs yields joins, silences and reports in order. What one node says while
@@ -107,6 +127,7 @@ func (r *Registry) Inputs() <-chan Input { return r.inputs.out }
 func (r *Registry) Serve(ctx context.Context, l net.Listener) error {
 	server, err := wire.NewServer(wire.ServerOptions{
 		Version: r.o.Version, Accept: r.accept, Credentials: r.o.Credentials, Token: r.token, Log: r.o.Log,
+		Heartbeat: r.heartbeat,
 	})
 	if err != nil {
 		return err
@@ -114,18 +135,24 @@ func (r *Registry) Serve(ctx context.Context, l net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx, l) })
 	group.Go(func() error { r.inputs.run(ctx); return nil })
-	err = group.Wait()
-	r.stopTimers()
-	return err
+	group.Go(func() error { r.watch(ctx); return nil })
+	return group.Wait()
 }
 
-func (r *Registry) stopTimers() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, m := range r.members {
-		if m.silence != nil {
-			m.silence.Stop()
+func (r *Registry) heartbeat() time.Duration { return heartbeatOf(r.times.Load()) }
+
+// watch sweeps until ctx ends: one timer for all nodes.
+func (r *Registry) watch(ctx context.Context) {
+	timer := time.NewTimer(r.sweepEvery())
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
 		}
+		r.sweep()
+		timer.Reset(r.sweepEvery())
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/proxy"
@@ -37,6 +38,7 @@ type agent struct {
 	table       *proxy.Table
 	ledger      map[string]string
 	assignments int
+	leases      []time.Duration
 }
 
 func (a *agent) Hello(context.Context) (nodes.Report, error) {
@@ -71,6 +73,12 @@ func (a *agent) Ledger(complete bool, decisions []nodes.Decision) {
 	}
 }
 
+func (a *agent) Lease(sent, duration time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.leases = append(a.leases, duration)
+}
+
 func (a *agent) Logs(_ context.Context, q wire.LogQuery, w io.Writer) error {
 	_, err := fmt.Fprintf(w, "log of %s on %s", q.Pod, a.name)
 	return err
@@ -102,16 +110,20 @@ type world struct {
 	running  *sync.WaitGroup
 }
 
-func newWorld(t *testing.T, silentAfter time.Duration) *world {
-	return newWorldWith(t, Options{SilentAfter: silentAfter})
-}
+func newWorld(t *testing.T) *world { return newWorldWith(t, Options{}) }
 
-func newWorldWith(t *testing.T, o Options) *world {
+// patient takes no busy machine for a silent node.
+var patient = desired.Nodes{SilentAfter: time.Minute, Lease: time.Minute}
+
+func newWorldWith(t *testing.T, o Options) *world { return newWorldOf(t, o, patient) }
+
+func newWorldOf(t *testing.T, o Options, times desired.Nodes) *world {
 	o.Log, o.Version = slog.New(slog.DiscardHandler), "test"
 	r, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Tune(times)
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &world{T: t, Registry: r, listener: bufconn.Listen(1 << 16), ctx: ctx, running: &sync.WaitGroup{}}
 	w.running.Go(func() {
@@ -212,7 +224,7 @@ func decision(kind, key, value string) nodes.Decision {
 }
 
 func TestNodeIsToldTheNewestOnly(t *testing.T) {
-	w := newWorld(t, time.Minute)
+	w := newWorld(t)
 	for i := range 5 {
 		pods := make([]*nodes.Pod, i)
 		for j := range pods {
@@ -234,7 +246,7 @@ func TestNodeIsToldTheNewestOnly(t *testing.T) {
 // TestNothingIsSaidBeforeTheLoopHas is invariant 9's half of the registry: a
 // server that has just started stops no pod and wipes no ledger.
 func TestNothingIsSaidBeforeTheLoopHas(t *testing.T) {
-	w := newWorld(t, time.Minute)
+	w := newWorld(t)
 	a, _ := w.join("n1")
 	w.joined("n1")
 	w.Route(&proxy.Table{Generation: 1})
@@ -242,7 +254,7 @@ func TestNothingIsSaidBeforeTheLoopHas(t *testing.T) {
 }
 
 func TestLedgerTravelsToThreeNodes(t *testing.T) {
-	w := newWorld(t, time.Minute)
+	w := newWorld(t)
 	w.Ledger([]nodes.Decision{decision("service", "a", "1"), decision("service", "b", "2"), decision(nodes.PodDecision, "p", "3")})
 	agents, leave := map[string]*agent{}, map[string]func(){}
 	for _, name := range []string{"n1", "n2", "n3", "n4"} {
@@ -264,7 +276,7 @@ func TestLedgerTravelsToThreeNodes(t *testing.T) {
 }
 
 func TestSilenceAndReturn(t *testing.T) {
-	w := newWorld(t, 20*time.Millisecond)
+	w := newWorldOf(t, Options{}, desired.Nodes{SilentAfter: time.Second, Lease: time.Minute})
 	_, leave := w.join("n1")
 	w.joined("n1")
 	leave()
@@ -272,6 +284,7 @@ func TestSilenceAndReturn(t *testing.T) {
 	if silent.Node.Name != "n1" || !strings.Contains(silent.Node.Reason, "no word") {
 		t.Errorf("silence: %+v", silent.Node)
 	}
+	w.Tune(patient)
 	w.join("n1")
 	w.joined("n1")
 	if all := w.Nodes(); len(all) != 1 || !all[0].Ready || all[0].Reason != "" {
@@ -279,41 +292,8 @@ func TestSilenceAndReturn(t *testing.T) {
 	}
 }
 
-// TestAnOldTimerCountsNobodySilent: one that fired at the moment when the node
-// came back must not count it silent when it goes again.
-func TestAnOldTimerCountsNobodySilent(t *testing.T) {
-	w := newWorld(t, time.Hour)
-	timer := func() (now *time.Timer) {
-		for deadline := time.Now().Add(20 * time.Second); now == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-			w.mu.Lock()
-			now = w.members["n1"].silence
-			w.mu.Unlock()
-		}
-		return now
-	}
-	_, leave := w.join("n1")
-	w.joined("n1")
-	leave()
-	old := timer()
-	_, leave = w.join("n1")
-	w.joined("n1")
-	leave()
-	fresh := timer()
-	if old == nil || fresh == nil || old == fresh {
-		t.Fatalf("timers %p and %p", old, fresh)
-	}
-	w.silent("n1", time.Now(), old)
-	if all := w.Nodes(); !all[0].Ready {
-		t.Errorf("the node is silent: %s", all[0].Reason)
-	}
-	w.silent("n1", time.Now(), fresh)
-	if all := w.Nodes(); all[0].Ready {
-		t.Error("the node's own timer does not count")
-	}
-}
-
 func TestNewerSessionTakesOver(t *testing.T) {
-	w := newWorld(t, time.Minute)
+	w := newWorld(t)
 	w.Assign(nodes.Assignment{Node: "n1"})
 	old, leaveOld := w.join("n1")
 	w.joined("n1")
@@ -326,7 +306,7 @@ func TestNewerSessionTakesOver(t *testing.T) {
 }
 
 func TestReportsArrive(t *testing.T) {
-	w := newWorld(t, time.Minute)
+	w := newWorld(t)
 	a, _ := w.join("n1")
 	w.joined("n1")
 	a.client.Send(nodes.Report{Routes: 7, Statuses: []nodes.PodStatus{{UID: "p", Ready: true}}})
@@ -337,7 +317,7 @@ func TestReportsArrive(t *testing.T) {
 }
 
 func TestLogs(t *testing.T) {
-	w := newWorld(t, time.Minute)
+	w := newWorld(t)
 	w.join("n1")
 	w.joined("n1")
 	reader, err := w.Logs(t.Context(), "n1", wire.LogQuery{Pod: "p"})
@@ -439,7 +419,7 @@ func TestVolumesAndUsageMerge(t *testing.T) {
 }
 
 func TestOnlyTheNodeOfAPodGetsItsToken(t *testing.T) {
-	w := newWorldWith(t, Options{SilentAfter: time.Minute, Token: func(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error) {
+	w := newWorldWith(t, Options{Token: func(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error) {
 		return nodes.Token{Value: p.Name + " for " + r.Audience}, nil
 	}})
 	w.Assign(nodes.Assignment{Node: "n1", Pods: []*nodes.Pod{{UID: "u1", Name: "web", Template: &nodes.Template{Hash: "h"}}}})

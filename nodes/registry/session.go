@@ -7,35 +7,75 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 )
 
-var errReplaced = errors.New("a newer session of this node has taken over")
+var (
+	errReplaced = errors.New("a newer session of this node has taken over")
+	errSilent   = errors.New("nothing was heard of this node for too long")
+)
 
-// session is one agent's session. The registry's mutex guards the fields
-// below wire.
+// session is one agent's session. The registry's mutex guards holds, complete
+// and keys.
 type session struct {
 	wire *wire.Session
-	// dirty wakes the writer; replaced ends the session.
-	dirty    chan struct{}
-	replaced chan struct{}
+	// node and version are what the agent said.
+	node, version string
+	// dirty wakes the writer, beats has it answer a heartbeat, paced tell a new rhythm.
+	dirty, beats, paced chan struct{}
+	// ended gets one reason for ending the session.
+	ended chan error
+	// heard is when there was a sign of life, beat the newest heartbeat's number.
+	heard atomic.Int64
+	beat  atomic.Uint64
 
 	// Of a node that keeps the ledger: complete tells that it must be told all of
 	// it, keys what changed otherwise.
 	complete bool
 	keys     map[ledgerKey]bool
+
+	mu sync.Mutex
+	// guarded by mu
+	// number is what an assignment must bear to have been decided with this
+	// session's complete report; informed tells that such a one was sent.
+	number   uint64
+	informed bool
+	// closed ends all granting; until is when all that was granted is over.
+	closed bool
+	until  time.Duration
+}
+
+func newSession(node, version string) *session {
+	return &session{
+		node: node, version: version,
+		dirty: make(chan struct{}, 1), beats: make(chan struct{}, 1), paced: make(chan struct{}, 1),
+		ended: make(chan error, 1), keys: map[ledgerKey]bool{},
+	}
 }
 
 // wake makes the writer look; nil is a session that does not exist.
 func (s *session) wake() {
-	if s == nil {
-		return
+	if s != nil {
+		poke(s.dirty)
 	}
+}
+
+func poke(c chan struct{}) {
 	select {
-	case s.dirty <- struct{}{}:
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// end has the session end for a reason; the first one counts.
+func (s *session) end(why error) {
+	select {
+	case s.ended <- why:
 	default:
 	}
 }
@@ -46,100 +86,74 @@ func (s *session) changed(key ledgerKey) {
 	}
 }
 
-// accept runs one session from its complete report to its end.
+// accept runs one session from the agent's hello to its end.
 func (r *Registry) accept(ctx context.Context, w *wire.Session) error {
+	s := newSession(w.Node(), w.Version())
+	s.wire = w
+	s.hear(r.o.Clock(), 0)
+	w.Attend(func(beat uint64) { s.hear(r.o.Clock(), beat) })
+	// Neither Receive nor Send can be interrupted but by the end of the stream,
+	// which follows the return of this method; so nobody waits for these two.
+	go func() { s.end(r.write(ctx, s)) }()
 	first, err := w.Receive()
 	if err != nil {
 		return err
 	}
-	if !first.Complete || first.Info == nil || first.Info.Name != w.Node() {
-		return fmt.Errorf("node %s: the first report must be complete and describe the node", w.Node())
-	}
-	s := &session{
-		wire:     w,
-		dirty:    make(chan struct{}, 1),
-		replaced: make(chan struct{}),
-		keys:     map[ledgerKey]bool{},
+	if !first.Complete || first.Info == nil || first.Info.Name != s.node {
+		return fmt.Errorf("node %s: the first report must be complete and describe the node", s.node)
 	}
 	r.join(s, first)
 	defer r.leave(s)
-	// Neither Receive nor Send can be interrupted but by the end of the stream,
-	// which follows the return of this method; so nobody waits for these two.
-	ended := make(chan error, 2)
-	go func() { ended <- r.write(ctx, s) }()
-	go func() { ended <- r.read(s) }()
-	select {
-	case err = <-ended:
-	case <-s.replaced:
-		err = errReplaced
+	go func() { s.end(r.read(s)) }()
+	if err := <-s.ended; !errors.Is(err, io.EOF) {
+		return err
 	}
-	if errors.Is(err, io.EOF) {
-		return nil // the agent closed the session
-	}
-	return err
+	return nil // the agent closed the session
 }
 
 // join takes in a node's complete report and makes s its session.
 func (r *Registry) join(s *session, report *nodes.Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	name := s.wire.Node()
-	m := r.member(name)
+	m := r.member(s.node)
 	if old := m.session; old != nil {
-		close(old.replaced)
-		delete(r.holders, old)
-	}
-	if m.silence != nil {
-		m.silence.Stop()
-		m.silence = nil
+		old.end(errReplaced)
+		r.retire(m)
 	}
 	since := m.state.Since
 	if !m.state.Ready {
 		since = r.o.Now()
 	}
-	m.session = s
-	m.state = nodes.NodeState{Node: *report.Info, Ready: true, Since: since, Routes: report.Routes}
+	m.session, m.expected = s, false
+	// It grows over restarts of the server without a record, too.
+	m.number = max(m.number+1, uint64(r.o.Now().UnixMilli()))
+	s.begin(m.number)
+	m.state = nodes.NodeState{Node: *report.Info, Ready: true, Since: since, Routes: report.Routes, Session: m.number}
 	r.appointLedger()
 	s.wake()
 	state := m.state
-	r.inputs.add(name, Input{Node: &state, Report: report})
-	r.o.Log.Info("node joined", "node", name, "agent_version", s.wire.Version(), "pods", len(report.Statuses))
+	r.inputs.add(s.node, Input{Node: &state, Report: report})
+	r.o.Log.Info("node joined", "node", s.node, "agent_version", s.version, "pods", len(report.Statuses))
 }
 
-// leave counts the node silent unless it is back in time.
+func (s *session) begin(number uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.number = number
+}
+
+// leave notes the end of a session; sweep counts the node silent unless it is
+// back in time.
 func (r *Registry) leave(s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	name := s.wire.Node()
-	m := r.members[name]
+	m := r.members[s.node]
 	if m.session != s {
-		return // replaced
+		return // replaced, or silent already
 	}
-	m.session = nil
-	delete(r.holders, s)
-	lost := r.o.Now()
-	var timer *time.Timer
-	timer = time.AfterFunc(r.o.SilentAfter, func() { r.silent(name, lost, timer) })
-	m.silence = timer
+	r.retire(m)
 	r.appointLedger()
-	r.o.Log.Info("node has no session", "node", name, "silent_in", r.o.SilentAfter)
-}
-
-// silent counts a node silent when its timer fires. One that fired while the
-// node came back, and that could not be stopped any more, is not the node's.
-func (r *Registry) silent(name string, lost time.Time, timer *time.Timer) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	m := r.members[name]
-	if m.session != nil || m.silence != timer {
-		return
-	}
-	m.silence = nil
-	m.state.Ready, m.state.Since = false, r.o.Now()
-	m.state.Reason = "no word from its agent since " + lost.UTC().Format(time.RFC3339)
-	state := m.state
-	r.inputs.add(name, Input{Node: &state})
-	r.o.Log.Warn("node is silent", "node", name, "since", lost)
+	r.o.Log.Info("node has no session", "node", s.node)
 }
 
 // appointLedger sees to it that enough connected nodes keep the ledger. The
@@ -176,8 +190,7 @@ func (r *Registry) read(s *session) error {
 func (r *Registry) hear(s *session, report *nodes.Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	name := s.wire.Node()
-	m := r.members[name]
+	m := r.members[s.node]
 	if m.session != s {
 		return
 	}
@@ -188,33 +201,53 @@ func (r *Registry) hear(s *session, report *nodes.Report) {
 		state := m.state
 		in.Node = &state
 	}
-	r.inputs.add(name, in)
+	r.inputs.add(s.node, in)
 }
 
-// write keeps the agent up to date until ctx ends or the stream breaks.
+// write keeps the agent up to date, and answers its heartbeats, until ctx ends
+// or the stream breaks.
 func (r *Registry) write(ctx context.Context, s *session) error {
 	var sent wire.Update
 	for {
+		var err error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-s.beats:
+			err = s.wire.Lease(s.beat.Load(), s.grant(r.o.Clock(), r.times.Load().Lease))
+		case <-s.paced:
+			err = s.wire.Pace(r.heartbeat())
 		case <-s.dirty:
+			err = r.update(s, &sent)
 		}
-		update := r.news(s, &sent)
-		if update == nil {
-			continue
-		}
-		if err := s.wire.Send(*update); err != nil {
+		if err != nil {
 			return err
 		}
 	}
+}
+
+func (r *Registry) update(s *session, sent *wire.Update) error {
+	update := r.news(s, sent)
+	if update == nil {
+		return nil
+	}
+	if err := s.wire.Send(*update); err != nil {
+		return err
+	}
+	if update.Assignment != nil {
+		s.told(update.Assignment)
+	}
+	return nil
 }
 
 // news gathers what s has not been told; nil when there is nothing.
 func (r *Registry) news(s *session, sent *wire.Update) *wire.Update {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := r.members[s.wire.Node()]
+	m := r.members[s.node]
+	if m == nil || m.session != s {
+		return nil
+	}
 	update := &wire.Update{}
 	// Before the loop has said anything about this node, nothing is sent: an
 	// empty assignment would stop all of its pods.

@@ -86,6 +86,10 @@ type Executor interface {
 	Ledger(decisions []nodes.Decision)
 	Route(t *proxy.Table)
 	Assign(a nodes.Assignment)
+	// Tune says how long nodes may be silent and hold leases.
+	Tune(n desired.Nodes)
+	// Expect names nodes that earlier servers granted leases, of longest at most.
+	Expect(known []nodes.NodeState, longest time.Duration)
 }
 
 // Input is what was learned about a node.

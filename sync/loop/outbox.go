@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner"
 	"github.com/tallyman-dev/tallyman/proxy"
@@ -17,6 +18,7 @@ type outbox struct {
 	decisions   map[decisionKey]nodes.Decision
 	assignments map[string]nodes.Assignment
 	routes      *proxy.Table
+	nodes       *desired.Nodes
 	failures    int
 	// trouble is why decisions can't be recorded; empty when they can.
 	trouble string
@@ -28,7 +30,7 @@ func (b *outbox) add(p *planner.Plan) {
 	for _, d := range p.Decisions {
 		// A planner that adopts a ledger repeats all of it; what is the loop's
 		// own, the loop has taken from there already.
-		if d.Kind != kindNode && d.Kind != kindFollowed {
+		if !ours(d) {
 			b.decide(d)
 		}
 	}
@@ -81,6 +83,10 @@ func (r *runner) deliver(ctx context.Context) {
 		b.failures, b.trouble = 0, ""
 		r.o.Executor.Ledger(decisions)
 		clear(b.decisions)
+	}
+	if b.nodes != nil {
+		r.o.Executor.Tune(*b.nodes)
+		b.nodes = nil
 	}
 	if b.routes != nil {
 		r.o.Executor.Route(b.routes)

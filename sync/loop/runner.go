@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner"
 	"github.com/tallyman-dev/tallyman/planner/scale"
@@ -35,6 +36,7 @@ type runner struct {
 	// wake is the planner's alarm, retry that of what failed; zero is none.
 	wake, retry *time.Timer
 	sampling    sampling
+	times       times
 	// woken is set when the planner must be called although nothing changed.
 	woken bool
 }
@@ -53,6 +55,7 @@ func (l *Loop) newRunner(ctx context.Context, group *errgroup.Group) (*runner, e
 		known:   map[string]bool{},
 		wake:    stoppedTimer(),
 		retry:   stoppedTimer(),
+		times:   times{longest: desired.DefaultSettings().Nodes.Lease},
 	}
 	r.sampling = sampling{results: make(chan []scale.Sample), alarm: stoppedTimer()}
 	r.branch.results = make(chan result)
@@ -201,6 +204,7 @@ func (r *runner) step(ctx context.Context) {
 		}
 	}
 	r.assess()
+	r.tune()
 	r.deliver(ctx)
 	r.publish()
 	r.count(func(s *Stats) {

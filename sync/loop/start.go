@@ -66,6 +66,7 @@ func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
 	for name := range r.start.expected {
 		r.known[name] = true
 	}
+	r.expect()
 }
 
 // learn reads the loop's own decisions.
@@ -74,6 +75,8 @@ func (r *runner) learn(ctx context.Context, decisions []nodes.Decision) {
 		switch {
 		case d.Kind == kindNode && d.Value != nil:
 			r.start.expected[d.Key] = true
+		case d.Kind == kindLease && d.Value != nil:
+			r.learnLease(d)
 		case d.Kind == kindFollowed && d.Key == keyFollowed && r.start.followed == nil:
 			value := &followed{}
 			if err := json.Unmarshal(d.Value, value); err != nil {
@@ -95,8 +98,9 @@ func (r *runner) joined(ctx context.Context, report *nodes.Report) {
 		return
 	}
 	r.learn(ctx, report.Ledger)
+	r.expect()
 	for _, d := range report.Ledger {
-		if d.Kind == kindNode || d.Kind == kindFollowed {
+		if ours(d) {
 			r.outbox.decide(d)
 		}
 	}
@@ -110,6 +114,11 @@ func (r *runner) joined(ctx context.Context, report *nodes.Report) {
 // force, when nobody else has said so.
 func (r *runner) recall(ctx context.Context, ledger []nodes.Decision) {
 	for _, d := range ledger {
+		if d.Kind == kindLease && d.Value != nil {
+			r.learnLease(d)
+			r.outbox.decide(d)
+			r.o.Executor.Expect(nil, r.times.longest)
+		}
 		if d.Kind != kindFollowed || d.Key != keyFollowed {
 			continue
 		}

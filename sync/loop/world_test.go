@@ -135,10 +135,14 @@ type machine struct {
 	routes uint64
 	// started and stopped count pods.
 	started, stopped int
+	// times, expected and longest are what was said about silence and leases.
+	times    []desired.Nodes
+	expected map[string]bool
+	longest  time.Duration
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, pods: map[nodes.UID]*nodes.Pod{}, ledger: map[decisionKey]nodes.Decision{}}
+	return &machine{t: t, pods: map[nodes.UID]*nodes.Pod{}, ledger: map[decisionKey]nodes.Decision{}, expected: map[string]bool{}}
 }
 
 // connect gives the machine a new server.
@@ -216,6 +220,21 @@ func (m *machine) send(r nodes.Report) {
 	case m.inputs <- Input{Report: &r}:
 	default:
 		m.t.Error("the loop does not take its inputs")
+	}
+}
+
+func (m *machine) Tune(n desired.Nodes) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.times = append(m.times, n)
+}
+
+func (m *machine) Expect(known []nodes.NodeState, longest time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.longest = longest
+	for _, n := range known {
+		m.expected[n.Name] = true
 	}
 }
 

@@ -90,7 +90,7 @@ func (m *machine) startAgent() error {
 		return errors.Join(err, db.Close())
 	}
 	client, err := wire.NewClient(wire.ClientOptions{
-		Dial: m.line.dial, Node: m.name, Version: "sim", Handler: a, Log: slog.New(slog.DiscardHandler),
+		Dial: m.line.dial, Node: m.name, Version: "sim", Handler: a, Clock: clock, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return errors.Join(err, db.Close())

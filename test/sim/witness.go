@@ -335,6 +335,12 @@ func (h *hands) Assign(a nodes.Assignment) {
 	h.to.Assign(a)
 }
 
+// Tune implements loop.Executor.
+func (h *hands) Tune(n desired.Nodes) { h.to.Tune(n) }
+
+// Expect implements loop.Executor.
+func (h *hands) Expect(known []nodes.NodeState, longest time.Duration) { h.to.Expect(known, longest) }
+
 // routes notes a table that is handed over.
 func (x *witness) routes(t *proxy.Table) {
 	x.mu.Lock()
