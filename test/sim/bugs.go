@@ -15,8 +15,8 @@ type Bug struct {
 	// Name says what goes wrong; Invariants are those that may notice first.
 	Name       string
 	Invariants []int
-	// Rich wants clusters that have everything.
-	Rich bool
+	// Rich wants clusters that have everything, Many those of many machines.
+	Rich, Many bool
 	// Next stands in for the planner.
 	Next func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan)
 	// Load changes what was read, Assign and Route what is handed to nodes.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -178,12 +179,55 @@ var bugs = []Bug{
 			v.Spec.ScaleTargetRef.Name = "nobody"
 		})
 	}},
+	{Name: "forgets that nodes differ", Invariants: []int{6}, Many: true, Load: withoutWishes(func(spec *corev1.PodSpec) {
+		spec.NodeSelector, spec.Affinity = nil, nil
+	})},
+	{Name: "lets pods crowd", Invariants: []int{6}, Many: true, Load: withoutWishes(func(spec *corev1.PodSpec) {
+		if spec.Affinity != nil {
+			spec.Affinity.PodAntiAffinity = nil
+		}
+	})},
+	{Name: "spreads nothing", Invariants: []int{6}, Many: true, Load: withoutWishes(func(spec *corev1.PodSpec) {
+		spec.TopologySpreadConstraints = nil
+	})},
+	{Name: "gives a port twice", Invariants: []int{6}, Many: true, Load: withoutWishes(func(spec *corev1.PodSpec) {
+		spec.Containers[0].Ports[0].HostPort = 0
+	})},
+	{Name: "believes machines to be larger than they are", Invariants: []int{6}, Many: true, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		c.Reports = slices.Clone(c.Reports)
+		for i, r := range c.Reports {
+			if r.Info == nil {
+				continue
+			}
+			info := *r.Info
+			info.Allocatable = maps.Clone(info.Allocatable)
+			info.Allocatable[corev1.ResourceCPU] = resource.MustParse("64")
+			c.Reports[i].Info = &info
+		}
+		return planner.Next(s, c, now)
+	}},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
 		chance++
 		plan.Actions = append(plan.Actions, planner.Action{Verb: "start", Reason: time.Duration(chance).String()})
 		return state, plan
 	}},
+}
+
+// withoutWishes changes what the pods of Deployments and StatefulSets ask for.
+func withoutWishes(change func(*corev1.PodSpec)) func(s *desired.Snapshot) *desired.Snapshot {
+	return func(s *desired.Snapshot) *desired.Snapshot {
+		return withObjects(s, func(v runtime.Object) runtime.Object {
+			v = v.DeepCopyObject()
+			switch v := v.(type) {
+			case *appsv1.Deployment:
+				change(&v.Spec.Template.Spec)
+			case *appsv1.StatefulSet:
+				change(&v.Spec.Template.Spec)
+			}
+			return v
+		})
+	}
 }
 
 func withSchedules(s *desired.Snapshot, with func(*batchv1.CronJob)) *desired.Snapshot {
@@ -261,8 +305,9 @@ func TestPlantedBugsAreFound(t *testing.T) {
 	const tries = 200
 	for _, b := range bugs {
 		t.Run(b.Name, func(t *testing.T) {
+			t.Parallel()
 			for n := range uint64(tries) {
-				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Bug: &b})
+				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Many: b.Many, Bug: &b})
 				if r.Err == nil {
 					continue
 				}

@@ -223,6 +223,13 @@ func (c *containers) pulls(work bool) {
 	c.noPull = !work
 }
 
+// wipe leaves no container.
+func (c *containers) wipe() {
+	for _, s := range c.all() {
+		c.Lose(s.ID)
+	}
+}
+
 func (c *containers) reboot() { c.Runtime.Reboot() }
 
 // end lets nobody wait for the runtime any more.

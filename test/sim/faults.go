@@ -76,7 +76,7 @@ func (w *world) flapSome(m *machine) {
 
 func (w *world) restartAgent(m *machine) error {
 	if m.agent == nil {
-		return m.startAgent()
+		return m.powerOn()
 	}
 	m.killAgent()
 	w.pause()
@@ -85,7 +85,7 @@ func (w *world) restartAgent(m *machine) error {
 
 func (w *world) toggleAgent(m *machine) error {
 	if m.agent == nil {
-		return m.startAgent()
+		return m.powerOn()
 	}
 	m.killAgent()
 	return nil
@@ -131,7 +131,7 @@ func (w *world) toggleSilence(m *machine) {
 		return
 	}
 	w.note("line of %s goes silent", m.name)
-	m.line.silence()
+	m.line.silence(true, true)
 }
 
 func (w *world) toggleRuntime(m *machine) {
@@ -187,7 +187,7 @@ func (w *world) connected() bool {
 		return false
 	}
 	for _, m := range w.nodes {
-		if m.agent == nil || m.down || m.line.isSilent() || !w.witness.sees(m.name) {
+		if m.agent == nil || m.down || m.line.isSilent() || m.line.held.isShut() || !w.witness.sees(m.name) {
 			return false
 		}
 	}
@@ -204,8 +204,10 @@ func (w *world) heal() error {
 		m.down = false
 		m.line.speak()
 		m.line.slow(time.Millisecond)
+		m.line.held.set(false)
+		m.runtime.pace.drag(0)
 		if m.agent == nil {
-			if err := m.startAgent(); err != nil {
+			if err := m.powerOn(); err != nil {
 				return err
 			}
 		}

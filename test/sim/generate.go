@@ -119,6 +119,10 @@ func (w *world) drawWorkload(k desired.Key) workload {
 	if k.Kind == kindJob {
 		v.completions = 1 + w.rng.IntN(4)
 	}
+	v.company = w.fleet.draw(k)
+	if w.fleet != nil && w.shape.cpu == 1 {
+		v.cpu *= 5 // machines are soon full
+	}
 	return v
 }
 

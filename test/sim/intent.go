@@ -62,6 +62,7 @@ func (i *intent) serves(k desired.Key) bool {
 type workload struct {
 	storage
 	schedule
+	company
 
 	// replicas of a Job are its parallelism.
 	replicas, completions int
@@ -397,13 +398,15 @@ func (w *workload) template(name string) corev1.PodTemplateSpec {
 		}}}
 	}
 	grace := w.grace
-	return corev1.PodTemplateSpec{
+	t := corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Labels: w.labels(name)},
 		Spec: corev1.PodSpec{
 			Containers: []corev1.Container{c}, Volumes: volumes, RestartPolicy: corev1.RestartPolicyAlways, DNSPolicy: corev1.DNSClusterFirst,
 			TerminationGracePeriodSeconds: &grace, SecurityContext: &corev1.PodSecurityContext{}, SchedulerName: corev1.DefaultSchedulerName,
 		},
 	}
+	w.join(name, &t.Spec)
+	return t
 }
 
 func valueFrom(k desired.Key) *corev1.EnvVarSource {

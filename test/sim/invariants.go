@@ -34,7 +34,7 @@ type step struct {
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
 	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce, dataOutlivesItsClaim,
-	schedulesMakeJobs, sizesFollowUsage,
+	schedulesMakeJobs, sizesFollowUsage, podsArePlacedWell,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.
@@ -299,12 +299,8 @@ func convergedPlansNothing(p *planner.Plan) error {
 		p.Actions, p.Waiting, len(p.Decisions), len(p.Assignments), p.Routes != nil)
 }
 
-// nodeHoldsItsPods: invariant 6.
-func nodeHoldsItsPods(a *nodes.Assignment, v *view) error {
-	n, known := v.nodes[a.Node]
-	if !known {
-		return nil
-	}
+// nodeHoldsItsPods: invariant 6. has is the node's cpu in thousandths.
+func nodeHoldsItsPods(a *nodes.Assignment, v *view, has int64) error {
 	var cpu, pods int64
 	for _, p := range a.Pods {
 		if v.pods[p.UID].done {
@@ -315,11 +311,11 @@ func nodeHoldsItsPods(a *nodes.Assignment, v *view) error {
 			cpu += p.Template.Spec.Containers[i].Resources.Requests.Cpu().MilliValue()
 		}
 	}
-	if most := n.Allocatable.Cpu().MilliValue(); cpu > most {
-		return violated(6, "node %s is to run pods that request %dm cpu and has %dm", a.Node, cpu, most)
+	if cpu > has {
+		return violated(6, "node %s is to run pods that request %dm cpu and has %dm", a.Node, cpu, has)
 	}
-	if most := n.Allocatable.Pods().Value(); pods > most {
-		return violated(6, "node %s is to run %d pods and takes %d", a.Node, pods, most)
+	if pods > mostPods {
+		return violated(6, "node %s is to run %d pods and takes %d", a.Node, pods, mostPods)
 	}
 	return nil
 }

@@ -26,6 +26,9 @@ import (
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
+// mostPods is how many pods a machine takes.
+const mostPods = 250
+
 // machine is one node: what survives its agent, and the agent.
 type machine struct {
 	world   *world
@@ -39,8 +42,12 @@ type machine struct {
 	volumes *volumes
 	disk    *disk
 	kernel  *kernel
-	// down and noPull are faults of the runtime.
-	down, noPull bool
+	// down and noPull are faults of the runtime, off is one of the power.
+	down, noPull, off bool
+	// forgot tells that the agent's store was lost at some time.
+	forgot bool
+	// skew is by how much the machine's wall clock is wrong.
+	skew time.Duration
 	// since is when the agent started.
 	since time.Time
 	agent *running // nil while there is none
@@ -60,7 +67,7 @@ func newMachine(w *world, index int) (*machine, error) {
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
 	}
-	pace := &pace{rng: rand.New(rand.NewPCG(w.o.Seed, uint64(index)))}
+	pace := &pace{rng: rand.New(rand.NewPCG(w.o.Seed, uint64(index))), held: m.line.held}
 	m.network = &network{machine: m, pace: pace, attached: map[nodes.UID]place{}, drift: make(chan nodes.UID)}
 	m.volumes = &volumes{machine: m, pace: pace, mounted: map[nodes.UID][]string{}}
 	m.disk = &disk{Persistent: volumefake.New(), machine: m, pace: pace}
@@ -78,13 +85,14 @@ func (m *machine) startAgent() error {
 	db.NoSync = true // a crash of the process loses nothing that was written
 	a, err := agent.New(agent.Options{
 		Name: m.name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(m.index + 1)})},
+		Labels: m.world.fleet.labels(m.index),
 		Capacity: corev1.ResourceList{
 			corev1.ResourceCPU:    *resource.NewQuantity(m.world.shape.cpu, resource.DecimalSI),
-			corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: resource.MustParse("250"),
+			corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: *resource.NewQuantity(mostPods, resource.DecimalSI),
 		},
 		DataDir: m.dir, RunDir: m.dir, Key: bytes.Repeat([]byte{7}, 32), BootID: fmt.Sprintf("boot-%d", m.boot),
 		Runtime: m.runtime, Network: m.network, Keeper: idleKeeper{}, Proxy: m.kernel, Volumes: m.volumes, Persistent: m.disk,
-		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: m.clock(),
 	})
 	if err != nil {
 		return errors.Join(err, db.Close())
@@ -105,6 +113,12 @@ func (m *machine) startAgent() error {
 	m.runtime.serve(true)
 	m.world.note("agent %s starts", m.name)
 	return nil
+}
+
+// clock is the machine's wall clock as a process sees it that starts now.
+func (m *machine) clock() func() time.Time {
+	skew := m.skew
+	return func() time.Time { return time.Now().Add(skew) }
 }
 
 // killAgent ends it as kill -9 does: its last act is whatever it did last, and
@@ -145,28 +159,65 @@ func (m *machine) statuses() []nodes.PodStatus {
 
 // reboot ends every process and forgets what only memory held.
 func (m *machine) reboot() error {
+	m.powerOff()
+	time.Sleep(5 * time.Second)
+	return m.powerOn()
+}
+
+func (m *machine) powerOff() {
 	m.killAgent()
-	m.world.note("machine %s reboots", m.name)
+	m.world.note("machine %s goes off", m.name)
+	m.off, m.down = true, false
+	m.line.held.set(false)
 	m.boot++
 	m.runtime.reboot()
 	m.network.reset()
 	m.volumes.reset()
 	m.disk.Reboot()
 	m.kernel.reset()
-	time.Sleep(5 * time.Second)
+}
+
+func (m *machine) powerOn() error {
+	m.off = false
 	return m.startAgent()
 }
 
-// pace makes things take their time.
+// stop has the agent do nothing at all, as SIGSTOP does, or go on.
+func (m *machine) stop(stopped bool) {
+	m.world.note("agent %s stopped: %v", m.name, stopped)
+	m.world.troubled = time.Now()
+	m.line.held.set(stopped)
+}
+
+// loseStore removes what the agent stored. It must not run.
+func (m *machine) loseStore() error {
+	m.world.note("store of %s lost", m.name)
+	m.forgot = true
+	return os.Remove(filepath.Join(m.dir, "agent.db"))
+}
+
+// pace makes things take their time, and wait while the agent is stopped.
 type pace struct {
-	mu  sync.Mutex
+	held *gate
+
+	mu sync.Mutex
+	// guarded by mu
 	rng *rand.Rand
+	// slow is how often longer everything takes; 0 is once.
+	slow int64
+}
+
+// drag makes everything take so often longer.
+func (p *pace) drag(slow int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow = slow
 }
 
 // take waits for up to most, or until ctx ends.
 func (p *pace) take(ctx context.Context, most time.Duration) error {
 	p.mu.Lock()
-	d := time.Duration(p.rng.Int64N(int64(most)))
+	d := time.Duration(p.rng.Int64N(int64(most)) * max(1, p.slow))
 	p.mu.Unlock()
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -174,8 +225,11 @@ func (p *pace) take(ctx context.Context, most time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
-		return nil
 	}
+	if !p.held.pass(ctx.Done()) {
+		return ctx.Err()
+	}
+	return nil
 }
 
 // kernel holds the routes that are in force.

@@ -27,6 +27,8 @@ func clock() time.Duration { return time.Duration(time.Now().UnixNano()) }
 
 // server is one life of the server.
 type server struct {
+	// hands give to the nodes what the loop decides.
+	hands    *hands
 	record   *observed.Store
 	registry *registry.Registry
 	loop     *loop.Loop
@@ -48,8 +50,9 @@ func (w *world) startServer() error {
 		return err
 	}
 	w.witness.newServer()
+	h := &hands{world: w, to: r}
 	l, err := loop.New(loop.Options{
-		Source: w.repo, Load: w.load, Record: record, Executor: &hands{world: w, to: r}, Inputs: r.Inputs(),
+		Source: w.repo, Load: w.load, Record: record, Executor: h, Inputs: r.Inputs(),
 		Planner: plannerConfig, Next: w.witness.next, SourceName: w.source,
 		SyncInfo: nodes.Sync{Repo: "embedded", Branch: "main", Path: "."}, Log: log,
 		// Before anything was in force there is nobody to wait for.
@@ -65,7 +68,7 @@ func (w *world) startServer() error {
 	group.Go(func() error { return record.Run(ctx) })
 	group.Go(func() error { return r.Serve(ctx, listener) })
 	group.Go(func() error { return l.Run(ctx) })
-	s := &server{record: record, registry: r, loop: l, cancel: cancel, ended: make(chan error, 1)}
+	s := &server{hands: h, record: record, registry: r, loop: l, cancel: cancel, ended: make(chan error, 1)}
 	go func() { s.ended <- group.Wait() }()
 	w.server, w.troubled = s, time.Now()
 	for _, m := range w.nodes {

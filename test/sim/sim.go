@@ -12,6 +12,9 @@
 // are nodes/volume/fake), keeper and the kernel's routes. Every fake takes its
 // time, so that faults hit operations half-way.
 //
+// A world is small, one machine or a few, or it is one of many machines (fleet.go): zones, pods that
+// care where they run, and the faults of a data centre.
+//
 // A seed fixes the cluster, the revisions and the faults. It does not fix the
 // order in which goroutines run at one instant, nor the jitter of retries: a
 // failing seed fails again often, not always, which is why -times repeats it.
@@ -37,6 +40,8 @@ type Options struct {
 	Plain bool
 	// Rich has them all.
 	Rich bool
+	// Many is a world of many machines.
+	Many bool
 	// Dir is an empty directory for what the machines store.
 	Dir string
 	// Bug is planted; nil for none.
@@ -63,6 +68,7 @@ type world struct {
 	repo    *repository
 	shape   shape
 	extras  *extras
+	fleet   *fleet // nil but in worlds of many machines
 	demand  *demand
 	server  *server // nil while it is down
 	source  string  // what the server is told to follow
@@ -90,6 +96,9 @@ func Run(o Options) Result {
 		w.extras = plainExtras(o.Seed)
 	case o.Rich:
 		w.extras = richExtras(o.Seed)
+	}
+	if o.Many {
+		w.fleet, w.shape = drawFleet(o.Seed)
 	}
 	w.repo, w.demand = newRepository(), newDemand()
 	w.witness = newWitness(w)
@@ -124,7 +133,7 @@ func (w *world) play() error {
 	}
 	for range w.shape.events {
 		w.pause()
-		if err := w.event(); err != nil {
+		if err := w.anyEvent(); err != nil {
 			return err
 		}
 		w.extras.event(w)

@@ -15,10 +15,11 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 20, "how many seeds to play beside the kept ones")
+	seeds = flag.Int("seeds", 20, "how many seeds to play beside the kept ones; every second one with many machines, too")
 	first = flag.Uint64("first", 1, "the first of them")
 	seed  = flag.Uint64("seed", 0, "play this seed alone and print what happens")
 	plain = flag.Bool("plain", false, "play the one seed without claims, autoscalers and CronJobs")
+	many  = flag.Bool("many", false, "play the one seed with many machines")
 	times = flag.Int("times", 1, "how often to play the one seed")
 )
 
@@ -51,7 +52,7 @@ func play(t *testing.T, o Options) (r Result) {
 }
 
 // keptSeeds failed once; those with the word plain, before there
-// were claims, autoscalers and CronJobs.
+// were claims, autoscalers and CronJobs; those with the word many, with many machines.
 func keptSeeds(t *testing.T) []Options {
 	text, err := os.ReadFile("testdata/seeds.txt")
 	if err != nil {
@@ -60,15 +61,15 @@ func keptSeeds(t *testing.T) []Options {
 	var list []Options
 	for line := range strings.Lines(string(text)) {
 		number, _, _ := strings.Cut(line, "#")
-		number, plain := strings.CutSuffix(strings.TrimSpace(number), " plain")
-		if number = strings.TrimSpace(number); number == "" {
+		number, kind, _ := strings.Cut(strings.TrimSpace(number), " ")
+		if number == "" {
 			continue
 		}
 		n, err := strconv.ParseUint(number, 10, 64)
 		if err != nil {
 			t.Fatalf("testdata/seeds.txt: %v", err)
 		}
-		list = append(list, Options{Seed: n, Plain: plain})
+		list = append(list, Options{Seed: n, Plain: kind == "plain", Many: kind == "many"})
 	}
 	return list
 }
@@ -76,11 +77,14 @@ func keptSeeds(t *testing.T) []Options {
 // chosenSeeds are those of this run.
 func chosenSeeds(t *testing.T) []Options {
 	if *seed != 0 {
-		return slices.Repeat([]Options{{Seed: *seed, Plain: *plain}}, *times)
+		return slices.Repeat([]Options{{Seed: *seed, Plain: *plain, Many: *many}}, *times)
 	}
 	list := keptSeeds(t)
 	for n := range *seeds {
 		list = append(list, Options{Seed: *first + uint64(n)})
+		if n%2 == 0 {
+			list = append(list, Options{Seed: *first + uint64(n), Many: true})
+		}
 	}
 	return list
 }
@@ -130,6 +134,17 @@ func (s *sums) String() string {
 		s.Revisions, s.Faults, s.Pods, s.Volumes, s.Ends, s.Steps)
 }
 
+// kind is the flag that plays a seed as this one.
+func (o Options) kind() string {
+	switch {
+	case o.Plain:
+		return " -plain"
+	case o.Many:
+		return " -many"
+	}
+	return ""
+}
+
 func judge(t *testing.T, played Options, r Result) {
 	if r.Err == nil && !(testing.Verbose() && *seed != 0) {
 		return
@@ -138,6 +153,6 @@ func judge(t *testing.T, played Options, r Result) {
 		t.Log(line)
 	}
 	if r.Err != nil {
-		t.Errorf("seed %d: %v\nagain: go test ./test/sim -run TestInvariantsHold -v -seed=%d -plain=%v -times=20\nkeep it in testdata/seeds.txt", played.Seed, r.Err, played.Seed, played.Plain)
+		t.Errorf("seed %d: %v\nagain: go test ./test/sim -run TestInvariantsHold -v -seed=%d%s -times=20\nkeep it in testdata/seeds.txt", played.Seed, r.Err, played.Seed, played.kind())
 	}
 }

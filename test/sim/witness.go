@@ -298,6 +298,36 @@ func sourceOf(p *planner.Plan, before string) string {
 type hands struct {
 	world *world
 	to    *registry.Registry
+
+	mu sync.Mutex
+	// guarded by mu
+	// left counts what is still handed over when dying is not nil: then the
+	// server dies, and dying is closed.
+	left  int
+	dying chan struct{}
+}
+
+// dieAfter has the server die after it has handed over so many things more.
+// The channel is closed when it does.
+func (h *hands) dieAfter(n int) <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.left, h.dying = n, make(chan struct{})
+	return h.dying
+}
+
+// lives reports whether the server lives to hand over the next thing.
+func (h *hands) lives() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.dying == nil {
+		return true
+	}
+	if h.left == 0 {
+		close(h.dying)
+	}
+	h.left--
+	return h.left >= 0
 }
 
 func (h *hands) hears() bool {
@@ -310,10 +340,17 @@ func (h *hands) hears() bool {
 
 // Ledger implements loop.Executor. The loop may note which revision it follows
 // when it could read that again: that is no activity.
-func (h *hands) Ledger(d []nodes.Decision) { h.to.Ledger(d) }
+func (h *hands) Ledger(d []nodes.Decision) {
+	if h.lives() {
+		h.to.Ledger(d)
+	}
+}
 
 // Route implements loop.Executor.
 func (h *hands) Route(t *proxy.Table) {
+	if !h.lives() {
+		return
+	}
 	if b := h.world.o.Bug; b != nil && b.Route != nil {
 		t = b.Route(h.world, t)
 	}
@@ -325,6 +362,9 @@ func (h *hands) Route(t *proxy.Table) {
 
 // Assign implements loop.Executor.
 func (h *hands) Assign(a nodes.Assignment) {
+	if !h.lives() {
+		return
+	}
 	planned := a
 	if b := h.world.o.Bug; b != nil && b.Assign != nil {
 		a = b.Assign(h.world, a)
@@ -405,7 +445,8 @@ func (x *witness) assigned(a nodes.Assignment) {
 		}
 	}
 	x.handed[a.Node] = a
-	x.fail(nodeHoldsItsPods(&a, x.last))
+	x.fail(nodeHoldsItsPods(&a, x.last, 1000*x.world.shape.cpu))
+	x.fail(portsAreFree(&a, x.last, x.world.repo))
 }
 
 // starts is told before a container starts on m, beside those that run there.
@@ -427,8 +468,9 @@ func (x *witness) ends(m *machine, c runtime.Status) {
 	for _, other := range x.world.nodes {
 		n, known := x.last.nodes[other.name]
 		// A node that came back since has the routes of its time; so has an agent
-		// that died in the moment between a table's coming into force and its storing.
-		away := excluded && (other != m && n.Since.After(since) || !other.since.Before(since))
+		// that died in the moment between a table's coming into force and its storing,
+		// and the pod's own node when its agent does not know what it routes.
+		away := excluded && ((other != m || other.forgot) && n.Since.After(since) || !other.since.Before(since))
 		if other.agent != nil && known && n.Ready && !away && routed(other.kernel.table())[name] {
 			if !excluded || time.Since(since) < time.Second {
 				x.fail(violated(10, "pod %s is ended while node %s still routes to it by %s; excluded: %v, %v ago; newest table %s", name, other.name,

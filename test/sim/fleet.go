@@ -1,0 +1,188 @@
+package sim
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+)
+
+// fleet is what worlds of many machines have beside all others: zones, kinds of
+// machines, workloads that care where they run, and the faults of a data centre.
+// It draws from a source of chance of its own.
+type fleet struct {
+	rng   *rand.Rand
+	zones int
+	// clocks tells that wall clocks differ and jump.
+	clocks bool
+}
+
+func drawFleet(seed uint64) (*fleet, shape) {
+	f := &fleet{rng: rand.New(rand.NewPCG(seed, 0xf1ee7))}
+	f.zones, f.clocks = 1+f.rng.IntN(3), f.rng.IntN(3) == 0
+	s := shape{nodes: 3 + f.rng.IntN(5), workloads: 2 + f.rng.IntN(4), events: 8 + f.rng.IntN(14), cpu: 64}
+	switch n := f.rng.IntN(300); {
+	case n == 0:
+		s.nodes, s.events = 60+f.rng.IntN(140), 5+f.rng.IntN(5)
+	case n < 15:
+		s.nodes, s.events = 10+f.rng.IntN(25), 6+f.rng.IntN(10)
+	}
+	if f.rng.IntN(4) == 0 {
+		s.cpu = 1
+	}
+	s.replicas = 2 + f.rng.IntN(s.nodes)
+	return f, s
+}
+
+const (
+	labelDisk = "disk"
+	fastDisk  = "ssd"
+)
+
+// labels of a machine, as its flags say.
+func (f *fleet) labels(index int) map[string]string {
+	if f == nil {
+		return nil
+	}
+	set := map[string]string{corev1.LabelTopologyZone: f.zone(index), labelDisk: "hdd"}
+	if index%2 == 0 {
+		set[labelDisk] = fastDisk
+	}
+	return set
+}
+
+func (f *fleet) zone(index int) string { return fmt.Sprintf("zone-%d", index%f.zones) }
+
+// company is where the pods of a workload want to be, and with whom.
+type company struct {
+	// zone and fast choose nodes, prefers leans towards a zone.
+	zone    string
+	fast    bool
+	prefers string
+	// apart keeps the pods of the workload off each other's nodes: "must" or
+	// "should"; spread evens them out over zones or nodes, likewise.
+	apart, spread string
+	// over is the topology key of spread; empty for none.
+	over string
+	// together keeps all in one zone.
+	together bool
+	// port claims a port of the node.
+	port bool
+}
+
+const (
+	must, should = "must", "should"
+	hostPort     = 9000
+)
+
+// draw chooses company for a workload.
+func (f *fleet) draw(k desired.Key) (c company) {
+	if f == nil {
+		return c
+	}
+	if k.Kind == kindDaemonSet { // one on each node, wherever that is
+		c.port = f.rng.IntN(3) == 0
+		return c
+	}
+	switch f.rng.IntN(10) {
+	case 0:
+		c.zone = f.zone(f.rng.IntN(f.zones))
+	case 1:
+		c.fast = true
+	case 2:
+		c.prefers = f.zone(f.rng.IntN(f.zones))
+	case 3, 4:
+		c.apart = pick(f.rng, must, must, should)
+	case 5, 6:
+		c.spread, c.over = pick(f.rng, must, must, should), pick(f.rng, corev1.LabelTopologyZone, corev1.LabelHostname)
+	case 7:
+		c.together = true
+	case 8:
+		c.port = true
+	}
+	return c
+}
+
+// settle gives up wishes that could not be fulfilled while a rollout makes pods
+// before it ends others, and all but one claim on the port.
+func (f *fleet) settle(i *intent, all int) {
+	if f == nil {
+		return
+	}
+	taken := false
+	for _, k := range slices.SortedFunc(maps.Keys(i.workloads), desired.Key.Compare) {
+		v := i.workloads[k]
+		size := v.replicas
+		if s, scaled := i.scalers[scalerKey(k)]; scaled {
+			size = max(size, s.max)
+		}
+		fits := 2*size <= all
+		if k.Kind == kindDaemonSet {
+			fits = !v.recreate
+		}
+		if v.claim != "" || v.claimSize > 0 {
+			v.company = company{prefers: v.prefers} // its data says where
+		}
+		if v.apart == must && !fits {
+			v.apart = should
+		}
+		v.port = v.port && fits && !taken && k.Kind != kindCronJob
+		taken = taken || v.port
+		i.workloads[k] = v
+	}
+}
+
+// join writes the company of a workload's pods into their spec.
+func (c company) join(name string, spec *corev1.PodSpec) {
+	if c.zone != "" {
+		spec.NodeSelector = map[string]string{corev1.LabelTopologyZone: c.zone}
+	}
+	if c.port {
+		spec.Containers[0].Ports[0].HostPort = hostPort
+	}
+	own := &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}
+	if c.over != "" {
+		when := corev1.DoNotSchedule
+		if c.spread == should {
+			when = corev1.ScheduleAnyway
+		}
+		spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{MaxSkew: 1, TopologyKey: c.over, WhenUnsatisfiable: when, LabelSelector: own}}
+	}
+	if a := c.affinity(own); a != nil {
+		spec.Affinity = a
+	}
+}
+
+func (c company) affinity(own *metav1.LabelSelector) *corev1.Affinity {
+	host := corev1.PodAffinityTerm{LabelSelector: own, TopologyKey: corev1.LabelHostname}
+	switch {
+	case c.fast:
+		return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{among(labelDisk, fastDisk)}},
+		}}
+	case c.prefers != "":
+		return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{Weight: 10, Preference: among(corev1.LabelTopologyZone, c.prefers)}},
+		}}
+	case c.apart == must:
+		return &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{host}}}
+	case c.apart == should:
+		return &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{
+			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{Weight: 100, PodAffinityTerm: host}},
+		}}
+	case c.together:
+		return &corev1.Affinity{PodAffinity: &corev1.PodAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{LabelSelector: own, TopologyKey: corev1.LabelTopologyZone}},
+		}}
+	}
+	return nil
+}
+
+func among(key, value string) corev1.NodeSelectorTerm {
+	return corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{{Key: key, Operator: corev1.NodeSelectorOpIn, Values: []string{value}}}}
+}
