@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"time"
 
@@ -19,6 +20,8 @@ const (
 
 // eventKey names an event by everything but its times and count.
 type eventKey [16]byte
+
+func (k eventKey) place() Place { return Place{Part: PartEvents, Key: hex.EncodeToString(k[:])} }
 
 func keyOf(e nodes.Event) eventKey {
 	e.First, e.Last, e.Count = time.Time{}, time.Time{}, 0
@@ -54,7 +57,7 @@ func newEvents(now func() time.Time) *events {
 }
 
 // add puts e in and notes in changed what must be written.
-func (v *events) add(e nodes.Event, changed map[eventKey]any) {
+func (v *events) add(e nodes.Event, changed behind) {
 	e.Count = max(1, e.Count)
 	if e.Last.IsZero() {
 		e.Last = v.now()
@@ -75,7 +78,7 @@ func (v *events) add(e nodes.Event, changed map[eventKey]any) {
 	} else {
 		v.insert(key, e)
 	}
-	changed[key] = e
+	changed[key.place()] = e
 	for len(v.object[e.Object]) > eventsPerObject {
 		v.drop(v.oldestOf(e.Object), changed)
 	}
@@ -84,7 +87,7 @@ func (v *events) add(e nodes.Event, changed map[eventKey]any) {
 	}
 }
 
-// restore puts back what the file holds, in any order.
+// restore puts back what the backend holds, in any order.
 func (v *events) restore(e nodes.Event) { v.insert(keyOf(e), e) }
 
 func (v *events) insert(key eventKey, e nodes.Event) {
@@ -128,7 +131,7 @@ func compareAge(a, b *eventNode) int {
 	return bytes.Compare(a.key[:], b.key[:])
 }
 
-func (v *events) drop(element *list.Element, changed map[eventKey]any) {
+func (v *events) drop(element *list.Element, changed behind) {
 	dropped := element.Value.(*eventNode)
 	v.order.Remove(element)
 	delete(v.byKey, dropped.key)
@@ -136,11 +139,11 @@ func (v *events) drop(element *list.Element, changed map[eventKey]any) {
 	if len(v.object[dropped.event.Object]) == 0 {
 		delete(v.object, dropped.event.Object)
 	}
-	changed[dropped.key] = nil
+	changed[dropped.key.place()] = nil
 }
 
 // expire drops what has been quiet for too long.
-func (v *events) expire(changed map[eventKey]any) {
+func (v *events) expire(changed behind) {
 	limit := v.now().Add(-eventLifetime)
 	for first := v.order.Front(); first != nil; first = v.order.Front() {
 		if first.Value.(*eventNode).event.Last.After(limit) {

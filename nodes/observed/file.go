@@ -1,7 +1,9 @@
 package observed
 
 import (
+	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,15 +56,21 @@ func createBuckets(tx *bbolt.Tx) error {
 	return nil
 }
 
-// open opens, migrates and reads the file. Anything that the file's content
-// causes, a fault on its mapped pages too, is a *damageError.
-func open(path string, o Options) (s *Store, err error) {
+// file keeps a record in one bbolt file.
+type file struct {
+	db    *bbolt.DB
+	fresh bool
+}
+
+// openBackend opens and migrates the file and proves that all of it can be
+// read. Anything that the file's content causes, a fault on its mapped pages
+// too, is a *damageError.
+func openBackend(path string) (f *file, err error) {
 	db, err := openFile(path)
 	if err != nil {
 		return nil, err
 	}
-	s = &Store{o: o, db: db, dirty: make(chan struct{}, 1), nodes: map[string]*nodeRecord{}, events: newEvents(o.Now)}
-	s.behind.init()
+	f = &file{db: db}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -75,10 +83,10 @@ func open(path string, o Options) (s *Store, err error) {
 	if err := migrate(db, migrations()); err != nil {
 		return nil, err
 	}
-	if err := db.View(s.load); err != nil {
+	if err := db.View(validDecisions); err != nil {
 		return nil, &damageError{err}
 	}
-	return s, nil
+	return f, nil
 }
 
 // closeQuietly closes a file that may be too damaged to close.
@@ -154,10 +162,8 @@ func migrate(db *bbolt.DB, steps []migration) error {
 	return nil
 }
 
-// load reads everything once: it fills the memory and proves that each page
-// can be read.
-func (s *Store) load(tx *bbolt.Tx) error {
-	err := tx.Bucket(bucketDecisions).ForEachBucket(func(kind []byte) error {
+func validDecisions(tx *bbolt.Tx) error {
+	return tx.Bucket(bucketDecisions).ForEachBucket(func(kind []byte) error {
 		return tx.Bucket(bucketDecisions).Bucket(kind).ForEach(func(key, value []byte) error {
 			if !json.Valid(value) {
 				return fmt.Errorf("decision %s %s is no JSON", kind, key)
@@ -165,57 +171,91 @@ func (s *Store) load(tx *bbolt.Tx) error {
 			return nil
 		})
 	})
-	if err != nil {
-		return err
-	}
-	if err := s.loadNodes(tx); err != nil {
-		return err
-	}
-	err = tx.Bucket(bucketHistory).ForEach(func(key, value []byte) error {
-		if len(key) != 8 {
-			return fmt.Errorf("history entry %x: the key must have 8 bytes", key)
+}
+
+func (f *file) Fresh() bool { return f.fresh }
+
+func (f *file) Close() error { return f.db.Close() }
+
+// Load implements Backend.
+func (f *file) Load(_ context.Context, yield func(Change) error) error {
+	return f.db.View(func(tx *bbolt.Tx) error {
+		for _, part := range []struct {
+			part    Part
+			bucket  []byte
+			written func([]byte) string
+		}{
+			{PartNodes, bucketNodes, asText}, {PartHistory, bucketHistory, hex.EncodeToString}, {PartEvents, bucketEvents, hex.EncodeToString},
+		} {
+			err := tx.Bucket(part.bucket).ForEach(func(key, value []byte) error {
+				return yield(Change{Place{Part: part.part, Key: part.written(key)}, value})
+			})
+			if err != nil {
+				return err
+			}
 		}
-		e := entry{id: binary.BigEndian.Uint64(key)}
-		if err := json.Unmarshal(value, &e.HistoryEntry); err != nil {
-			return fmt.Errorf("history entry %x: %w", key, err)
-		}
-		s.history = append(s.history, e)
-		return nil
+		return tx.Bucket(bucketStatuses).ForEachBucket(func(node []byte) error {
+			return tx.Bucket(bucketStatuses).Bucket(node).ForEach(func(uid, value []byte) error {
+				return yield(Change{Place{PartStatuses, string(node), string(uid)}, value})
+			})
+		})
 	})
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucketEvents).ForEach(func(key, value []byte) error {
-		var e nodes.Event
-		if err := json.Unmarshal(value, &e); err != nil {
-			return fmt.Errorf("event %x: %w", key, err)
+}
+
+func asText(key []byte) string { return string(key) }
+
+// Decisions implements Backend.
+func (f *file) Decisions(context.Context) (out []nodes.Decision, err error) {
+	err = f.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketDecisions).ForEachBucket(func(kind []byte) error {
+			return tx.Bucket(bucketDecisions).Bucket(kind).ForEach(func(key, value []byte) error {
+				out = append(out, nodes.Decision{
+					Kind: string(kind), Key: string(key), Value: append(json.RawMessage(nil), value...),
+				})
+				return nil
+			})
+		})
+	})
+	return out, err
+}
+
+// Write implements Backend.
+func (f *file) Write(_ context.Context, changes []Change) error {
+	return f.db.Update(func(tx *bbolt.Tx) error {
+		for _, c := range changes {
+			if err := write(tx, c); err != nil {
+				return fmt.Errorf("%s %s %s: %w", c.Part, c.Of, c.Key, err)
+			}
 		}
-		s.events.restore(e)
 		return nil
 	})
 }
 
-func (s *Store) loadNodes(tx *bbolt.Tx) error {
-	err := tx.Bucket(bucketNodes).ForEach(func(name, value []byte) error {
-		state := &nodes.NodeState{}
-		if err := json.Unmarshal(value, state); err != nil {
-			return fmt.Errorf("node %s: %w", name, err)
-		}
-		s.node(string(name)).state = state
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucketStatuses).ForEachBucket(func(name []byte) error {
-		record := s.node(string(name))
-		return tx.Bucket(bucketStatuses).Bucket(name).ForEach(func(uid, value []byte) error {
-			var status nodes.PodStatus
-			if err := json.Unmarshal(value, &status); err != nil {
-				return fmt.Errorf("status of pod %s: %w", uid, err)
-			}
-			record.statuses[status.UID] = status
+func write(tx *bbolt.Tx, c Change) error {
+	bucket, key := tx.Bucket([]byte(c.Part)), []byte(c.Key)
+	if c.Of != "" {
+		inner := bucket.Bucket([]byte(c.Of))
+		if inner == nil && c.Value == nil {
 			return nil
-		})
-	})
+		}
+		if inner == nil {
+			made, err := bucket.CreateBucket([]byte(c.Of))
+			if err != nil {
+				return err
+			}
+			inner = made
+		}
+		bucket = inner
+	}
+	if c.Part == PartHistory || c.Part == PartEvents {
+		raw, err := hex.DecodeString(c.Key)
+		if err != nil {
+			return err
+		}
+		key = raw
+	}
+	if c.Value == nil {
+		return bucket.Delete(key)
+	}
+	return bucket.Put(key, c.Value)
 }

@@ -1,6 +1,7 @@
 // Package observed keeps the record: what only Tallyman decided, what the
 // nodes reported last, which revisions were seen and what became of them, and
-// recent events. Store keeps it in one bbolt file.
+// recent events. Open keeps it in one bbolt file; package etcd below this one
+// keeps it in an etcd that several servers share.
 //
 // It guarantees that decisions are durable when Record returns, that any
 // number of concurrent Record calls share their commits, and that a file that
@@ -13,6 +14,7 @@
 package observed
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,10 +22,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
-
-	"go.etcd.io/bbolt"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -38,19 +41,22 @@ const (
 
 // Options of a Store.
 type Options struct {
-	// Dir holds the file; it is made if missing.
+	// Dir holds the file; it is made if missing. New has no use for it.
 	Dir string
 	Log *slog.Logger
 	// Now is the wall clock; default time.Now.
 	Now func() time.Time
+	// Apart, when positive, is for a backend whose writes have a bounded size:
+	// what is written behind does not go with decisions, and in pieces of so many
+	// values, so that decisions need not wait for all of them.
+	Apart int
 }
 
-// Store is the record in a bbolt file. Safe for concurrent use. Readers see
-// what was written at once, before it is durable.
+// Store is the record. Safe for concurrent use. Readers see what was written
+// at once, before it is durable.
 type Store struct {
-	o     Options
-	db    *bbolt.DB
-	fresh bool
+	o       Options
+	backend Backend
 	// dirty wakes Run.
 	dirty chan struct{}
 
@@ -85,10 +91,10 @@ type entry struct {
 	nodes.HistoryEntry
 }
 
-// Open opens or makes the record. The caller closes it.
+// Open opens or makes the record in a bbolt file. The caller closes it.
 func Open(o Options) (*Store, error) {
 	if o.Log == nil {
-		return nil, errors.New("record: no logger")
+		return nil, errNoLogger
 	}
 	if o.Dir == "" {
 		return nil, errors.New("record: no directory")
@@ -101,28 +107,90 @@ func Open(o Options) (*Store, error) {
 	}
 	path := filepath.Join(o.Dir, fileName)
 	_, statErr := os.Stat(path)
-	s, err := open(path, o)
+	s, err := openStored(path, o, statErr != nil)
 	var damage *damageError
-	if errors.As(err, &damage) {
-		aside := path + ".corrupt-" + o.Now().UTC().Format("20060102T150405.000Z")
-		if err := os.Rename(path, aside); err != nil {
-			return nil, fmt.Errorf("set the damaged record aside: %w", err)
-		}
-		o.Log.Error("the record can't be read; it was set aside and is rebuilt from the nodes; nothing restarts",
-			"file", path, "set_aside", aside, "reason", damage.cause)
-		s, err = open(path, o)
-		statErr = os.ErrNotExist
+	if !errors.As(err, &damage) {
+		return s, err
 	}
+	aside := path + ".corrupt-" + o.Now().UTC().Format("20060102T150405.000Z")
+	if err := os.Rename(path, aside); err != nil {
+		return nil, fmt.Errorf("set the damaged record aside: %w", err)
+	}
+	o.Log.Error("the record can't be read; it was set aside and is rebuilt from the nodes; nothing restarts",
+		"file", path, "set_aside", aside, "reason", damage.cause)
+	return openStored(path, o, true)
+}
+
+func openStored(path string, o Options, fresh bool) (s *Store, err error) {
+	f, err := openBackend(path)
 	if err != nil {
 		return nil, err
 	}
-	s.fresh = statErr != nil
+	f.fresh = fresh
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%v", cause)
+		}
+		if err != nil {
+			closeQuietly(f.db)
+			s, err = nil, &damageError{err}
+		}
+	}()
+	return New(context.Background(), f, o)
+}
+
+var errNoLogger = errors.New("record: no logger")
+
+// New makes a store of what the backend holds. The caller closes it, and so
+// the backend, unless New fails.
+func New(ctx context.Context, b Backend, o Options) (*Store, error) {
+	if o.Log == nil {
+		return nil, errNoLogger
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Store{o: o, backend: b, dirty: make(chan struct{}, 1), nodes: map[string]*nodeRecord{}, events: newEvents(o.Now), behind: behind{}}
+	if err := b.Load(ctx, s.restore); err != nil {
+		return nil, fmt.Errorf("read the record: %w", err)
+	}
+	slices.SortFunc(s.history, func(a, b entry) int { return cmp.Compare(a.id, b.id) })
 	return s, nil
+}
+
+// restore takes in a value that the backend holds.
+func (s *Store) restore(c Change) error {
+	var err error
+	switch c.Part {
+	case PartNodes:
+		state := &nodes.NodeState{}
+		err = json.Unmarshal(c.Value, state)
+		s.node(c.Key).state = state
+	case PartStatuses:
+		var status nodes.PodStatus
+		err = json.Unmarshal(c.Value, &status)
+		s.node(c.Of).statuses[status.UID] = status
+	case PartHistory:
+		e := entry{}
+		if e.id, err = strconv.ParseUint(c.Key, 16, 64); err == nil {
+			err = json.Unmarshal(c.Value, &e.HistoryEntry)
+		}
+		s.history = append(s.history, e)
+	case PartEvents:
+		var e nodes.Event
+		err = json.Unmarshal(c.Value, &e)
+		s.events.restore(e)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s %s: %w", c.Part, c.Of, c.Key, err)
+	}
+	return nil
 }
 
 // Fresh tells that the record began empty: a new cluster, or one whose record
 // was lost and comes back from the nodes.
-func (s *Store) Fresh() bool { return s.fresh }
+func (s *Store) Fresh() bool { return s.backend.Fresh() }
 
 // Run writes behind until ctx ends, and then writes the rest. It returns nil.
 func (s *Store) Run(ctx context.Context) error {
@@ -143,10 +211,10 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// Close writes what is still to write and closes the file.
+// Close writes what is still to write and closes the backend.
 func (s *Store) Close() error {
 	err := s.Flush()
-	if closeErr := s.db.Close(); closeErr != nil {
+	if closeErr := s.backend.Close(); closeErr != nil {
 		return errors.Join(err, fmt.Errorf("close the record: %w", closeErr))
 	}
 	return err
@@ -154,33 +222,37 @@ func (s *Store) Close() error {
 
 // Flush writes everything that waits and returns once it is durable.
 func (s *Store) Flush() error {
-	s.writing.Lock()
-	defer s.writing.Unlock()
-	return s.commit(nil)
-}
-
-// commit writes decisions and what waits to be written behind in one
-// transaction. The caller holds writing.
-func (s *Store) commit(decisions []nodes.Decision) error {
-	s.mu.Lock()
-	waiting := s.behind.take()
-	s.mu.Unlock()
-	if len(decisions) == 0 && waiting.empty() {
-		return nil
-	}
-	err := s.db.Update(func(tx *bbolt.Tx) error {
-		if err := writeDecisions(tx, decisions); err != nil {
+	for {
+		s.writing.Lock()
+		more, err := s.commit(context.Background(), nil, true)
+		s.writing.Unlock()
+		if err != nil || !more {
 			return err
 		}
-		return waiting.write(tx)
-	})
+	}
+}
+
+// commit writes decisions, and with them what waits to be written behind, or a
+// piece of it. The caller holds writing.
+func (s *Store) commit(ctx context.Context, decisions []nodes.Decision, all bool) (more bool, err error) {
+	waiting := behind{}
+	if all {
+		s.mu.Lock()
+		waiting = s.behind.take(s.o.Apart)
+		more = len(s.behind) > 0
+		s.mu.Unlock()
+	}
+	changes, err := waiting.changes()
+	if err == nil && len(decisions)+len(changes) > 0 {
+		err = s.backend.Write(ctx, append(decisionsOf(decisions), changes...))
+	}
 	if err != nil {
 		s.mu.Lock()
 		s.behind.putBack(waiting)
 		s.mu.Unlock()
-		return fmt.Errorf("write the record: %w", err)
+		return false, fmt.Errorf("write the record: %w", err)
 	}
-	return nil
+	return more, nil
 }
 
 // touch wakes Run. The caller holds mu.
@@ -193,17 +265,9 @@ func (s *Store) touch() {
 
 // Decisions returns every decision, ordered by kind and key.
 func (s *Store) Decisions() ([]nodes.Decision, error) {
-	var out []nodes.Decision
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketDecisions).ForEachBucket(func(kind []byte) error {
-			return tx.Bucket(bucketDecisions).Bucket(kind).ForEach(func(key, value []byte) error {
-				out = append(out, nodes.Decision{
-					Kind: string(kind), Key: string(key), Value: append(json.RawMessage(nil), value...),
-				})
-				return nil
-			})
-		})
-	})
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	out, err := s.backend.Decisions(context.Background())
 	if err != nil {
 		return nil, fmt.Errorf("read decisions: %w", err)
 	}
@@ -248,29 +312,8 @@ func (s *Store) commitRequests() {
 	for _, r := range requests {
 		all = append(all, r.decisions...)
 	}
-	err := s.commit(all)
+	_, err := s.commit(context.Background(), all, s.o.Apart <= 0)
 	for _, r := range requests {
 		r.done, r.err = true, err
 	}
-}
-
-func writeDecisions(tx *bbolt.Tx, decisions []nodes.Decision) error {
-	for _, d := range decisions {
-		if d.Value == nil {
-			if kind := tx.Bucket(bucketDecisions).Bucket([]byte(d.Kind)); kind != nil {
-				if err := kind.Delete([]byte(d.Key)); err != nil {
-					return err
-				}
-			}
-			continue
-		}
-		kind, err := tx.Bucket(bucketDecisions).CreateBucketIfNotExists([]byte(d.Kind))
-		if err != nil {
-			return err
-		}
-		if err := kind.Put([]byte(d.Key), d.Value); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -156,7 +156,7 @@ func TestRunWritesBehind(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if err := s.db.View(func(tx *bbolt.Tx) error {
+	if err := s.backend.(*file).db.View(func(tx *bbolt.Tx) error {
 		if n := tx.Bucket(bucketHistory).Stats().KeyN; n != 1 {
 			t.Errorf("%d entries in the file", n)
 		}

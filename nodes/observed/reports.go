@@ -2,7 +2,9 @@ package observed
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -27,7 +29,7 @@ func (s *Store) SaveNode(state nodes.NodeState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.node(state.Name).state = &state
-	s.behind.nodes[state.Name] = state
+	s.behind[Place{Part: PartNodes, Key: state.Name}] = state
 	s.touch()
 }
 
@@ -40,21 +42,33 @@ func (s *Store) SaveReport(r nodes.Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	record := s.node(r.Node)
+	before := record.statuses
 	if r.Complete {
-		for uid := range record.statuses {
-			s.behind.statuses[statusKey{r.Node, string(uid)}] = nil
-		}
-		clear(record.statuses)
+		record.statuses = make(map[nodes.UID]nodes.PodStatus, len(r.Statuses))
 	}
 	for _, status := range r.Statuses {
+		// A node that only connected anew says what it said before.
+		if old, known := before[status.UID]; !known || !reflect.DeepEqual(old, status) {
+			s.behind[statusPlace(r.Node, status.UID)] = status
+		}
 		record.statuses[status.UID] = status
-		s.behind.statuses[statusKey{r.Node, string(status.UID)}] = status
 	}
 	for _, uid := range r.Gone {
 		delete(record.statuses, uid)
-		s.behind.statuses[statusKey{r.Node, string(uid)}] = nil
+		s.behind[statusPlace(r.Node, uid)] = nil
+	}
+	if r.Complete {
+		for uid := range before {
+			if _, still := record.statuses[uid]; !still {
+				s.behind[statusPlace(r.Node, uid)] = nil
+			}
+		}
 	}
 	s.touch()
+}
+
+func statusPlace(node string, uid nodes.UID) Place {
+	return Place{Part: PartStatuses, Of: node, Key: string(uid)}
 }
 
 // Observed returns what the nodes said last: their states, and one incomplete
@@ -81,6 +95,8 @@ func (s *Store) Observed() ([]nodes.NodeState, []nodes.Report) {
 	return states, reports
 }
 
+func historyPlace(id uint64) Place { return Place{Part: PartHistory, Key: fmt.Sprintf("%016x", id)} }
+
 // AppendHistory adds a revision as the newest. The oldest beyond 200 go.
 func (s *Store) AppendHistory(e nodes.HistoryEntry) {
 	s.mu.Lock()
@@ -90,9 +106,9 @@ func (s *Store) AppendHistory(e nodes.HistoryEntry) {
 		id = s.history[n-1].id + 1
 	}
 	s.history = append(s.history, entry{id, e})
-	s.behind.history[id] = e
+	s.behind[historyPlace(id)] = e
 	for len(s.history) > maxHistory {
-		s.behind.history[s.history[0].id] = nil
+		s.behind[historyPlace(s.history[0].id)] = nil
 		s.history = slices.Delete(s.history, 0, 1)
 	}
 	s.touch()
@@ -106,7 +122,7 @@ func (s *Store) UpdateHistory(e nodes.HistoryEntry) {
 	for i := len(s.history) - 1; i >= 0; i-- {
 		if s.history[i].Revision.SHA == e.Revision.SHA {
 			s.history[i].HistoryEntry = e
-			s.behind.history[s.history[i].id] = e
+			s.behind[historyPlace(s.history[i].id)] = e
 			s.touch()
 			return
 		}
@@ -139,9 +155,9 @@ func (s *Store) AppendEvents(added []nodes.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range added {
-		s.events.add(e, s.behind.events)
+		s.events.add(e, s.behind)
 	}
-	s.events.expire(s.behind.events)
+	s.events.expire(s.behind)
 	s.touch()
 }
 
