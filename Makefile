@@ -91,7 +91,7 @@ generate: ## write generated pages and protocol code anew
 # packages. Nothing is installed that is there already, and no service of these
 # packages is started.
 DEMO_PROGRAMS = containerd=containerd runc=runc iptables=iptables git=git docker-registry=docker-registry ip=iproute2
-TEST_PROGRAMS = $(DEMO_PROGRAMS) chromium=chromium curl=curl
+TEST_PROGRAMS = $(DEMO_PROGRAMS) chromium=chromium curl=curl etcd=etcd-server
 
 .PHONY: setup-demo setup-test
 setup-demo: ; @sh test/setup.sh $(DEMO_PROGRAMS)
