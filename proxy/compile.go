@@ -38,6 +38,8 @@ type Route struct {
 	InternalLocal, ExternalLocal bool
 	// Endpoints sorted, without repetition.
 	Endpoints []netip.AddrPort
+	// Near are those of them that this node prefers; nil when all are alike to it.
+	Near []netip.AddrPort
 	// Here are those of them that run on this node; nil unless a policy asks.
 	Here []netip.AddrPort
 }
@@ -49,11 +51,12 @@ type Route struct {
 func Compile(c Config) Rules {
 	r := Rules{Local: c.Local}
 	if c.Table != nil {
+		at := locate(c.Local.Node, c.Table.Nodes)
 		for _, s := range c.Table.Services {
 			if s.Headless || s.ExternalName != "" {
 				continue
 			}
-			r.Routes = appendRoutes(r.Routes, c.Local.Node, s)
+			r.Routes = appendRoutes(r.Routes, at, s)
 		}
 	}
 	for _, h := range c.HostPorts {
@@ -64,42 +67,41 @@ func Compile(c Config) Rules {
 	return r
 }
 
-func appendRoutes(routes []Route, node string, s *Service) []Route {
+func appendRoutes(routes []Route, at location, s *Service) []Route {
 	for _, p := range s.Ports {
 		if len(s.ClusterIPs) == 0 && len(s.ExternalIPs) == 0 && p.NodePort == 0 {
 			continue
 		}
+		reached := slices.DeleteFunc(slices.Clone(p.Endpoints), func(e Endpoint) bool { return !reachable(e.at()) })
 		route := Route{
 			Service: s.Namespace + "/" + s.Name, PortName: p.Name,
 			Protocol: p.Protocol, Port: p.Port, NodePort: p.NodePort,
 			ClusterIPs: s.ClusterIPs, ExternalIPs: s.ExternalIPs, Affinity: s.Affinity,
 			InternalLocal: s.InternalLocal, ExternalLocal: s.ExternalLocal,
-			Endpoints: make([]netip.AddrPort, 0, len(p.Endpoints)),
+			Endpoints: addresses(reached), Near: addresses(at.near(s.Prefer, reached)),
 		}
-		for _, e := range p.Endpoints {
-			at := netip.AddrPortFrom(e.Addr.Unmap(), e.Port)
-			if !reachable(at) {
-				continue
-			}
-			route.Endpoints = append(route.Endpoints, at)
-			if (s.InternalLocal || s.ExternalLocal) && e.Node == node && node != "" {
-				route.Here = append(route.Here, at)
-			}
+		if s.InternalLocal || s.ExternalLocal {
+			route.Here = addresses(at.here(reached))
 		}
-		route.Endpoints = sorted(route.Endpoints)
-		route.Here = sorted(route.Here)
 		routes = append(routes, route)
 	}
 	return routes
 }
 
-func reachable(a netip.AddrPort) bool {
-	return a.IsValid() && a.Port() != 0 && !a.Addr().IsUnspecified()
+func (e Endpoint) at() netip.AddrPort { return netip.AddrPortFrom(e.Addr.Unmap(), e.Port) }
+
+// addresses of endpoints, sorted, without repetition; nil for none.
+func addresses(endpoints []Endpoint) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, e := range endpoints {
+		list = append(list, e.at())
+	}
+	slices.SortFunc(list, netip.AddrPort.Compare)
+	return slices.Compact(list)
 }
 
-func sorted(addrs []netip.AddrPort) []netip.AddrPort {
-	slices.SortFunc(addrs, netip.AddrPort.Compare)
-	return slices.Compact(addrs)
+func reachable(a netip.AddrPort) bool {
+	return a.IsValid() && a.Port() != 0 && !a.Addr().IsUnspecified()
 }
 
 // ID names the route among all: "default/web:TCP/80". It stays the same while
@@ -108,12 +110,20 @@ func (r Route) ID() string {
 	return r.Service + ":" + string(r.Protocol) + "/" + strconv.Itoa(int(r.Port))
 }
 
+// Anywhere are the endpoints for traffic that may leave the node.
+func (r Route) Anywhere() []netip.AddrPort {
+	if r.Near != nil {
+		return r.Near
+	}
+	return r.Endpoints
+}
+
 // Internal are the endpoints for traffic to cluster addresses.
 func (r Route) Internal() []netip.AddrPort {
 	if r.InternalLocal {
 		return r.Here
 	}
-	return r.Endpoints
+	return r.Anywhere()
 }
 
 // External are the endpoints for traffic from outside the cluster to external
@@ -122,7 +132,7 @@ func (r Route) External() []netip.AddrPort {
 	if r.ExternalLocal {
 		return r.Here
 	}
-	return r.Endpoints
+	return r.Anywhere()
 }
 
 // Equal reports whether two routes route the same.
@@ -131,7 +141,8 @@ func (r Route) Equal(o Route) bool {
 		r.Port == o.Port && r.NodePort == o.NodePort && r.Affinity == o.Affinity &&
 		r.InternalLocal == o.InternalLocal && r.ExternalLocal == o.ExternalLocal &&
 		slices.Equal(r.ClusterIPs, o.ClusterIPs) && slices.Equal(r.ExternalIPs, o.ExternalIPs) &&
-		slices.Equal(r.Endpoints, o.Endpoints) && slices.Equal(r.Here, o.Here)
+		slices.Equal(r.Endpoints, o.Endpoints) &&
+		slices.Equal(r.Near, o.Near) && slices.Equal(r.Here, o.Here)
 }
 
 // Equal reports whether two nodes' rules are the same.
@@ -187,6 +198,12 @@ func (r Route) String() string {
 	b.WriteString(" ->")
 	for _, e := range r.Endpoints {
 		b.WriteString(" " + e.String())
+	}
+	if r.Near != nil {
+		b.WriteString(" near")
+		for _, e := range r.Near {
+			b.WriteString(" " + e.String())
+		}
 	}
 	if r.InternalLocal || r.ExternalLocal {
 		b.WriteString(" here")

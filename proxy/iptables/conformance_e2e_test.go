@@ -63,6 +63,9 @@ func TestConformance(t *testing.T) {
 						run(t, "iptables-"+string(v), "-t", table, "-X")
 					}
 				},
+				Forward: func(t testing.TB, all bool) {
+					run(t, "iptables-"+string(v), "-P", "FORWARD", map[bool]string{true: "ACCEPT", false: "DROP"}[all])
+				},
 				State: func(t testing.TB) string { return saved(t, v) },
 			}.Run(t)
 		})

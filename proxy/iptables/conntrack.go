@@ -20,7 +20,8 @@ type frontend struct {
 
 // frontends are UDP addresses with the endpoints that flows to them may lead
 // to. The kernel translates every packet of a known flow as it did the first,
-// so flows that lead elsewhere, or nowhere, must be forgotten.
+// so flows that lead elsewhere, or nowhere, must be forgotten. One that only
+// became less preferred goes on.
 type frontends map[frontend][]netip.AddrPort
 
 // changed gives the UDP frontends whose endpoints differ between two rules,
@@ -48,8 +49,12 @@ func frontendsOf(r proxy.Rules) frontends {
 		if route.Protocol != proxy.UDP {
 			continue
 		}
+		inside := route.Endpoints
+		if route.InternalLocal {
+			inside = route.Here
+		}
 		for _, a := range route.ClusterIPs {
-			all.add(frontend{a, route.Port}, route.Internal())
+			all.add(frontend{a, route.Port}, inside)
 		}
 		for _, a := range route.ExternalIPs {
 			all.add(frontend{a, route.Port}, route.Endpoints)

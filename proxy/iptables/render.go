@@ -63,17 +63,13 @@ func (w *writer) skeleton() {
 		isMarked+" -j ACCEPT",
 		"-m conntrack --ctstate RELATED,ESTABLISHED -m conntrack --ctstate DNAT -j ACCEPT")
 	w.filter(reject)
-	if at.ServiceCIDR.IsValid() {
-		to := "-d " + at.ServiceCIDR.Masked().String()
-		w.filter(reject, to+" -p tcp -m addrtype ! --dst-type LOCAL "+refuseTCP, to+" -m addrtype ! --dst-type LOCAL "+refuse)
-	}
 	w.nat(services)
 	w.nat(postrouting)
 }
 
 // route writes one service port: its balancing chains and the rules that lead there.
 func (w *writer) route(r proxy.Route) {
-	all, here := v4(r.Endpoints), v4(r.Here)
+	all, here := v4(r.Anywhere()), v4(r.Here)
 	name := digest(r.ID())
 	if len(all) > 0 {
 		w.balance(balancePrefix+name, r, all)
@@ -93,9 +89,15 @@ func (w *writer) route(r proxy.Route) {
 }
 
 // clusterAddrs leads the cluster addresses to the endpoints. Without any,
-// there is no rule: everything that reaches the service range unrouted is rejected.
+// there is no rule: everything that reaches the service range unrouted is
+// rejected. What only this node has no endpoint for is dropped, as kube-proxy has it.
 func (w *writer) clusterAddrs(r proxy.Route, name string) {
 	if len(v4(r.Internal())) == 0 {
+		for _, addr := range r.ClusterIPs {
+			if addr.Is4() && len(v4(r.Endpoints)) > 0 {
+				w.filter(reject, "-d "+addr.String()+"/32 "+port(r, r.Port)+" -j DROP")
+			}
+		}
 		return
 	}
 	to := balancePrefix + name
@@ -271,6 +273,10 @@ func (w *writer) dispatch() {
 	}
 	w.nat(local, sortedKeys(w.nodePorts)...)
 	w.nat(services, "-m addrtype --dst-type LOCAL -j "+local)
+	if at.ServiceCIDR.IsValid() {
+		to := "-d " + at.ServiceCIDR.Masked().String()
+		w.filter(reject, to+" -p tcp -m addrtype ! --dst-type LOCAL "+refuseTCP, to+" -m addrtype ! --dst-type LOCAL "+refuse)
+	}
 	if w.rejectLocal {
 		w.filter(reject, "-m addrtype --dst-type LOCAL -j "+rejectLocal)
 	}

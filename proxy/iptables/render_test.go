@@ -45,7 +45,7 @@ func everything() proxy.Config {
 	far := []proxy.Endpoint{endpoint("10.244.2.2:53", "n2")}
 	return proxy.Config{
 		Local: thisNode(),
-		Table: &proxy.Table{Generation: 7, Domain: "cluster.local", Services: []*proxy.Service{
+		Table: &proxy.Table{Generation: 7, Domain: "cluster.local", Nodes: []proxy.Node{{Name: "n1", Zone: "z1"}, {Name: "n2", Zone: "z2"}}, Services: []*proxy.Service{
 			{Namespace: "default", Name: "web", ClusterIPs: addrs("10.96.0.10", "fd00::10"), Ports: []proxy.Port{
 				{Name: "http", Protocol: proxy.TCP, Port: 80, NodePort: 30080, Endpoints: three},
 			}},
@@ -62,6 +62,9 @@ func everything() proxy.Config {
 			},
 			{Namespace: "default", Name: "empty", ClusterIPs: addrs("10.96.8.3"), ExternalIPs: addrs("203.0.113.8"), Ports: []proxy.Port{
 				{Protocol: proxy.TCP, Port: 80, NodePort: 30090}, {Protocol: proxy.UDP, Port: 80, NodePort: 30090},
+			}},
+			{Namespace: "default", Name: "near", ClusterIPs: addrs("10.96.8.4"), Prefer: proxy.SameZone, Ports: []proxy.Port{
+				{Protocol: proxy.TCP, Port: 80, NodePort: 30091, Endpoints: three},
 			}},
 			{Namespace: "default", Name: "headless", Headless: true, Ports: []proxy.Port{{Protocol: proxy.TCP, Port: 80, Endpoints: three}}},
 			{Namespace: "default", Name: "alias", ExternalName: "example.com"},

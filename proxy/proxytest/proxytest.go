@@ -27,6 +27,9 @@ type Harness struct {
 	New func(t testing.TB) proxy.Backend
 	// Flush destroys what backends made, as a careless program would.
 	Flush func(t testing.TB)
+	// Forward has the node forward by default, or only what somebody accepts, as
+	// another program of the backend's kind would.
+	Forward func(t testing.TB, all bool)
 	// State describes all that backends leave in the kernel.
 	State func(t testing.TB) string
 }
@@ -42,6 +45,11 @@ func (h Harness) Run(t *testing.T) {
 		"clients stay with affinity":      (*fixture).affinity,
 		"external policy Local":           (*fixture).externalLocal,
 		"internal policy Local":           (*fixture).internalLocal,
+		"endpoints of other nodes":        (*fixture).otherNodes,
+		"prefers its zone":                (*fixture).sameZone,
+		"prefers its node":                (*fixture).sameNode,
+		"affinity over nodes":             (*fixture).affinityOverNodes,
+		"forwards though others drop":     (*fixture).forwardDrop,
 		"host ports":                      (*fixture).hostPorts,
 		"udp follows its endpoints":       (*fixture).udpFollows,
 		"udp finds the first endpoint":    (*fixture).udpFirstEndpoint,
@@ -98,7 +106,7 @@ func (f *fixture) config(ports []proxy.HostPort, services ...*proxy.Service) pro
 	f.generation++
 	slices.SortFunc(services, (*proxy.Service).Compare)
 	return proxy.Config{
-		Table: &proxy.Table{Generation: f.generation, Domain: "cluster.local", Services: services},
+		Table: &proxy.Table{Generation: f.generation, Domain: "cluster.local", Services: services, Nodes: f.w.nodes()},
 		Local: f.w.Local(), HostPorts: ports,
 	}
 }
@@ -269,59 +277,6 @@ func (f *fixture) affinity() {
 		if first[from.Name] != f.pods[i].Name && server != first[from.Name] {
 			f.Errorf("%s lost its endpoint %s to %s when another endpoint went", from.Name, first[from.Name], server)
 		}
-	}
-}
-
-// remote is the pod of another node, which answers under the name "far".
-func (f *fixture) remote() proxy.Endpoint {
-	f.w.Outside.ServeAt(netip.AddrPortFrom(remotePod, 8080), "far")
-	return proxy.Endpoint{Addr: remotePod, Port: 8080, Node: "elsewhere", Pod: "far"}
-}
-
-func (f *fixture) externalLocal() {
-	far := f.remote()
-	s := web(f.pods[0])
-	s.ExternalLocal = true
-	for i := range s.Ports {
-		s.Ports[i].Endpoints = append(slices.Clone(s.Ports[i].Endpoints), far)
-	}
-	f.set(s)
-	f.expect(f.w.Outside, nodeAddr.String()+":30080", "a")
-	f.expectPeer(f.w.Outside, nodeAddr.String()+":30080", outsideAddr.String())
-	f.expectTCP(f.client, nodeAddr.String()+":30080", "a", "far")
-	f.expectTCP(f.client, clusterIP+":80", "a", "far")
-	f.expectTCP(f.w.Node, "127.0.0.1:30080", "a", "far")
-
-	only := web()
-	only.ExternalLocal = true
-	for i := range only.Ports {
-		only.Ports[i].Endpoints = []proxy.Endpoint{far}
-	}
-	f.set(only)
-	if _, _, err := f.w.Outside.Ask(nodeAddr.String() + ":30080"); !Silent(err) {
-		f.Errorf("without an endpoint here, outside got %v, want no answer", err)
-	}
-	f.expectTCP(f.client, nodeAddr.String()+":30080", "far")
-}
-
-func (f *fixture) internalLocal() {
-	far := f.remote()
-	s := web(f.pods[0])
-	s.InternalLocal = true
-	for i := range s.Ports {
-		s.Ports[i].Endpoints = append(slices.Clone(s.Ports[i].Endpoints), far)
-	}
-	f.set(s)
-	f.expect(f.client, clusterIP+":80", "a")
-	f.expectTCP(f.w.Outside, nodeAddr.String()+":30080", "a", "far")
-	only := web()
-	only.InternalLocal = true
-	for i := range only.Ports {
-		only.Ports[i].Endpoints = []proxy.Endpoint{far}
-	}
-	f.set(only)
-	if _, _, err := f.client.Ask(clusterIP + ":80"); err == nil {
-		f.Error("a cluster address with policy Local was answered from another node")
 	}
 }
 

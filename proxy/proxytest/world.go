@@ -44,6 +44,7 @@ var (
 	gateway     = netip.MustParseAddr("10.244.1.1")
 	podCIDR     = netip.MustParsePrefix("10.244.1.0/24")
 	remotePod   = netip.MustParseAddr("10.244.2.10")
+	nearbyPod   = netip.MustParseAddr("10.244.2.11")
 	remoteCIDR  = netip.MustParsePrefix("10.244.2.0/24")
 	clusterCIDR = netip.MustParsePrefix("10.244.0.0/16")
 	serviceCIDR = netip.MustParsePrefix("10.96.0.0/16")
@@ -53,7 +54,16 @@ var (
 const (
 	bridge   = "tt-br0"
 	nodeName = "here"
+	// nearby is a node of the same zone, elsewhere one of another.
+	nearby, elsewhere = "nearby", "elsewhere"
 )
+
+// nodes are those of the cluster, with their zones.
+func (w *World) nodes() []proxy.Node {
+	return []proxy.Node{
+		{Name: elsewhere, Zone: "other"}, {Name: nodeName, Addr: nodeAddr, PodCIDR: podCIDR, Zone: "own"}, {Name: nearby, Zone: "own"},
+	}
+}
 
 // World is one node with a bridge for its pods, a machine outside, and, on
 // that machine, the pod of another node.
@@ -61,7 +71,8 @@ type World struct {
 	t testing.TB
 	// Node is the process's own place.
 	Node *Place
-	// Outside is a client that is no pod; it holds RemotePod's address too.
+	// Outside is a client that is no pod; it holds the addresses of pods of two
+	// other nodes too.
 	Outside *Place
 	pods    int
 }
@@ -98,7 +109,7 @@ func NewWorld(t testing.TB) *World {
 	w.must(route("tt-outside", everywhere, outsideAddr))
 	w.Outside.Do(func() error {
 		return errors.Join(address("eth0", netip.PrefixFrom(outsideAddr, 24)),
-			address("lo", netip.PrefixFrom(remotePod, 32)), route("eth0", everywhere, nodeAddr))
+			address("lo", netip.PrefixFrom(remotePod, 32)), address("lo", netip.PrefixFrom(nearbyPod, 32)), route("eth0", everywhere, nodeAddr))
 	})
 	return w
 }
