@@ -57,9 +57,10 @@ func newHook(s streams) *cobra.Command {
 // newKeeper makes the command that the agent starts and that outlives it.
 func newKeeper(streams) *cobra.Command {
 	var i instance
+	var watchdog string
 	cmd := &cobra.Command{
 		Use:    "keeper",
-		Short:  "Hold log pipes and serve names while the agent is away; started by the agent",
+		Short:  "Hold log pipes, serve names and end fenced pods while the agent is away; started by the agent",
 		Hidden: true,
 		Args:   usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -70,12 +71,13 @@ func newKeeper(streams) *cobra.Command {
 			if err := i.absolute(); err != nil {
 				return err
 			}
-			if err := keeper.Run(cmd.Context(), keeper.Options{RunDir: i.runDir, Log: log}); err != nil {
+			if err := keeper.Run(cmd.Context(), keeper.Options{RunDir: i.runDir, Watchdog: watchdog, Log: log}); err != nil {
 				return fmt.Errorf("keeper: %w", err)
 			}
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&watchdog, "watchdog", "", "device to hold while pods are fenced")
 	i.addFlags(cmd.Flags())
 	return cmd
 }

@@ -46,6 +46,8 @@ type nodeOptions struct {
 	devices    []string
 	pluginsDir string
 	kubeletDir string
+	// watchdog is the device that the keeper holds while pods are fenced.
+	watchdog string
 }
 
 // node is an agent with everything it uses, wired together.
@@ -112,7 +114,7 @@ func (n *node) openParts(ctx context.Context) (err error) {
 		return err
 	}
 	n.keeper, err = keeper.Start(ctx, keeper.StartOptions{
-		Command: []string{"/proc/self/exe", "keeper", "--data-dir", n.o.dataDir, "--run-dir", n.o.runDir},
+		Command: []string{"/proc/self/exe", "keeper", "--data-dir", n.o.dataDir, "--run-dir", n.o.runDir, "--watchdog", n.o.watchdog},
 		RunDir:  n.o.runDir, Log: n.log.With("part", "keeper"),
 	})
 	return err

@@ -40,6 +40,7 @@ type upOptions struct {
 	capacity   string
 	certsDir   string
 	devices    []string
+	watchdog   string
 	pluginsDir string
 	kubeletDir string
 }
@@ -84,6 +85,7 @@ func newUp(s streams) *cobra.Command {
 	f.StringVar(&o.capacity, "capacity", "", "resources that the node claims to have, e.g. cpu=64,memory=256Gi")
 	f.StringVar(&o.certsDir, "registry-config", "/etc/containerd/certs.d", "folder with a hosts.toml for each registry")
 	f.StringArrayVar(&o.devices, "device", nil, "devices that pods may request, e.g. vendor.com/name=/dev/x,/dev/y; may be repeated")
+	f.StringVar(&o.watchdog, "watchdog", "", "watchdog device to hold while pods are fenced, e.g. /dev/watchdog; empty: none")
 	f.StringVar(&o.pluginsDir, "device-plugins", "/var/lib/kubelet/device-plugins", "folder where device plugins register; empty: none may")
 	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "folder that storage drivers share with the node, as with a kubelet; empty: none is used")
 	return cmd
@@ -164,7 +166,7 @@ func runNode(ctx context.Context, o nodeOptions, key clusterKey, socket string, 
 func (o *upOptions) nodeOptions() nodeOptions {
 	return nodeOptions{
 		instance: o.instance, name: o.nodeName, ip: o.nodeIP,
-		reserved: o.reserved, capacity: o.capacity, certsDir: o.certsDir, devices: o.devices, pluginsDir: o.pluginsDir, kubeletDir: o.kubeletDir,
+		reserved: o.reserved, capacity: o.capacity, certsDir: o.certsDir, devices: o.devices, pluginsDir: o.pluginsDir, kubeletDir: o.kubeletDir, watchdog: o.watchdog,
 	}
 }
 

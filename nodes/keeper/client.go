@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
@@ -132,6 +133,33 @@ func (d DNS) equal(o DNS) bool {
 	sameTable := d.Table == o.Table || d.Table != nil && o.Table != nil && d.Table.Generation != 0 &&
 		d.Table.Generation == o.Table.Generation && d.Table.Domain == o.Table.Domain
 	return sameTable && slices.Equal(d.Listen, o.Listen) && slices.Equal(d.Forwarders, o.Forwarders)
+}
+
+// Fence has pods killed at the instant ends of CLOCK_BOOTTIME; nil says that the
+// keeper will. Doing it again moves the instant, to later only. It is refused
+// when ends has passed.
+func (c *Client) Fence(ctx context.Context, ends time.Duration, pods []Fence) error {
+	if err := c.call(ctx, http.MethodPut, "/fences", armRequest{ends, pods}, nil); err != nil {
+		return fmt.Errorf("fence pods: %w", err)
+	}
+	return nil
+}
+
+// Unfence lets pods go; one that is not fenced is success.
+func (c *Client) Unfence(ctx context.Context, pods []nodes.UID) error {
+	if err := c.call(ctx, http.MethodPost, "/unfence", pods, nil); err != nil {
+		return fmt.Errorf("unfence pods: %w", err)
+	}
+	return nil
+}
+
+// Fences are those that the keeper holds, by pod.
+func (c *Client) Fences(ctx context.Context) ([]HeldFence, error) {
+	var held []HeldFence
+	if err := c.call(ctx, http.MethodGet, "/fences", nil, &held); err != nil {
+		return nil, fmt.Errorf("list fences: %w", err)
+	}
+	return held, nil
 }
 
 // Stop ends the keeper and returns when its process has ended. Logs are not

@@ -1,5 +1,6 @@
 // Package keeper is the small process on a node that goes on while the agent
-// is away: it reads the containers' log pipes and serves the cluster's DNS.
+// is away: it reads the containers' log pipes, serves the cluster's DNS, and
+// kills fenced pods whose lease was not renewed.
 //
 // Run is that process; Start and Client are how the agent finds it, starts it,
 // keeps it alive and talks to it; Read reads the log files that it writes.
@@ -9,6 +10,8 @@
 //     a line leaves its pipe only after it is in the log file, so a keeper that
 //     is killed at the wrong instant writes a line twice rather than never;
 //   - names resolve from the last table it was given, after its own restart too;
+//   - a fenced pod is killed at the end of its lease, whatever agent, container
+//     runtime and disk do;
 //   - a newer binary takes over in place, in the same process.
 //
 // It does not watch containers, and writes nothing but logs and its own state
@@ -25,11 +28,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/proxy/dns"
 )
 
@@ -39,6 +45,11 @@ type Options struct {
 	RunDir string
 	// Socket defaults to RunDir/keeper/keeper.sock.
 	Socket string
+	// Cgroups is where control groups are mounted; default /sys/fs/cgroup.
+	Cgroups string
+	// Watchdog is the machine's device to hold while pods are fenced, such as
+	// /dev/watchdog; empty for none.
+	Watchdog string
 	// Log is required.
 	Log *slog.Logger
 }
@@ -63,6 +74,7 @@ type server struct {
 	runDir string
 	logs   *logs
 	dns    *dns.Server
+	fences *fences
 	// end stops Run; replace asks it to execute another binary in its place.
 	end     context.CancelFunc
 	replace chan replacement
@@ -78,6 +90,7 @@ func Run(ctx context.Context, o Options) error {
 		return errors.New("keeper: no logger")
 	}
 	o.Socket = defaultTo(o.Socket, socketPath(o.RunDir))
+	o.Cgroups = defaultTo(o.Cgroups, "/sys/fs/cgroup")
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
 	if err := os.MkdirAll(dir(o.RunDir), 0o700); err != nil {
@@ -88,17 +101,48 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
-	return serve(ctx, o, inheritedFiles())
+	inherited := inheritedFiles()
+	fences, err := newFences(o)
+	if err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	if err := fences.restore(); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	return serve(ctx, o, inherited, fences)
 }
 
-func serve(ctx context.Context, o Options, inherited inheritance) error {
+func newFences(o Options) (*fences, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	alarm, err := newTimer()
+	if err != nil {
+		return nil, err
+	}
+	k, err := newKiller(o.Cgroups)
+	if err != nil {
+		return nil, err
+	}
+	h := hardy{log: o.Log, dir: dir(o.RunDir)}
+	return &fences{
+		log: o.Log, file: filepath.Join(dir(o.RunDir), "fences.json"), boot: strings.TrimSpace(string(boot)),
+		clock: boottime.Now, alarm: alarm, kill: k.kill, watchdog: &watchdog{path: o.Watchdog, log: o.Log},
+		prepare: h.prepare, rest: h.rest, held: map[nodes.UID]*HeldFence{},
+	}, nil
+}
+
+func serve(ctx context.Context, o Options, inherited inheritance, fences *fences) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	fencing := make(chan error, 1)
+	go func() { fencing <- fences.run() }()
 	names, err := dns.New(dns.Options{Log: o.Log})
 	if err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
-	s := &server{log: o.Log, runDir: o.RunDir, logs: newLogs(dir(o.RunDir), o.Log), dns: names, end: cancel, replace: make(chan replacement, 1)}
+	s := &server{log: o.Log, runDir: o.RunDir, logs: newLogs(dir(o.RunDir), o.Log), dns: names, fences: fences, end: cancel, replace: make(chan replacement, 1)}
 	if err := s.logs.restore(); err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
@@ -111,6 +155,15 @@ func serve(ctx context.Context, o Options, inherited inheritance) error {
 	group.Go(func() error { return names.Run(ctx) })
 	s.restoreDNS()
 	group.Go(func() error { return s.serveHTTP(ctx, listener) })
+	group.Go(func() error {
+		select {
+		case err := <-fencing:
+			return err
+		case <-ctx.Done():
+			fences.end()
+			return <-fencing
+		}
+	})
 	o.Log.Info("keeper serves", "pid", os.Getpid(), "logs", s.logs.count())
 	err = group.Wait()
 	select {
@@ -118,6 +171,7 @@ func serve(ctx context.Context, o Options, inherited inheritance) error {
 		return s.execute(next, listener)
 	default:
 	}
+	fences.watchdog.release()
 	s.logs.closeAll()
 	listener.Close()
 	if err != nil && !errors.Is(err, context.Canceled) {

@@ -27,9 +27,13 @@ import (
 
 // TestMain lets the test binary be a keeper: the tests start real processes.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "run-keeper" {
+	if len(os.Args) >= 3 && os.Args[1] == "run-keeper" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-		if err := Run(context.Background(), Options{RunDir: os.Args[2], Log: log}); err != nil {
+		o := Options{RunDir: os.Args[2], Log: log}
+		if len(os.Args) > 3 {
+			o.Cgroups = os.Args[3]
+		}
+		if err := Run(context.Background(), o); err != nil {
 			log.Error("keeper ended", "error", err)
 			os.Exit(1)
 		}

@@ -9,7 +9,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/proxy/dns"
 )
 
@@ -20,10 +23,22 @@ const protocol = "/v1"
 // maxRequest bounds a request; a route table of 5,000 services takes some 3 MiB.
 const maxRequest = 64 << 20
 
-// hello is how a keeper introduces itself.
+// hello is how a keeper introduces itself. Binary tells what runs and how it
+// was told to.
 type hello struct {
 	PID    int    `json:"pid"`
 	Binary string `json:"binary"`
+}
+
+// ofCommand adds to a binary's identity what it was started with.
+func ofCommand(binary string, args []string) string {
+	return strings.Join(append([]string{binary}, args[1:]...), " ")
+}
+
+// armRequest asks for fences until Ends.
+type armRequest struct {
+	Ends   time.Duration `json:"ends"`
+	Fences []Fence       `json:"fences"`
 }
 
 // handler serves the socket. alive ends, and with it the answer to /alive,
@@ -32,7 +47,7 @@ func (s *server) handler(alive context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+protocol+"/hello", func(w http.ResponseWriter, _ *http.Request) {
 		binary, err := identity("/proc/self/exe")
-		answer(w, hello{os.Getpid(), binary}, err)
+		answer(w, hello{os.Getpid(), ofCommand(binary, os.Args)}, err)
 	})
 	mux.HandleFunc("GET "+protocol+"/alive", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusOK)
@@ -54,6 +69,21 @@ func (s *server) handler(alive context.Context) http.Handler {
 		answer(w, struct{}{}, s.logs.close(r.PathValue("id")))
 	})
 	mux.HandleFunc("PUT "+protocol+"/dns", s.putDNS)
+	mux.HandleFunc("GET "+protocol+"/fences", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, s.fences.list(), nil)
+	})
+	mux.HandleFunc("PUT "+protocol+"/fences", func(w http.ResponseWriter, r *http.Request) {
+		var wanted armRequest
+		if decode(w, r, &wanted) {
+			answer(w, struct{}{}, s.fences.arm(wanted.Ends, wanted.Fences))
+		}
+	})
+	mux.HandleFunc("POST "+protocol+"/unfence", func(w http.ResponseWriter, r *http.Request) {
+		var pods []nodes.UID
+		if decode(w, r, &pods) {
+			answer(w, struct{}{}, s.fences.drop(pods))
+		}
+	})
 	mux.HandleFunc("POST "+protocol+"/stop", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, struct{}{}, nil)
 		s.end()

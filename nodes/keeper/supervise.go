@@ -79,13 +79,14 @@ func (c *Client) ensure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
+	binary = ofCommand(binary, c.command)
 	found, err := c.hello(ctx)
 	switch {
 	case err == nil && found.Binary == binary:
 		c.log.Debug("keeper found", "pid", found.PID)
 		return nil
 	case err == nil:
-		c.log.Info("keeper of another binary found, replacing it", "pid", found.PID)
+		c.log.Info("keeper of another binary or with other flags found, replacing it", "pid", found.PID)
 		return c.replace(ctx, binary)
 	case !unreachable(err):
 		return fmt.Errorf("keeper: %w", err)
@@ -100,7 +101,7 @@ func (c *Client) replace(ctx context.Context, binary string) error {
 	if err != nil {
 		return err
 	}
-	if own, err := identity("/proc/self/exe"); err == nil && own == binary {
+	if own, err := identity("/proc/self/exe"); err == nil && ofCommand(own, c.command) == binary {
 		path = fmt.Sprintf("/proc/%d/exe", os.Getpid())
 	}
 	body, err := json.Marshal(replacement{Path: path, Args: c.command})
