@@ -48,6 +48,11 @@ type ClientOptions struct {
 	// Node is the node's name, Version that of the program.
 	Node, Version string
 	Handler       Handler
+	// Elsewhere, when set, is told what a server says that does not lead: host:port
+	// of the one that does, or empty when it does not know. Dial may go there next.
+	Elsewhere func(leader string)
+	// MaxRetry is the longest pause between two dials; default 10 s.
+	MaxRetry time.Duration
 	// Clock counts what Handler.Lease is told; default boottime.Now.
 	Clock func() time.Duration
 	Log   *slog.Logger
@@ -80,6 +85,9 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if o.Clock == nil {
 		o.Clock = boottime.Now
 	}
+	if o.MaxRetry <= 0 {
+		o.MaxRetry = lastRetry
+	}
 	return &Client{o: o, pending: newPending()}, nil
 }
 
@@ -92,15 +100,22 @@ func (c *Client) Send(r nodes.Report) { c.pending.add(r) }
 // less often, while there is none. It returns nil.
 func (c *Client) Run(ctx context.Context) error {
 	retry := firstRetry
-	silent := ""
+	silent, leader := "", ""
 	for ctx.Err() == nil {
 		began := time.Now()
 		connected, err := c.session(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if connected && time.Since(began) > lastRetry { // a session that is refused again and again is no success
+		if connected && time.Since(began) > c.o.MaxRetry { // a session that is refused again and again is no success
 			retry, silent = firstRetry, ""
+		}
+		var elsewhere *StandbyError
+		if errors.As(err, &elsewhere) && c.o.Elsewhere != nil {
+			if c.o.Elsewhere(elsewhere.Leader); elsewhere.Leader != "" && elsewhere.Leader != leader {
+				retry = firstRetry
+			}
+			leader = elsewhere.Leader
 		}
 		reason := status.Convert(err).Message()
 		level := slog.LevelWarn
@@ -110,7 +125,7 @@ func (c *Client) Run(ctx context.Context) error {
 		silent = reason
 		wait := retry/2 + rand.N(retry/2+1)
 		c.o.Log.Log(ctx, level, "no session with the server", "reason", reason, "retry_in", wait)
-		retry = min(2*retry, lastRetry)
+		retry = min(2*retry, c.o.MaxRetry)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -208,7 +223,7 @@ func (c *Client) greet(stream pb.Tallyman_SessionClient, heart *heart) error {
 	}
 	first, err := stream.Recv()
 	if err != nil {
-		return err
+		return standby(stream.Trailer(), err)
 	}
 	welcome := first.GetWelcome()
 	if welcome == nil {
