@@ -87,6 +87,14 @@ func (s *session) grant(now, lease time.Duration) time.Duration {
 	return lease
 }
 
+// lease is what to answer a heartbeat with.
+func (r *Registry) lease(s *session) time.Duration {
+	if r.o.Leads != nil && !r.o.Leads() {
+		return 0
+	}
+	return s.grant(r.o.Clock(), r.times.Load().Lease)
+}
+
 // close ends all granting; it returns when all that was granted is over.
 func (s *session) close() time.Duration {
 	s.mu.Lock()

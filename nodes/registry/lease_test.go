@@ -277,3 +277,21 @@ func BenchmarkHeartbeats(b *testing.B) {
 		}
 	}
 }
+
+// TestOnlyALeaderGrants has a server that may be stopped and go on when another
+// one leads.
+func TestOnlyALeaderGrants(t *testing.T) {
+	q := newQuiet(t)
+	q.Tune(testTimes)
+	s := q.enter("n1")
+	s.told(&nodes.Assignment{Node: "n1", Session: s.number})
+	leads := true
+	q.o.Leads = func() bool { return leads }
+	if got := q.lease(s); got != testTimes.Lease {
+		t.Errorf("the leader grants %v", got)
+	}
+	leads = false
+	if got := q.lease(s); got != 0 {
+		t.Errorf("a server that leads no more grants %v", got)
+	}
+}

@@ -45,6 +45,9 @@ type Options struct {
 	Now func() time.Time
 	// Clock counts silence and leases; default boottime.Now.
 	Clock func() time.Duration
+	// Leads tells that no other server can lead at this instant, so that a lease may
+	// be granted; nil where there is no other.
+	Leads func() bool
 	// Version of the program, told to agents.
 	Version string
 	// Credentials secure what Serve listens on; nil where that is private already.

@@ -214,7 +214,7 @@ func (r *Registry) write(ctx context.Context, s *session) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.beats:
-			err = s.wire.Lease(s.beat.Load(), s.grant(r.o.Clock(), r.times.Load().Lease))
+			err = s.wire.Lease(s.beat.Load(), r.lease(s))
 		case <-s.paced:
 			err = s.wire.Pace(r.heartbeat())
 		case <-s.dirty:
