@@ -40,7 +40,7 @@ var arrows = map[string][]string{
 	"nodes/boottime":   {},
 	"nodes/wire":       {"nodes/boottime"},
 	"nodes/registry":   {"nodes/boottime", "nodes/wire"},
-	"nodes/observed":   {},
+	"nodes/observed":   {"nodes/boottime"},
 	"nodes/agent":      {"nodes/csi", "nodes/device", "nodes/runtime", "nodes/network", "nodes/volume", "nodes/probe", "nodes/keeper", "nodes/wire", "nodes/boottime"},
 	"nodes/csi":        {},
 	"nodes/device":     {"nodes/runtime"},

@@ -11,7 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 )
 
 const (
@@ -116,7 +117,7 @@ func (c *Client) stand(ctx context.Context, self string) (leader string, t *Term
 	if err != nil {
 		return "", nil, err
 	}
-	asked := boottime()
+	asked := boottime.Now()
 	lease, err := grant(ctx, etcd, c.o.TTL)
 	if err != nil {
 		return "", nil, err
@@ -187,15 +188,6 @@ type Term struct {
 	until atomic.Int64
 }
 
-// boottime is a clock that goes on while the machine sleeps and that nobody can set.
-func boottime() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("CLOCK_BOOTTIME: " + err.Error())
-	}
-	return time.Duration(ts.Nano())
-}
-
 // margin is how much earlier the leader counts its time as over than etcd does:
 // for clocks that differ by a hundredth, and to come to an end.
 func (t *Term) margin() time.Duration { return t.client.o.TTL / 8 }
@@ -211,7 +203,7 @@ func (t *Term) Revision() int64 { return t.revision }
 
 // Leads tells that no other server can lead at this instant. What a leader says
 // without writing it, a lease for instance, it may say only then.
-func (t *Term) Leads() bool { return int64(boottime()) < t.until.Load() }
+func (t *Term) Leads() bool { return int64(boottime.Now()) < t.until.Load() }
 
 func (t *Term) err() error {
 	if t.Leads() {
@@ -244,7 +236,7 @@ func (t *Term) Lead(ctx context.Context, f func(ctx context.Context) error) erro
 func (t *Term) hold(ctx context.Context) error {
 	pause := t.client.o.TTL / 4
 	for {
-		next := time.NewTimer(min(pause, max(0, time.Duration(t.until.Load())-boottime())))
+		next := time.NewTimer(min(pause, max(0, time.Duration(t.until.Load())-boottime.Now())))
 		select {
 		case <-ctx.Done():
 			next.Stop()
@@ -275,7 +267,7 @@ func (t *Term) renew(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.client.o.TTL/4)
 	defer cancel()
-	asked := boottime()
+	asked := boottime.Now()
 	if _, err := etcd.KeepAliveOnce(ctx, t.lease); err != nil {
 		return err
 	}
