@@ -225,17 +225,6 @@ func (st *step) usedOn(k desired.Key, p *pod) string {
 	return ""
 }
 
-// take carries out what a pod's claims get on the node that was chosen for it.
-func (st *step) take(s *scheduler, d *storage.Demand, name string) {
-	if d == nil {
-		return
-	}
-	i := slices.IndexFunc(s.cluster.Nodes, func(n *place.Node) bool { return n.Name() == name })
-	choices, _ := d.Fit(st.storageNode(s.cluster.Nodes[i]))
-	st.carryChoices(choices, name)
-	clear(s.refused)
-}
-
 func (st *step) carryChoices(choices []storage.Choice, node string) {
 	for _, choice := range choices {
 		c, _ := st.claims.Get(choice.Claim.Key)

@@ -59,7 +59,7 @@ func (st *step) setClaim(c *claim) {
 	c.wants = storage.NewClaim(c.Key, c.Annotations, &c.Spec)
 	st.claims = st.claims.Set(c.Key, c)
 	st.decide(kindOfClaim, keyText(c.Key), c.claimRecord)
-	st.retry = true
+	st.stir.claims = true
 }
 
 // forgetClaim drops a claim that nothing uses. Its volume is released.

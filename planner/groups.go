@@ -66,6 +66,8 @@ func (st *step) retire(g *group) {
 		st.forgetSet(g, s)
 		st.unindex(g, s, nil)
 	}
+	g.sets = nil
+	st.remind(g)
 	st.decide(kindOfWorkload, keyText(g.key), nil)
 	switch {
 	case g.run != nil:
@@ -213,11 +215,15 @@ func (st *step) prune(g *group, limit int) {
 		st.forgetSet(g, s)
 		st.unindex(g, s, g.sets)
 	}
+	st.remind(g)
 }
 
 // unindex takes the labels of a set out of the index that no other set or pod
 // of its group has.
 func (st *step) unindex(g *group, s *set, others []*set) {
+	if particular(s.request) {
+		st.particular--
+	}
 	for k, v := range s.template.Labels {
 		st.unindexLabel(g, others, k, v)
 	}

@@ -75,8 +75,8 @@ type step struct {
 	// fresh are the pods that this step made.
 	fresh     []nodes.UID
 	decisions map[decisionID]any
-	// retry is set when something happened that may make room for a waiting pod.
-	retry bool
+	// stir is what happened that may help a waiting pod.
+	stir stir
 	// madeRoom is set when pods had to go for one of higher priority.
 	madeRoom bool
 	// storageDirty is set when claims and volumes must be looked at; lists are
@@ -106,6 +106,7 @@ func begin(s *State, now time.Time) *step {
 		dueScalers:    map[desired.Key]bool{},
 		owned:         map[desired.Key]*group{},
 		decisions:     map[decisionID]any{},
+		stir:          newStir(),
 	}
 }
 

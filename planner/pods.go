@@ -123,9 +123,6 @@ func (st *step) bindTo(p *pod) {
 		n.configs = n.configs.Set(k, count+1)
 	}
 	n.load = n.load.With(p.request)
-	if p.request.Repels() {
-		st.repelling++
-	}
 	st.nodes = st.nodes.Set(n.Name, n)
 	st.dirtyNodes[n.Name] = true
 }
@@ -134,11 +131,10 @@ func (st *step) bindTo(p *pod) {
 func (st *step) unload(p *pod) {
 	n := st.nodeFor(p.Node)
 	n.load = n.load.Without(p.request)
-	if p.request.Repels() {
-		st.repelling--
-	}
 	st.nodes = st.nodes.Set(n.Name, n)
-	st.retry = true
+	st.stir.rooms[p.Node] = true
+	st.stir.claims = st.stir.claims || len(p.claims) > 0
+	st.stirred(p.request)
 }
 
 // leave begins the end of a pod: out of the routes first, stopped after.
@@ -149,6 +145,9 @@ func (st *step) leave(uid nodes.UID, reason string) {
 	}
 	routed := st.mayBeRouted(p)
 	p = st.change(uid, func(p *pod) { p.leaving = reason })
+	if p.Node != "" {
+		st.stirred(p.request)
+	}
 	if !p.bare() {
 		st.event(p.Owner, false, "SuccessfulDelete", "Deleted pod: "+p.Name)
 	}
@@ -202,7 +201,7 @@ func (st *step) forget(uid nodes.UID, reason string) {
 	st.leaveClaims(p)
 	st.pods = st.pods.Delete(uid)
 	st.forgetUsage(uid)
-	st.pending = st.pending.Delete(uid)
+	st.pending = st.pending.Delete(waiterOf(p))
 	st.draining = st.draining.Delete(uid)
 	st.dirtyGroups[g.key] = true
 	st.touched[g.key] = true

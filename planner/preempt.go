@@ -6,13 +6,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner/place"
 )
 
 // room is what one node would give to a pod if others went.
 type room struct {
-	node int // among the cluster's
+	node *place.Node
 	// victims are those that would have to, the most important first; none where
 	// enough are going already.
 	victims []*pod
@@ -20,38 +19,34 @@ type room struct {
 	broken int
 }
 
+// maxRooms is how many nodes are compared: Kubernetes' least number of candidates.
+const maxRooms = 100
+
 // preempt finds a node where a pod that fits nowhere fits once pods of lower
 // priority are gone, has those go, and keeps the room for it meanwhile, by
 // Kubernetes' rules: a PodDisruptionBudget is broken only where nothing else helps.
-func (st *step) preempt(s *scheduler, p *pod) bool {
-	if !preempts(p) || priority(p) <= st.lowestPriority(s) {
+func (s *scheduler) preempt(p *pod, storage place.Storage) bool {
+	if !preempts(p) {
 		return false
 	}
-	var best *room
-	budgets := st.budgets()
-	for i, n := range s.cluster.Nodes {
-		if p.aim != "" && p.aim != n.Name() {
-			continue
-		}
-		if r := st.roomOn(s, p, i, budgets); r != nil && (best == nil || r.compare(best) < 0) {
-			best = r
-		}
-	}
+	best := s.bestRoom(p, storage)
 	if best == nil {
 		return false
 	}
-	node := s.cluster.Nodes[best.node]
 	for _, v := range best.victims {
-		st.leave(v.UID, "preempted by pod "+p.Key().String()+", which has a higher priority")
-		st.event(v.Key(), false, "Preempted", "Preempted by pod "+string(p.UID)+" on node "+node.Name())
-		st.dirtyGroups[v.Workload] = true
-		st.madeRoom = true
+		s.leave(v.UID, "preempted by pod "+p.Key().String()+", which has a higher priority")
+		s.event(v.Key(), false, "Preempted", "Preempted by pod "+string(p.UID)+" on node "+best.node.Name())
+		s.dirtyGroups[v.Workload] = true
+		s.madeRoom = true
 	}
-	s.cluster.Nodes[best.node] = node.With(p.request)
-	st.keepsRoom = true
-	waits := "waits for pods of lower priority to leave node " + node.Name()
+	s.field.Reserve(best.node.With(p.request))
+	if len(best.victims) > 0 {
+		s.field.Renew() // those that leave no longer count in a spread
+	}
+	s.keepsRoom, s.promised[p.UID] = true, true
+	waits := "waits for pods of lower priority to leave node " + best.node.Name()
 	if p.refusal != waits {
-		st.change(p.UID, func(p *pod) { p.refusal = waits })
+		s.change(p.UID, func(p *pod) { p.refusal = waits })
 	}
 	return true
 }
@@ -62,60 +57,66 @@ func preempts(p *pod) bool {
 	return p.leaving == "" && (policy == nil || *policy == corev1.PreemptLowerPriority)
 }
 
-// lowestPriority is the lowest of all templates: most pods find none below theirs.
-func (st *step) lowestPriority(s *scheduler) int32 {
-	if s.lowest == nil {
-		lowest := int32(0)
-		for _, g := range entries(st.groups) {
-			for _, set := range g.sets {
-				if v := set.template.Spec.Priority; v != nil {
-					lowest = min(lowest, *v)
-				}
-			}
-		}
-		s.lowest = &lowest
+// bestRoom compares the nodes that might give room; of many those from a place
+// on that follows from the pod.
+func (s *scheduler) bestRoom(p *pod, storage place.Storage) (best *room) {
+	rooms := s.field.Rooms(p.request)
+	if p.aim != "" {
+		rooms = slices.DeleteFunc(rooms, func(n *place.Node) bool { return n.Name() != p.aim })
 	}
-	return *s.lowest
+	if len(rooms) == 0 {
+		return nil
+	}
+	budgets, found, start := s.budgets(), 0, 0
+	if len(rooms) > maxRooms {
+		start = int(hashText(string(p.UID)) % uint32(len(rooms)))
+	}
+	for k := range rooms {
+		r := s.roomOn(p, rooms[(start+k)%len(rooms)], storage, budgets)
+		if r == nil {
+			continue
+		}
+		if best == nil || r.compare(best) < 0 {
+			best = r
+		}
+		if found++; found == maxRooms {
+			break
+		}
+	}
+	return best
 }
 
 // roomOn says what it takes on one node; nil where it would not help.
-func (st *step) roomOn(s *scheduler, p *pod, i int, budgets []budget) *room {
-	node, gone := s.cluster.Nodes[i], map[nodes.UID]bool{}
-	n, found := st.nodes.Get(node.Name())
+func (s *scheduler) roomOn(p *pod, on *place.Node, storage place.Storage, budgets []budget) *room {
+	n, found := s.nodes.Get(on.Name())
 	if !found {
 		return nil
 	}
+	trial := s.field.Try(p.request, storage, on)
+	defer trial.End()
 	var lower []*pod
 	for uid := range keys(n.pods) {
-		_, o := st.pod(uid)
+		_, o := s.pod(uid)
 		if o == nil || o.released || priority(o) >= priority(p) {
 			continue
 		}
-		node, gone[uid] = node.Without(o.request), true
+		trial.Without(o.request, o.goes())
 		if o.leaving == "" {
 			lower = append(lower, o)
 		}
 	}
-	fits := func(node *place.Node) bool {
-		c := s.cluster
-		c.Nodes = slices.Clone(c.Nodes)
-		c.Nodes[i] = node
-		c.Neighbours = func() []place.Neighbour { return st.neighboursBut(gone) }
-		return place.Fits(p.request, c, node.Name()) == ""
-	}
-	if len(gone) == 0 || !fits(node) {
+	if !trial.Fits() {
 		return nil
 	}
 	slices.SortFunc(lower, compareImportance)
-	r := &room{node: i}
+	r := &room{node: on}
 	over, within := overBudget(lower, budgets)
 	for k, o := range append(over, within...) {
-		delete(gone, o.UID)
-		if with := node.With(o.request); fits(with) {
-			node = with
+		trial.With(o.request, o.goes())
+		if trial.Fits() {
 			continue
 		}
-		gone[o.UID] = true
+		trial.Without(o.request, o.goes())
 		r.victims = append(r.victims, o)
 		if k < len(over) {
 			r.broken++
@@ -124,6 +125,9 @@ func (st *step) roomOn(s *scheduler, p *pod, i int, budgets []budget) *room {
 	slices.SortFunc(r.victims, compareImportance)
 	return r
 }
+
+// goes reports whether a pod is on its way out.
+func (p *pod) goes() bool { return p.leaving != "" || p.Stop != nil }
 
 // compareImportance puts first what is to stay: higher priority, then age.
 func compareImportance(a, b *pod) int {

@@ -197,8 +197,8 @@ func TestPreemptionSettles(t *testing.T) {
 				t.Fatalf("it does not come to an end: %v", w.s.Progress())
 			}
 		}
-		for uid := range keys(w.s.pending) {
-			_, p := w.s.pod(uid)
+		for waiter := range keys(w.s.pending) {
+			p := w.s.waitingPod(waiter)
 			for _, node := range []string{"n1", "n2"} {
 				if left := 16000 - w.cores(node, priority(p)); preempts(p) && left >= milli(p) {
 					t.Errorf("%s waits (%s), but %d thousandths of %s are free or held by less important pods", p.Name, p.refusal, left, node)

@@ -399,7 +399,7 @@ func (c *chaos) checkFixpoint() {
 	for k := range keys(st.services) {
 		st.dirtyServices[k] = true
 	}
-	st.retry, st.storageDirty = true, true
+	st.stir.all, st.storageDirty = true, true
 	st.reconcile()
 	st.settleStorage()
 	st.schedule()

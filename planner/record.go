@@ -279,7 +279,7 @@ func (st *step) restoreSet(v setRecord, t *nodes.Template) {
 		return
 	}
 	st.addSet(g, &set{
-		hash: v.Hash, template: t, request: place.Compile(g.key.Namespace, t), refs: references(g.key.Namespace, &t.Spec),
+		hash: v.Hash, template: t, request: place.Compile(profileOf(g.key), g.key.Namespace, t), refs: references(g.key.Namespace, &t.Spec),
 		content: v.Content, revision: v.Revision, since: v.Since, complete: v.Complete,
 	})
 }
@@ -302,6 +302,10 @@ func (st *step) addSet(g *group, s *set) {
 	slices.SortStableFunc(g.sets, compareSets)
 	for k, v := range s.template.Labels {
 		st.groupLabels.add(pair{g.key.Namespace, k, v}, g.key)
+	}
+	st.mind(g, s.request)
+	if particular(s.request) {
+		st.particular++
 	}
 }
 
@@ -331,7 +335,9 @@ func (st *step) insertPod(g *group, p *pod) {
 	}
 	p.request = p.set.request
 	if len(p.Labels) > 0 {
-		p.request = p.request.WithLabels(p.AllLabels())
+		if p.request = p.request.WithOwn(p.Labels); particular(p.set.request) {
+			st.mind(g, p.request)
+		}
 	}
 	for k, v := range p.Labels {
 		st.groupLabels.add(pair{g.key.Namespace, k, v}, g.key)
@@ -344,10 +350,11 @@ func (st *step) insertPod(g *group, p *pod) {
 	st.dirtyGroups[g.key] = true
 	st.touched[g.key] = true
 	if p.Node == "" {
-		st.pending = st.pending.Set(p.UID, struct{}{})
+		st.pending = st.pending.Set(waiterOf(p), struct{}{})
 		return
 	}
 	st.bindTo(p)
+	st.stirred(p.request)
 }
 
 func compareSets(a, b *set) int { return a.revision - b.revision }

@@ -70,8 +70,10 @@ func (st *step) putNode(n *node) {
 	before := n.load
 	n.load = n.load.Change(&state, refuses)
 	st.nodes = st.nodes.Set(n.Name, n)
-	st.retry, st.storageDirty = true, true
+	st.storageDirty = true
+	st.stir.rooms[n.Name] = true
 	if !place.Alike(before, n.load) {
+		st.stir.nodes = true
 		st.wakeDaemons()
 	}
 }
@@ -224,7 +226,7 @@ func (st *step) adoptPod(held *nodes.Pod, on string) {
 	s := g.set(held.Template.Hash)
 	if s == nil {
 		s = &set{
-			hash: held.Template.Hash, template: held.Template, request: place.Compile(held.Namespace, held.Template),
+			hash: held.Template.Hash, template: held.Template, request: place.Compile(profileOf(held.Workload), held.Namespace, held.Template),
 			refs: references(held.Namespace, &held.Template.Spec), content: unknownContent, revision: 1, since: held.Created,
 		}
 		if len(g.sets) > 0 {

@@ -37,16 +37,13 @@ func (st *step) resize(p *pod, to *set) {
 		p.Pod, p.set = &n, to
 		p.request = to.request
 		if len(n.Labels) > 0 {
-			p.request = to.request.WithLabels(n.AllLabels())
+			p.request = to.request.WithOwn(n.Labels)
 		}
 	})
 	n := st.nodeFor(p.Node)
 	n.pods = n.pods.Set(p.UID, p.Pod)
 	n.load = n.load.With(p.request)
 	st.nodes = st.nodes.Set(n.Name, n)
-	if p.request.Repels() {
-		st.repelling++
-	}
 	st.dirtyNodes[n.Name] = true
 	st.recordPod(p)
 	st.act("resize", p.Key(), p.Node, "its resources are changed in place")

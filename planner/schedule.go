@@ -1,150 +1,216 @@
 package planner
 
 import (
-	"cmp"
 	"slices"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/planner/place"
+	"github.com/tallyman-dev/tallyman/planner/storage"
 )
 
-// scheduler places the pods of one step. Identical pods share a refusal.
+// scheduler places the pods of one step.
 type scheduler struct {
-	cluster place.Cluster
-	refused map[refusalKey]string
-	// hopeless are those for which no others need to go.
-	hopeless map[refusalKey]bool
-	// lowest is the lowest priority of all pods; nil until somebody asks.
-	lowest *int32
+	*step
+	field   *place.Field
+	company *company
+	// refused are the pods that no node takes, by what they ask for.
+	refused map[alike]*refused
+	// promised are the pods for which room is kept.
+	promised map[nodes.UID]bool
 }
 
-// refusalKey tells pods that any node answers alike.
-type refusalKey struct {
+// alike tells apart pods that a node may answer differently.
+type alike struct {
 	request *place.Request
 	aim     string
 	// claims tells pods apart whose claims differ.
 	claims string
 }
 
-// schedule finds nodes for new pods, and for waiting ones when something
-// happened that may help.
+type refused struct {
+	pods   []nodes.UID
+	demand *storage.Demand
+	// hopeless is set when no others would have to go for them either.
+	hopeless bool
+}
+
+// schedule finds nodes for new pods, and for waiting ones that something
+// happened for. A pod that is bound may help others: those are asked again.
 func (st *step) schedule() {
-	queue := slices.Clone(st.fresh)
-	if st.retry || st.keepsRoom {
-		// For whom room was made comes before whoever is new.
-		st.keepsRoom = false
-		queue = slices.Collect(keys(st.pending))
-		slices.SortFunc(queue, st.compareAge)
-	}
-	if len(queue) == 0 {
+	queue := st.inOrder(append(st.helped(), st.fresh...))
+	changed := len(st.stir.rooms) > 0 && st.pending.Len() > 0
+	st.fresh, st.stir = nil, newStir()
+	if len(queue) == 0 && !changed {
 		return
 	}
-	slices.SortStableFunc(queue, st.comparePriority)
+	st.keepsRoom = false
 	s := st.newScheduler()
-	for _, uid := range queue {
-		if g, p := st.pod(uid); p != nil && p.Node == "" {
-			st.placePod(s, g, p)
+	for len(queue) > 0 {
+		for i := range queue {
+			if g, p := st.pod(queue[i].uid); p != nil && p.Node == "" && !s.promised[p.UID] {
+				s.place(g, p)
+			}
 		}
+		queue = s.again()
 	}
-}
-
-// comparePriority lets pods of higher priority choose first.
-func (s *State) comparePriority(a, b nodes.UID) int {
-	_, pa := s.pod(a)
-	_, pb := s.pod(b)
-	return cmp.Compare(priority(pb), priority(pa))
-}
-
-// priority of a pod; one that is gone again, or says nothing, has 0.
-func priority(p *pod) int32 {
-	if p == nil || p.set.template.Spec.Priority == nil {
-		return 0
-	}
-	return *p.set.template.Spec.Priority
-}
-
-// compareAge lets the pod that waits longest choose first.
-func (s *State) compareAge(a, b nodes.UID) int {
-	ga, pa := s.pod(a)
-	gb, pb := s.pod(b)
-	if c := pa.Created.Compare(pb.Created); c != 0 {
-		return c
-	}
-	if c := ga.key.Compare(gb.key); c != 0 {
-		return c
-	}
-	return int(pa.Incarnation) - int(pb.Incarnation)
+	s.explain()
+	s.renew()
 }
 
 func (st *step) newScheduler() *scheduler {
-	s := &scheduler{refused: map[refusalKey]string{}, hopeless: map[refusalKey]bool{}}
+	s := &scheduler{step: st, company: &company{step: st}, refused: map[alike]*refused{}, promised: map[nodes.UID]bool{}}
+	list := make([]*place.Node, 0, st.nodes.Len())
 	for _, n := range entries(st.nodes) {
-		s.cluster.Nodes = append(s.cluster.Nodes, n.load)
+		list = append(list, n.load)
 	}
-	s.cluster.NamespaceLabels = st.namespaceLabels
-	s.cluster.Neighbours = st.neighbours
+	options := place.Options{Particular: st.particular > 0, NamespaceLabels: st.namespaceLabels, Company: s.company}
+	if st.snapshot.Settings().Placement == "spread" {
+		options.Strategy = place.Spread
+	}
+	s.field = place.NewField(list, options)
 	return s
-}
-
-// neighbours are the pods that are bound and have not ended.
-func (st *step) neighbours() []place.Neighbour { return st.neighboursBut(nil) }
-
-func (st *step) neighboursBut(gone map[nodes.UID]bool) []place.Neighbour {
-	var out []place.Neighbour
-	for name, n := range entries(st.nodes) {
-		for uid := range keys(n.pods) {
-			if _, p := st.pod(uid); p != nil && !p.released && !gone[uid] {
-				out = append(out, place.Neighbour{Node: name, Request: p.request, Leaving: p.leaving != "" || p.Stop != nil})
-			}
-		}
-	}
-	return out
 }
 
 // gated is what Kubernetes says of a pod with scheduling gates. Nobody removes
 // them but a change in Git.
 const gated = "SchedulingGated: Scheduling is blocked due to non-empty scheduling gates"
 
-func (st *step) placePod(s *scheduler, g *group, p *pod) {
+func (s *scheduler) place(g *group, p *pod) {
 	if len(p.Template.Spec.SchedulingGates) > 0 {
 		if p.refusal != gated {
-			st.change(p.UID, func(p *pod) { p.refusal = gated })
+			s.change(p.UID, func(p *pod) { p.refusal = gated })
 		}
 		return
 	}
-	demand, why := st.demandOf(p)
+	demand, why := s.demandOf(p)
 	if why != "" {
-		st.refuse(p, why)
+		s.refuse(p, why)
 		return
 	}
-	s.cluster.Repelled = st.repelling > 0
-	alike := refusalKey{request: p.set.request, aim: p.aim}
-	s.cluster.Storage = nil
-	if demand != nil {
-		alike.claims = demand.Key()
-		s.cluster.Storage = func(n *place.Node) string {
-			_, why := demand.Fit(st.storageNode(n))
-			return why
-		}
-	}
-	if s.cluster.Repelled || p.request.Social() {
-		alike.request = p.request
-	}
-	refusal, known := s.refused[alike]
-	if !known {
-		var name string
-		if name, refusal = s.choose(p); refusal == "" {
-			st.take(s, demand, name)
-			st.bind(s, p, name)
+	s.company.of = g
+	like := s.alike(p, demand)
+	known := s.refused[like]
+	if known == nil {
+		if name, fits := s.choose(p, s.storage(demand)); fits {
+			s.take(demand, name)
+			s.bind(p, name)
 			return
 		}
-		s.refused[alike] = refusal
+		known = &refused{demand: demand}
+		s.refused[like] = known
 	}
-	if !s.hopeless[alike] && st.preempt(s, p) {
+	if !known.hopeless && s.preempt(p, s.storage(demand)) {
 		return
 	}
-	s.hopeless[alike] = true
-	st.refuse(p, refusal)
+	known.hopeless = true
+	known.pods = append(known.pods, p.UID)
+}
+
+// storage asks the nodes about a pod's claims.
+func (s *scheduler) storage(d *storage.Demand) place.Storage {
+	if d == nil {
+		return nil
+	}
+	return func(n *place.Node) string {
+		_, why := d.Fit(s.storageNode(n))
+		return why
+	}
+}
+
+// choose finds the best node for a pod, or asks the one that it is for.
+func (s *scheduler) choose(p *pod, storage place.Storage) (name string, fits bool) {
+	if p.aim == "" {
+		return s.field.Choose(p.request, storage)
+	}
+	return p.aim, s.field.Fits(p.request, storage, p.aim) == ""
+}
+
+// again are the pods that wait and that one bound since may help.
+func (s *scheduler) again() []candidate {
+	defer func() { s.stir = newStir() }()
+	if s.pending.Len() == 0 || len(s.stir.came) == 0 {
+		return nil
+	}
+	for like, r := range s.refused {
+		if s.stir.claims && r.demand != nil || s.stir.helps(like.request, s.namespaceLabels) {
+			delete(s.refused, like)
+		}
+	}
+	return s.inOrder(s.affected())
+}
+
+// explain tells the pods that wait why.
+func (s *scheduler) explain() {
+	list := make([]*refused, 0, len(s.refused))
+	for _, r := range s.refused {
+		if len(r.pods) > 0 {
+			list = append(list, r)
+		}
+	}
+	slices.SortFunc(list, func(a, b *refused) int { return compareUID(a.pods[0], b.pods[0]) })
+	for _, r := range list {
+		why := ""
+		for _, uid := range r.pods {
+			g, p := s.pod(uid)
+			if p == nil || p.Node != "" {
+				continue
+			}
+			if why == "" {
+				s.company.of = g
+				why = s.why(p, r.demand)
+			}
+			s.refuse(p, why)
+		}
+	}
+}
+
+// maxRenewed bounds the pods of which the words are renewed in a step that
+// changes what nodes have left, but doesn't help them.
+const maxRenewed = 64
+
+// renew tells anew why the pods wait that were not looked at in this step.
+func (s *scheduler) renew() {
+	known, left := map[alike]string{}, maxRenewed
+	for w := range keys(s.pending) {
+		p := s.waitingPod(w)
+		if left--; left < 0 {
+			return
+		}
+		if p == nil || s.promised[p.UID] || len(p.Template.Spec.SchedulingGates) > 0 {
+			continue
+		}
+		demand, why := s.demandOf(p)
+		like := s.alike(p, demand)
+		if s.refused[like] != nil {
+			continue
+		}
+		if why == "" {
+			if why = known[like]; why == "" {
+				s.company.of, _ = s.pod(p.UID)
+				why = s.why(p, demand)
+				known[like] = why
+			}
+		}
+		if why != "" && p.refusal != why {
+			s.change(p.UID, func(p *pod) { p.refusal = why })
+		}
+	}
+}
+
+func (s *scheduler) alike(p *pod, demand *storage.Demand) alike {
+	like := alike{request: s.field.Like(p.request), aim: p.aim}
+	if demand != nil {
+		like.claims = demand.Key()
+	}
+	return like
+}
+
+func (s *scheduler) why(p *pod, demand *storage.Demand) string {
+	if p.aim != "" {
+		return s.field.Fits(p.request, s.storage(demand), p.aim)
+	}
+	return s.field.Refusal(p.request, s.storage(demand))
 }
 
 func (st *step) refuse(p *pod, refusal string) {
@@ -155,34 +221,40 @@ func (st *step) refuse(p *pod, refusal string) {
 	st.event(p.Key(), true, "FailedScheduling", refusal)
 }
 
-// choose finds the best node for a pod, or asks the one that it is for.
-func (s *scheduler) choose(p *pod) (name, refusal string) {
-	if p.aim == "" {
-		return place.Choose(p.request, s.cluster)
+// take carries out what a pod's claims get on the node that was chosen for it.
+func (s *scheduler) take(d *storage.Demand, name string) {
+	if d == nil {
+		return
 	}
-	return p.aim, place.Fits(p.request, s.cluster, p.aim)
+	choices, _ := d.Fit(s.storageNode(s.field.Node(name)))
+	s.carryChoices(choices, name)
+	s.stir.claims = s.stir.claims || len(choices) > 0
 }
 
 // bind decides on a pod's node.
-func (st *step) bind(s *scheduler, p *pod, name string) {
-	p = st.change(p.UID, func(p *pod) {
+func (s *scheduler) bind(p *pod, name string) {
+	p = s.change(p.UID, func(p *pod) {
 		n := *p.Pod
 		n.Node = name
 		p.Pod, p.refusal = &n, ""
 	})
-	st.pending = st.pending.Delete(p.UID)
-	st.bindTo(p)
-	n, _ := st.nodes.Get(name)
-	for i := range s.cluster.Nodes {
-		if s.cluster.Nodes[i].Name() == name {
-			s.cluster.Nodes[i] = n.load
-		}
+	s.pending = s.pending.Delete(waiterOf(p))
+	s.bindTo(p)
+	n, _ := s.nodes.Get(name)
+	s.field.Put(n.load, p.request)
+	s.stirred(p.request)
+	s.recordPod(p)
+	s.act("start", p.Key(), name, "")
+	s.event(p.Key(), false, "Scheduled", "Successfully assigned "+p.Namespace+"/"+p.Name+" to "+name)
+}
+
+// profileOf says how the pods of a workload are placed.
+func profileOf(workload desired.Key) place.Profile {
+	switch workload.Kind {
+	case kindJob, kindCronJob:
+		return place.Batch
+	case kindDaemonSet:
+		return place.System
 	}
-	if p.request.Social() {
-		clear(s.refused)
-		clear(s.hopeless)
-	}
-	st.recordPod(p)
-	st.act("start", p.Key(), name, "")
-	st.event(p.Key(), false, "Scheduled", "Successfully assigned "+p.Namespace+"/"+p.Name+" to "+name)
+	return place.Services
 }

@@ -66,7 +66,7 @@ type State struct {
 	// active are the groups that wait for something; pending the pods without a
 	// node; draining those taken out of the routes and not yet told to stop.
 	active   *immutable.SortedMap[desired.Key, struct{}]
-	pending  *immutable.SortedMap[nodes.UID, struct{}]
+	pending  *waiters
 	draining *immutable.SortedMap[nodes.UID, struct{}]
 	// keepsRoom is set while pods of lower priority go for one that is pending.
 	keepsRoom bool
@@ -78,8 +78,10 @@ type State struct {
 	// owed is the generation of routes that the revision in force needs; 0
 	// while something else of it is still to come.
 	owed uint64
-	// repelling counts the bound pods that keep others away.
-	repelling int
+	// minders are the groups with terms about a label; particular counts the
+	// templates whose terms tell apart pods of one template.
+	minders    labelIndex
+	particular int
 	// troubled counts the services that can't have what they ask for.
 	troubled int
 
@@ -117,10 +119,11 @@ func New(c Config) *State {
 		made:          immutable.NewMap[desired.Key, []string](hasher[desired.Key](hashKey)),
 		pods:          immutable.NewMap[nodes.UID, podRef](hasher[nodes.UID](func(u nodes.UID) uint32 { return hashText(string(u)) })),
 		active:        immutable.NewSortedMap[desired.Key, struct{}](comparer[desired.Key](desired.Key.Compare)),
-		pending:       immutable.NewSortedMap[nodes.UID, struct{}](uids),
+		pending:       immutable.NewSortedMap[waiter, struct{}](comparer[waiter](compareWaiters)),
 		draining:      immutable.NewSortedMap[nodes.UID, struct{}](uids),
 		groupLabels:   newLabelIndex(),
 		serviceLabels: newLabelIndex(),
+		minders:       newLabelIndex(),
 		addrs:         immutable.NewMap[netip.Addr, desired.Key](hasher[netip.Addr](func(a netip.Addr) uint32 { return hashText(string(a.AsSlice())) })),
 		nodePorts: immutable.NewMap[route.NodePort, desired.Key](hasher[route.NodePort](func(p route.NodePort) uint32 {
 			return hashText(string(p.Protocol)) ^ uint32(p.Port)*2654435761
@@ -171,6 +174,8 @@ type group struct {
 	// sets by revision; current is the one of today's template, nil if none yet.
 	sets    []*set
 	current *set
+	// minds are the labels under which the index of terms has the group.
+	minds []pair
 	// pods by incarnation, leaving ones included.
 	pods []*pod
 

@@ -217,7 +217,7 @@ func (st *step) attach(next *desired.Snapshot) {
 	for name := range keys(st.nodes) {
 		st.dirtyNodes[name] = true
 	}
-	st.retry = true
+	st.stir.all = true
 }
 
 func (st *step) applyConfig(k desired.Key, o *desired.Object) {
@@ -245,7 +245,7 @@ func (st *step) applyObject(k desired.Key, o *desired.Object, old *desired.Snaps
 			st.applySlice(old.Get(k))
 		}
 	case k.Kind == kindNamespace:
-		st.retry = true
+		st.stir.all = true
 	}
 }
 

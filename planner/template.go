@@ -154,7 +154,7 @@ func (st *step) newSet(g *group, w *wanted) *set {
 	}
 	t := &nodes.Template{Hash: hash, Labels: labels, Annotations: w.annotations, Spec: *w.spec, RuntimeHandler: w.handler}
 	s := &set{
-		hash: hash, template: t, request: place.Compile(g.key.Namespace, t), refs: references(g.key.Namespace, w.spec),
+		hash: hash, template: t, request: place.Compile(profileOf(g.key), g.key.Namespace, t), refs: references(g.key.Namespace, w.spec),
 		content: w.content, since: st.now, revision: 1,
 	}
 	if len(g.sets) > 0 {

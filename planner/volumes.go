@@ -77,7 +77,7 @@ func (v *volume) derive() {
 
 func (st *step) touchVolume(v *volume) {
 	st.lists = nil
-	st.retry = true
+	st.stir.claims = true
 	for _, name := range []string{v.Node, v.Maker} {
 		if name != "" {
 			st.dirtyNodes[name] = true

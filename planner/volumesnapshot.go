@@ -37,7 +37,7 @@ type snapshotRecord struct {
 func (st *step) setSnapshot(s *volumeSnapshot) {
 	st.snapshots = st.snapshots.Set(s.Key, s)
 	st.decide(kindOfSnapshot, keyText(s.Key), s.snapshotRecord)
-	st.retry = true
+	st.stir.claims = true
 }
 
 // applyVolumeSnapshots takes in the VolumeSnapshots of Git, has those taken that

@@ -263,9 +263,9 @@ func serviceFields() []typeRule {
 func clusterFields() []typeRule {
 	return []typeRule{
 		on[desired.Cluster]("metadata spec"),
-		on[desired.ClusterSpec]("unsupported guard network podSecurity storage metrics serviceAccounts",
-			unsupported("nodes", "a node that is not heard of keeps its pods for now"),
-			unsupported("placement", "nodes that are in use are always filled first for now")),
+		on[desired.ClusterSpec]("unsupported guard network podSecurity storage metrics serviceAccounts placement",
+			unsupported("nodes", "a node that is not heard of keeps its pods for now")),
+		on[desired.PlacementSpec]("strategy"),
 		on[desired.PodSecuritySpec]("enforce"),
 		on[desired.StorageSpec]("keep"),
 		on[desired.MetricsSpec]("prometheus queries"),

@@ -52,15 +52,15 @@ func hostPorts(spec *corev1.PodSpec) []Port {
 	return ports
 }
 
-// fits says why a node can't take the pod; an empty key means that it can.
-func fits(r *Request, n *Node, company *company) refusal {
+// bars says why a node is none for a pod, whatever else runs there; an empty
+// key means that it is one.
+func bars(r *Request, n *Node) refusal {
 	switch {
 	case r.spec.NodeName != "" && r.spec.NodeName != n.Name():
 		return refusal{key: "name", text: "is not the node named in spec.nodeName", detail: " (" + r.spec.NodeName + ")"}
 	case n.refuses != "":
 		return refusal{key: "refuses " + n.refuses, text: n.refuses}
-	}
-	if match, err := r.required.Match(n.kube); err != nil || !match {
+	case !r.chooses(n):
 		return refusal{key: "selector", text: "does not match the pod's node selector or affinity"}
 	}
 	if taint, hit := untolerated(r, n); hit && taint.MatchTaint(&unschedulable) {
@@ -69,19 +69,47 @@ func fits(r *Request, n *Node, company *company) refusal {
 		name := taint.ToString()
 		return refusal{key: "taint " + name, text: "has taint " + name}
 	}
+	return refusal{}
+}
+
+// admits is bars without the words.
+func admits(r *Request, n *Node) bool {
+	if n.refuses != "" || r.spec.NodeName != "" && r.spec.NodeName != n.Name() || !r.chooses(n) {
+		return false
+	}
+	_, hit := untolerated(r, n)
+	return !hit
+}
+
+// chooses applies the node selector and the required node affinity.
+func (a *asks) chooses(n *Node) bool {
+	if !a.choosy {
+		return true
+	}
+	match, err := a.required.Match(n.kube)
+	return err == nil && match
+}
+
+// crowds says what a node has too little of for a pod.
+func crowds(r *Request, n *Node) refusal {
 	for _, want := range r.ports {
 		if slices.ContainsFunc(n.ports, want.conflicts) {
 			q := quantity(int64(want.port), false, "")
 			return refusal{key: "port " + q, text: "has no free host port " + q}
 		}
 	}
-	if why, lacks := n.can.lacks(n.used, r.needs); lacks {
-		return why
+	why, _ := n.can.lacks(n.used, r.needs)
+	return why
+}
+
+// roomy is crowds without the words.
+func roomy(r *Request, n *Node) bool {
+	for _, want := range r.ports {
+		if slices.ContainsFunc(n.ports, want.conflicts) {
+			return false
+		}
 	}
-	if company != nil {
-		return company.refuses(n)
-	}
-	return refusal{}
+	return n.can.holds(n.used, r.needs)
 }
 
 func untolerated(r *Request, n *Node) (corev1.Taint, bool) {
@@ -102,33 +130,16 @@ func untoleratedBy(r *Request, n *Node, effects ...corev1.TaintEffect) (corev1.T
 	}, false)
 }
 
-// score prefers, in this order: what the manifest prefers, by weight; then
-// nodes that are already in use, so that others can be emptied.
-func score(r *Request, n *Node, company *company) int64 {
-	total := int64(0)
-	if r.preferred != nil {
-		total += r.preferred.Score(n.kube) * 1000
+// Eligible reports whether a node is one that a workload with a pod on each
+// node is for: whether a pod runs there, and whether one that is there stays. A
+// taint that evicts nobody keeps only new ones away.
+func Eligible(r *Request, n *Node) (runs, stays bool) {
+	if r.spec.NodeName != "" && r.spec.NodeName != n.Name() || !r.chooses(n) {
+		return false, false
 	}
-	if company != nil {
-		total += company.score(n) * 1000
+	if _, hit := untolerated(r, n); hit {
+		_, evicts := untoleratedBy(r, n, corev1.TaintEffectNoExecute)
+		return false, !evicts
 	}
-	for _, t := range n.kube.Spec.Taints {
-		if t.Effect == corev1.TaintEffectPreferNoSchedule && !tolerates(r, t) {
-			total -= 1000
-		}
-	}
-	return total + share(n.used.cpu+r.needs.cpu, n.can.cpu) + share(n.used.memory+r.needs.memory, n.can.memory)
-}
-
-func tolerates(r *Request, t corev1.Taint) bool {
-	_, hit := scheduling.FindMatchingUntoleratedTaint(klog.Logger{}, []corev1.Taint{t}, r.spec.Tolerations, nil, false)
-	return !hit
-}
-
-// share is used of can in hundredths.
-func share(used, can int64) int64 {
-	if can <= 0 {
-		return 0
-	}
-	return int64(float64(used) / float64(can) * 100)
+	return true, true
 }

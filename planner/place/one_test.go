@@ -32,7 +32,7 @@ func TestFits(t *testing.T) {
 	c := cluster(machine("a", nil), machine("b", taint("gpu", "true")), machine("c", func(s *nodes.NodeState) { s.Unschedulable = true }))
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := Fits(request(test.pod), c, test.node); got != test.want {
+			if got := c.field().Fits(request(test.pod), nil, test.node); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 		})
@@ -77,14 +77,14 @@ func TestOwnLabels(t *testing.T) {
 		}}}}
 	}
 	pod := func(index string) *Request {
-		return request(apart).WithLabels(map[string]string{"app": "web", "index": index})
+		return request(apart).WithOwn(map[string]string{"index": index})
 	}
 	c := cluster(machine("a", nil))
-	c.Neighbours = func() []Neighbour { return []Neighbour{{Node: "a", Request: pod("0")}} }
-	if got := Fits(pod("1"), c, "a"); got != "" {
+	c.pods = []Neighbour{{Node: "a", Request: pod("0")}}
+	if got := c.field().Fits(pod("1"), nil, "a"); got != "" {
 		t.Errorf("a pod with another index: %s", got)
 	}
-	if got := Fits(pod("0"), c, "a"); got == "" {
+	if got := c.field().Fits(pod("0"), nil, "a"); got == "" {
 		t.Error("a pod with the same index fits")
 	}
 }

@@ -33,7 +33,7 @@ func request(change func(*nodes.Template)) *Request {
 	if change != nil {
 		change(t)
 	}
-	return Compile("default", t)
+	return Compile(System, "default", t)
 }
 
 func needs(pairs ...string) func(*nodes.Template) {
@@ -46,8 +46,17 @@ func taint(text, value string) func(*nodes.NodeState) {
 	}
 }
 
-func cluster(nodes ...*Node) Cluster {
-	return Cluster{Nodes: nodes, Neighbours: func() []Neighbour { return nil }, NamespaceLabels: func(string) map[string]string { return nil }}
+func cluster(nodes ...*Node) *world {
+	return &world{list: nodes, labels: func(string) map[string]string { return nil }}
+}
+
+// ask gives the node, or why there is none.
+func (w *world) ask(r *Request) string {
+	f := w.field()
+	if node, fits := f.Choose(r, nil); fits {
+		return node
+	}
+	return f.Refusal(r, nil)
 }
 
 func TestRefusals(t *testing.T) {
@@ -78,8 +87,8 @@ func TestRefusals(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			if node, got := Choose(request(test.pod), cluster(test.nodes...)); got != test.want {
-				t.Errorf("chose %q, refused: %s", node, got)
+			if got := cluster(test.nodes...).ask(request(test.pod)); got != test.want {
+				t.Errorf("got %s", got)
 			}
 		})
 	}
@@ -106,8 +115,8 @@ func TestChoices(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got, refusal := Choose(request(test.pod), cluster(test.nodes...)); got != test.want {
-				t.Errorf("chose %q: %s", got, refusal)
+			if got := cluster(test.nodes...).ask(request(test.pod)); got != test.want {
+				t.Errorf("got %s", got)
 			}
 		})
 	}
@@ -156,11 +165,9 @@ func TestCompany(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			c := cluster(machine("a", nil), machine("b", nil))
-			c.Neighbours = func() []Neighbour { return test.neighbours }
-			c.Repelled = true
-			node, refusal := Choose(request(test.pod), c)
-			if node+refusal != test.want {
-				t.Errorf("chose %q: %s", node, refusal)
+			c.pods = test.neighbours
+			if got := c.ask(request(test.pod)); got != test.want {
+				t.Errorf("got %s", got)
 			}
 		})
 	}

@@ -32,6 +32,21 @@ func requests(spec *corev1.PodSpec) Resources {
 	return r
 }
 
+// felt is what the score of room counts with: as Kubernetes has it, a container
+// that requests nothing is felt as if it requested a little.
+type felt struct{ cpu, memory int64 }
+
+func feltBy(spec *corev1.PodSpec) felt {
+	whole := *spec
+	whole.Containers = requestLimits(spec.Containers)
+	whole.InitContainers = requestLimits(spec.InitContainers)
+	r := fromList(helpers.PodRequests(&corev1.Pod{Spec: whole}, helpers.PodResourcesOptions{NonMissingContainerRequests: corev1.ResourceList{
+		corev1.ResourceCPU:    *resource.NewMilliQuantity(100, resource.DecimalSI),
+		corev1.ResourceMemory: *resource.NewQuantity(200<<20, resource.BinarySI),
+	}}))
+	return felt{r.cpu, r.memory}
+}
+
 func requestLimits(containers []corev1.Container) []corev1.Container {
 	out := slices.Clone(containers)
 	for i := range out {
@@ -87,6 +102,22 @@ func (r Resources) plus(o Resources, sign int64) Resources {
 	return r
 }
 
+// holds is lacks without the words.
+func (can Resources) holds(used, needs Resources) bool {
+	if can.pods > 0 && can.pods-used.pods < needs.pods ||
+		needs.cpu > 0 && can.cpu-used.cpu < needs.cpu ||
+		needs.memory > 0 && can.memory-used.memory < needs.memory ||
+		needs.storage > 0 && can.storage-used.storage < needs.storage {
+		return false
+	}
+	for name, need := range needs.other {
+		if need > 0 && need > can.other[name]-used.other[name] {
+			return false
+		}
+	}
+	return true
+}
+
 // lacks reports the first resource of which can − used does not hold needs.
 // What a pod doesn't request it doesn't lack.
 func (can Resources) lacks(used, needs Resources) (refusal, bool) {
@@ -109,7 +140,7 @@ func (can Resources) lacks(used, needs Resources) (refusal, bool) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(needs.other)) {
-		if free := can.other[name] - used.other[name]; needs.other[name] > free {
+		if free := can.other[name] - used.other[name]; needs.other[name] > 0 && needs.other[name] > free {
 			return short(name, needs.other[name], free, false), true
 		}
 	}
