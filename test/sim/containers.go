@@ -181,9 +181,7 @@ func (c *containers) ends(ctx context.Context, id string) {
 }
 
 // running are the containers that run, whatever the runtime says of itself.
-func (c *containers) running() []runtime.Status {
-	return slices.DeleteFunc(c.all(), func(s runtime.Status) bool { return s.State != runtime.Running })
-}
+func (c *containers) running() []runtime.Status { return c.Runtime.Running() }
 
 // all are the containers that exist, sorted by ID. It may be called while the
 // runtime is up only.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,16 @@ type fleet struct {
 	zones int
 	// clocks tells that wall clocks differ and jump.
 	clocks bool
+}
+
+// time draws how long nodes may be silent, and what follows.
+func (f *fleet) time(i *intent) {
+	if f == nil {
+		return
+	}
+	seconds := func(list ...int) time.Duration { return time.Duration(pick(f.rng, list...)) * time.Second }
+	i.nodes = desired.Nodes{SilentAfter: seconds(2, 4, 4, 10), Lease: seconds(3, 6, 6, 20), Tolerate: seconds(0, 0, 5, 60)}
+	i.nodes.Failover = pick(f.rng, "", failoverWait, failoverFenced, failoverFenced)
 }
 
 func drawFleet(seed uint64) (*fleet, shape) {
@@ -73,11 +84,20 @@ type company struct {
 	together bool
 	// port claims a port of the node.
 	port bool
+	// patience in seconds is how long the pods stay on a node that is not heard
+	// of, if the workload says so itself: from 1, or forEver.
+	patience int
+	// failover, if the workload says so itself.
+	failover string
 }
 
 const (
 	must, should = "must", "should"
 	hostPort     = 9000
+	forEver      = -1
+
+	failoverKey                  = "tallyman.dev/failover"
+	failoverWait, failoverFenced = "wait", "fenced"
 )
 
 // draw chooses company for a workload.
@@ -88,6 +108,12 @@ func (f *fleet) draw(k desired.Key) (c company) {
 	if k.Kind == kindDaemonSet { // one on each node, wherever that is
 		c.port = f.rng.IntN(3) == 0
 		return c
+	}
+	if f.rng.IntN(4) == 0 {
+		c.patience = pick(f.rng, 1, 20, 20, forEver)
+	}
+	if k.Kind == kindStatefulSet && f.rng.IntN(4) == 0 {
+		c.failover = pick(f.rng, failoverWait, failoverFenced)
 	}
 	switch f.rng.IntN(10) {
 	case 0:
@@ -126,7 +152,7 @@ func (f *fleet) settle(i *intent, all int) {
 			fits = !v.recreate
 		}
 		if v.claim != "" || v.claimSize > 0 {
-			v.company = company{prefers: v.prefers} // its data says where
+			v.company = company{prefers: v.prefers, patience: v.patience, failover: v.failover} // its data says where
 		}
 		if v.apart == must && !fits {
 			v.apart = should
@@ -138,7 +164,17 @@ func (f *fleet) settle(i *intent, all int) {
 }
 
 // join writes the company of a workload's pods into their spec.
-func (c company) join(name string, spec *corev1.PodSpec) {
+func (c company) join(name string, t *corev1.PodTemplateSpec) {
+	spec := &t.Spec
+	if c.patience != 0 {
+		spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute}}
+		if c.patience != forEver {
+			spec.Tolerations[0].TolerationSeconds = new(int64(c.patience))
+		}
+	}
+	if c.failover != "" {
+		t.Annotations = map[string]string{failoverKey: c.failover}
+	}
 	if c.zone != "" {
 		spec.NodeSelector = map[string]string{corev1.LabelTopologyZone: c.zone}
 	}

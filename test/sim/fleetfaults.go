@@ -40,6 +40,10 @@ func (f *fleet) event(w *world) error {
 		m.runtime.pace.drag(int64(slow))
 	case n < 96:
 		f.jump(w, m)
+	case n < 98:
+		i := w.repo.head().intent.clone()
+		f.time(i)
+		w.push(i, "other times")
 	default:
 		return w.toggleServer()
 	}

@@ -49,6 +49,7 @@ func (w *world) namespaces() []string { return []string{"default", "shop"} }
 
 func (w *world) firstIntent() *intent {
 	i := newIntent(w.extras.keep)
+	w.fleet.time(i)
 	i.namespaces["shop"] = true
 	for _, namespace := range w.namespaces() {
 		i.configs[desired.Key{Kind: kindConfigMap, Namespace: namespace, Name: "settings"}] = "1"
@@ -69,6 +70,7 @@ func newIntent(keep time.Duration) *intent {
 	return &intent{
 		workloads: map[desired.Key]workload{}, services: map[desired.Key]service{}, configs: map[desired.Key]string{},
 		namespaces: map[string]bool{}, claims: map[desired.Key]int{}, classes: map[string]bool{}, scalers: map[desired.Key]scaler{}, keep: keep,
+		nodes: desired.DefaultSettings().Nodes,
 	}
 }
 
@@ -236,7 +238,9 @@ func (w *world) mutateOthers(i *intent, k desired.Key, what string) {
 		}
 	case "empty":
 		if w.rng.IntN(3) == 0 {
-			*i = *newIntent(i.keep)
+			empty := newIntent(i.keep)
+			empty.nodes = i.nodes
+			*i = *empty
 		}
 	}
 }

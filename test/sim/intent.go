@@ -47,6 +47,8 @@ type intent struct {
 	scalers    map[desired.Key]scaler
 	// keep is how long data outlives its claim.
 	keep time.Duration
+	// nodes says what becomes of pods whose node is not heard of.
+	nodes desired.Nodes
 }
 
 // serves reports whether a service leads to the pods of a workload.
@@ -93,7 +95,7 @@ func (i *intent) clone() *intent {
 	return &intent{
 		workloads: maps.Clone(i.workloads), services: maps.Clone(i.services),
 		configs: maps.Clone(i.configs), namespaces: maps.Clone(i.namespaces),
-		claims: maps.Clone(i.claims), classes: maps.Clone(i.classes), scalers: maps.Clone(i.scalers), keep: i.keep,
+		claims: maps.Clone(i.claims), classes: maps.Clone(i.classes), scalers: maps.Clone(i.scalers), keep: i.keep, nodes: i.nodes,
 	}
 }
 
@@ -233,7 +235,7 @@ func (i *intent) snapshot(r desired.Revision) *desired.Snapshot {
 		})
 	}
 	settings := desired.DefaultSettings()
-	settings.KeepData = i.keep
+	settings.KeepData, settings.Nodes = i.keep, i.nodes
 	return desired.NewSnapshot(r, settings, objects, nil)
 }
 
@@ -405,7 +407,7 @@ func (w *workload) template(name string) corev1.PodTemplateSpec {
 			TerminationGracePeriodSeconds: &grace, SecurityContext: &corev1.PodSecurityContext{}, SchedulerName: corev1.DefaultSchedulerName,
 		},
 	}
-	w.join(name, &t.Spec)
+	w.join(name, &t)
 	return t
 }
 

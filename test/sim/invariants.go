@@ -20,21 +20,25 @@ type step struct {
 	// commit is the one in force afterwards, intent what it says; nil before the first.
 	commit *commit
 	intent *intent
-	// runs are what the Jobs' runs were begun for.
-	runs map[desired.Key]run
+	// begun is what the Jobs' runs were begun for.
+	begun map[desired.Key]run
 	// suspect is the commit in force when the guard should have held it.
 	suspect *commit
 	data    *ledger
 	crons   map[desired.Key]*cron
 	demand  *demand
 	decided map[nodes.UID]*nodes.Pod
+	git     *repository
+	silence silence
+	// runs reports whether a pod runs on a node in truth.
+	runs func(node string, uid nodes.UID) bool
 }
 
 // stepInvariants hold after every step of the planner.
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
 	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce, dataOutlivesItsClaim,
-	schedulesMakeJobs, sizesFollowUsage, podsArePlacedWell,
+	schedulesMakeJobs, sizesFollowUsage, podsArePlacedWell, givesUpNoMoreThanItMay,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.
@@ -147,7 +151,7 @@ func (p *podView) post() post { return post{p.workload, p.node} }
 
 func (s *step) available(p *podView) bool {
 	w, _ := s.intentOf(p.workload)
-	return p.ready && !p.done && !p.readySince.Add(time.Duration(w.minReady)*time.Second).After(s.now)
+	return p.ready && !p.done && s.after.nodes[p.node].Ready && !p.readySince.Add(time.Duration(w.minReady)*time.Second).After(s.now)
 }
 
 // onePodAnOrdinal: invariant 5. The planner's part: no second pod while
@@ -197,8 +201,8 @@ func nothingGoesForLackOfKnowledge(s *step) (err error) {
 		switch n := s.after.nodes[p.node]; {
 		case s.after.force == "":
 			err = violated(7, "pod %s goes while nothing is in force", p.name)
-		case wanted && p.node != "" && !n.Ready && !s.discarded(p.workload):
-			err = violated(7, "pod %s goes although its node is silent", p.name)
+		case wanted && p.node != "" && !n.Ready:
+			// See givesUpNoMoreThanItMay.
 		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod && p.workload.Kind != kindJob && !p.surplus(&w):
 			err = violated(7, "pod %s of %s goes for no reason", p.name, p.workload)
 		}
@@ -226,7 +230,7 @@ func jobsCountOnce(s *step) error {
 		switch {
 		case j.Succeeded > j.Completions || j.Condition != "" && j.Succeeded != j.Completions:
 			return violated(9, "%s counts %d of %d successes, condition %q", k, j.Succeeded, j.Completions, j.Condition)
-		case known && before.Condition != "" && j.Condition == "" && (wanted && w == s.runs[k].of || s.maker(k) != desired.Key{}):
+		case known && before.Condition != "" && j.Condition == "" && (wanted && w == s.begun[k].of || s.maker(k) != desired.Key{}):
 			return violated(9, "%s was complete and runs again", k)
 		}
 	}
@@ -328,13 +332,32 @@ func decidedBeforeItStarts(decided map[nodes.UID]*nodes.Pod, c runtime.Status) e
 	return nil
 }
 
+// startsAlone: invariant 5. A StatefulSet's container starts on no machine while
+// the ordinal runs on another.
+func (w *world) startsAlone(m *machine, c runtime.Status) error {
+	if workloadOf(c).Kind != kindStatefulSet {
+		return nil
+	}
+	for _, other := range w.nodes {
+		if other == m {
+			continue // the runtime itself holds its names
+		}
+		for _, o := range other.runtime.running() {
+			if o.Labels[labelName] == c.Labels[labelName] && o.Labels[labelNamespace] == c.Labels[labelNamespace] && o.Labels[labelContainer] == c.Labels[labelContainer] {
+				return violated(5, "%s/%s starts on %s as pod %s and runs on %s as pod %s", c.Labels[labelNamespace], c.Labels[labelName], m.name, c.Labels[labelPod], other.name, o.Labels[labelPod])
+			}
+		}
+	}
+	return nil
+}
+
 // runsOnce: invariant 5. Whatever the planner believes, no two machines run the
 // pod of one ordinal.
 func (w *world) runsOnce() error {
 	holder := map[string]string{}
 	for _, m := range w.nodes {
-		for _, c := range m.runtime.all() {
-			if c.State != runtime.Running || workloadOf(c).Kind != kindStatefulSet {
+		for _, c := range m.runtime.running() {
+			if workloadOf(c).Kind != kindStatefulSet {
 				continue
 			}
 			name := c.Labels[labelNamespace] + "/" + c.Labels[labelName] + "/" + c.Labels[labelContainer]

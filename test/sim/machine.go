@@ -46,6 +46,8 @@ type machine struct {
 	down, noPull, off bool
 	// forgot tells that the agent's store was lost at some time.
 	forgot bool
+	// clock is its CLOCK_BOOTTIME.
+	clock *boottime
 	// skew is by how much the machine's wall clock is wrong.
 	skew time.Duration
 	// since is when the agent started.
@@ -64,6 +66,7 @@ type running struct {
 func newMachine(w *world, index int) (*machine, error) {
 	m := &machine{world: w, index: index, name: fmt.Sprintf("n%d", index+1), line: newLine()}
 	m.dir = filepath.Join(w.o.Dir, m.name)
+	m.clock = newBoottime(w.fleet.drift())
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -92,13 +95,13 @@ func (m *machine) startAgent() error {
 		},
 		DataDir: m.dir, RunDir: m.dir, Key: bytes.Repeat([]byte{7}, 32), BootID: fmt.Sprintf("boot-%d", m.boot),
 		Runtime: m.runtime, Network: m.network, Keeper: idleKeeper{}, Proxy: m.kernel, Volumes: m.volumes, Persistent: m.disk,
-		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: m.clock(),
+		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: m.wallClock(),
 	})
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
 	client, err := wire.NewClient(wire.ClientOptions{
-		Dial: m.line.dial, Node: m.name, Version: "sim", Handler: a, Clock: clock, Log: slog.New(slog.DiscardHandler),
+		Dial: m.line.dial, Node: m.name, Version: "sim", Handler: a, Clock: m.clock.now, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return errors.Join(err, db.Close())
@@ -115,8 +118,8 @@ func (m *machine) startAgent() error {
 	return nil
 }
 
-// clock is the machine's wall clock as a process sees it that starts now.
-func (m *machine) clock() func() time.Time {
+// wallClock is the machine's as a process sees it that starts now.
+func (m *machine) wallClock() func() time.Time {
 	skew := m.skew
 	return func() time.Time { return time.Now().Add(skew) }
 }
@@ -170,6 +173,7 @@ func (m *machine) powerOff() {
 	m.off, m.down = true, false
 	m.line.held.set(false)
 	m.boot++
+	m.clock.reboot()
 	m.runtime.reboot()
 	m.network.reset()
 	m.volumes.reset()

@@ -22,9 +22,6 @@ import (
 // plannerConfig is that of every simulated cluster.
 var plannerConfig = planner.Config{SecretKey: []byte("0123456789abcdef")}
 
-// clock stands for CLOCK_BOOTTIME, which does not know of virtual time.
-func clock() time.Duration { return time.Duration(time.Now().UnixNano()) }
-
 // server is one life of the server.
 type server struct {
 	// hands give to the nodes what the loop decides.
@@ -45,7 +42,7 @@ func (w *world) startServer() error {
 	if err != nil {
 		return err
 	}
-	r, err := registry.New(registry.Options{Log: log, Clock: clock})
+	r, err := registry.New(registry.Options{Log: log, Clock: w.clock.now})
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,8 @@ type world struct {
 	fleet   *fleet // nil but in worlds of many machines
 	demand  *demand
 	server  *server // nil while it is down
-	source  string  // what the server is told to follow
+	clock   *boottime
+	source  string // what the server is told to follow
 	nodes   []*machine
 	witness *witness
 	// troubled is when the way from agents to routes was last disturbed.
@@ -100,6 +101,7 @@ func Run(o Options) Result {
 	if o.Many {
 		w.fleet, w.shape = drawFleet(o.Seed)
 	}
+	w.clock = newBoottime(w.fleet.drift())
 	w.repo, w.demand = newRepository(), newDemand()
 	w.witness = newWitness(w)
 	err := w.play()

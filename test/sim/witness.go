@@ -54,6 +54,7 @@ type witness struct {
 	excluded map[string]time.Time
 	data     *ledger
 	crons    map[desired.Key]*cron
+	silence  silence
 }
 
 func newWitness(w *world) *witness {
@@ -61,6 +62,7 @@ func newWitness(w *world) *witness {
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
 		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
+		silence: silence{},
 	}
 }
 
@@ -174,7 +176,9 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 		x.known = time.Now()
 	}
 	st.commit = x.world.repo.commit(st.after.force)
-	st.runs, st.data, st.crons, st.demand = x.runs, x.data, x.crons, x.world.demand
+	st.begun, st.data, st.crons, st.demand = x.runs, x.data, x.crons, x.world.demand
+	st.git, st.silence, st.runs = x.world.repo, x.silence, x.world.runsOn
+	x.silence.note(st)
 	x.putInForce(st)
 	x.noteHold(st)
 	if st.commit != nil {
@@ -456,6 +460,7 @@ func (x *witness) starts(m *machine, c runtime.Status, beside []runtime.Status) 
 	x.fail(decidedBeforeItStarts(x.decided, c))
 	x.fail(neverAfterItsEnd(x.last, x.decided, c))
 	x.fail(notDoubled(c, beside))
+	x.fail(x.world.startsAlone(m, c))
 }
 
 // ends is told before an agent ends a container that runs.

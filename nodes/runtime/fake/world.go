@@ -69,6 +69,22 @@ func (r *Runtime) Exit(id string, code int32, oom bool) error {
 	return nil
 }
 
+// Running are the containers that run, whether the runtime answers or not,
+// sorted by ID. Their labels are shared: nobody may change them.
+func (r *Runtime) Running() []runtime.Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tick()
+	var list []runtime.Status
+	for _, c := range r.containers {
+		if c.State == runtime.Running {
+			list = append(list, c.Status)
+		}
+	}
+	slices.SortFunc(list, func(a, b runtime.Status) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
 // Container is what a container was made from, with what was updated since.
 func (r *Runtime) Container(id string) (c runtime.Container, found bool) {
 	r.mu.Lock()
