@@ -56,6 +56,9 @@ type Config struct {
 // that was known; others add to it.
 type Report struct {
 	Node string
+	// Local is set by the server for the node of its own machine, whose word
+	// about what it holds needs no seal. The protocol does not carry it.
+	Local bool
 	// Complete is set on the first report of a session.
 	Complete bool
 	// Info describes the machine; nil when unchanged.

@@ -47,6 +47,9 @@ type Volume struct {
 	// Snapshot tells that it is a snapshot of From, which Claim then names as a
 	// VolumeSnapshot: nobody mounts it, others begin with it.
 	Snapshot bool `json:"snapshot,omitempty"`
+	// Seal proves that the server said all that matters of this; only the server
+	// can make or check it.
+	Seal []byte `json:"seal,omitempty"`
 }
 
 // Origin is the volume, or the snapshot, that another begins with: of the same

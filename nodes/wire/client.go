@@ -214,6 +214,22 @@ func (c *Client) Token(ctx context.Context, r nodes.TokenRequest) (nodes.Token, 
 	return nodes.Token{Value: answer.GetToken(), Issued: decodeTime(answer.GetIssued()), Expires: decodeTime(answer.GetExpires())}, nil
 }
 
+// Renew asks the server for the node's next certificate and returns the chain;
+// ErrNoSession while there is no server.
+func (c *Client) Renew(ctx context.Context, request []byte) ([][]byte, error) {
+	c.mu.Lock()
+	service := c.service
+	c.mu.Unlock()
+	if service == nil {
+		return nil, ErrNoSession
+	}
+	answer, err := service.Renew(ctx, &pb.RenewRequest{Request: request})
+	if err != nil {
+		return nil, fmt.Errorf("ask the server for the next certificate: %s", status.Convert(err).Message())
+	}
+	return answer.GetChain(), nil
+}
+
 func (c *Client) greet(stream pb.Tallyman_SessionClient, heart *heart) error {
 	err := stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Hello{Hello: &pb.Hello{
 		MinVersion: MinVersion, MaxVersion: MaxVersion, Node: c.o.Node, Version: c.o.Version,

@@ -160,7 +160,7 @@ func decodeVolume(v *pb.Volume) (*nodes.Volume, error) {
 	out := &nodes.Volume{
 		Name: v.GetName(), UID: v.GetUid(), Claim: decodeKey(v.GetClaim()), Provisioner: v.GetProvisioner(), Class: v.GetClass(),
 		Parameters: v.GetParameters(), Node: v.GetNode(), Made: v.GetMade(), Released: decodeTime(v.GetReleased()), Delete: v.GetDelete(),
-		Snapshot: v.GetSnapshot(),
+		Snapshot: v.GetSnapshot(), Seal: v.GetSeal(),
 	}
 	if v.GetFromName() != "" {
 		out.From = &nodes.Origin{Name: v.GetFromName(), UID: v.GetFromUid(), Volume: v.GetFromVolume(), Snapshot: v.GetFromSnapshot()}

@@ -91,6 +91,7 @@ func drawVolume(t *rapid.T, name string) *nodes.Volume {
 		Made: rapid.Bool().Draw(t, "made"), Released: rapid.SampledFrom([]time.Time{{}, time.Unix(8, 0).UTC()}).Draw(t, "released"),
 		Spec:   corev1.PersistentVolumeSpec{Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(rapid.SampledFrom([]string{"1Gi", "2Gi"}).Draw(t, "capacity"))}},
 		Delete: rapid.Bool().Draw(t, "delete"), Snapshot: rapid.Bool().Draw(t, "snapshot"),
+		Seal: rapid.SampledFrom([][]byte{nil, {1, 2}}).Draw(t, "volume seal"),
 		From: rapid.SampledFrom([]*nodes.Origin{nil, {Name: "v", UID: "u"}, {Name: "v", UID: "u", Volume: "h"}, {Name: "s", UID: "u", Snapshot: "h"}}).Draw(t, "from"),
 	}
 }

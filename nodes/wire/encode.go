@@ -115,7 +115,7 @@ func encodeVolume(v *nodes.Volume) (*pb.Volume, error) {
 	out := &pb.Volume{
 		Name: v.Name, Uid: v.UID, Claim: encodeKey(v.Claim), Provisioner: v.Provisioner, Class: v.Class,
 		Parameters: v.Parameters, Node: v.Node, Spec: spec, Made: v.Made, Released: encodeTime(v.Released), Delete: v.Delete,
-		Snapshot: v.Snapshot,
+		Snapshot: v.Snapshot, Seal: v.Seal,
 	}
 	if v.From != nil {
 		out.FromName, out.FromUid, out.FromVolume, out.FromSnapshot = v.From.Name, v.From.UID, v.From.Volume, v.From.Snapshot

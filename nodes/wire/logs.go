@@ -15,16 +15,22 @@ import (
 // logWaiters are the logs that were asked for and have not begun.
 type logWaiters struct {
 	mu      sync.Mutex
-	waiting map[string]chan *logReader
+	waiting map[string]logWaiter
 }
 
-func newLogWaiters() *logWaiters { return &logWaiters{waiting: map[string]chan *logReader{}} }
+// logWaiter waits for a log of one node.
+type logWaiter struct {
+	node   string
+	answer chan *logReader
+}
 
-func (w *logWaiters) add() (id string, answer chan *logReader) {
+func newLogWaiters() *logWaiters { return &logWaiters{waiting: map[string]logWaiter{}} }
+
+func (w *logWaiters) add(node string) (id string, answer chan *logReader) {
 	id, answer = rand.Text(), make(chan *logReader, 1)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.waiting[id] = answer
+	w.waiting[id] = logWaiter{node, answer}
 	return id, answer
 }
 
@@ -40,16 +46,17 @@ func (w *logWaiters) remove(id string, answer <-chan *logReader) {
 	}
 }
 
-// answer hands reader to whoever waits for id.
-func (w *logWaiters) answer(id string, reader *logReader) bool {
+// answer hands reader to whoever waits for id, if it is the caller's to answer.
+func (w *logWaiters) answer(id string, from Caller, reader *logReader) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	waiter, found := w.waiting[id]
-	if found {
-		delete(w.waiting, id)
-		waiter <- reader
+	if !found || from.Node != "" && from.Node != waiter.node {
+		return false
 	}
-	return found
+	delete(w.waiting, id)
+	waiter.answer <- reader
+	return true
 }
 
 // logReader is the reader's end of a log; closing it ends the agent's stream.
@@ -72,7 +79,7 @@ func (s *service) Log(stream pb.Tallyman_LogServer) error {
 	}
 	out, in := io.Pipe()
 	reader := &logReader{PipeReader: out, left: make(chan struct{})}
-	if !s.server.logs.answer(first.GetId(), reader) {
+	if !s.server.logs.answer(first.GetId(), callerOf(stream.Context()), reader) {
 		return status.Error(codes.NotFound, "nobody waits for this log")
 	}
 	done := make(chan error, 1)

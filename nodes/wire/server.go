@@ -33,6 +33,13 @@ type ServerOptions struct {
 	Accept func(ctx context.Context, s *Session) error
 	// Credentials secure the listener; nil where it is private already.
 	Credentials credentials.TransportCredentials
+	// Identify says who is calling; an error refuses every call but Join and is
+	// told to the caller. Nil lets anybody speak for any node.
+	Identify func(ctx context.Context, p Peer) (Caller, error)
+	// Join gives a machine its first certificate, Renew the next one: the chain
+	// in DER, the node's own first. Nil refuses all.
+	Join  func(ctx context.Context, r JoinRequest) ([][]byte, error)
+	Renew func(ctx context.Context, c Caller, request []byte) ([][]byte, error)
 	// Token signs a token for a pod that is bound to the asking node; nil
 	// refuses all.
 	Token func(ctx context.Context, node string, r nodes.TokenRequest) (nodes.Token, error)
@@ -71,6 +78,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
+		grpc.UnaryInterceptor(s.identifyUnary), grpc.StreamInterceptor(s.identifyStream),
 	)
 	pb.RegisterTallymanServer(server, &service{server: s})
 	stop := context.AfterFunc(ctx, server.Stop)
@@ -100,6 +108,10 @@ func (s *service) Session(stream pb.Tallyman_SessionServer) error {
 	if err != nil {
 		return err
 	}
+	caller, err := speaksFor(stream.Context(), hello.GetNode())
+	if err != nil {
+		return err
+	}
 	welcome := &pb.Welcome{Version: version, Server: s.server.o.Version}
 	if s.server.o.Heartbeat != nil {
 		welcome.Heartbeat = int64(s.server.o.Heartbeat())
@@ -109,7 +121,7 @@ func (s *service) Session(stream pb.Tallyman_SessionServer) error {
 		return err
 	}
 	session := &Session{
-		node: hello.GetNode(), version: hello.GetVersion(), stream: stream, logs: s.server.logs,
+		node: hello.GetNode(), version: hello.GetVersion(), caller: caller, stream: stream, logs: s.server.logs,
 		welcome: welcome, state: newSender(), reports: reportReader{node: hello.GetNode()}, sending: make(chan struct{}, 1),
 	}
 	if err := s.server.o.Accept(stream.Context(), session); err != nil {
@@ -122,6 +134,9 @@ func (s *service) Session(stream pb.Tallyman_SessionServer) error {
 func (s *service) Token(ctx context.Context, r *pb.TokenRequest) (*pb.TokenAnswer, error) {
 	if s.server.o.Token == nil {
 		return nil, status.Error(codes.Unimplemented, "this server signs no tokens")
+	}
+	if _, err := speaksFor(ctx, r.GetNode()); err != nil {
+		return nil, err
 	}
 	t, err := s.server.o.Token(ctx, r.GetNode(), nodes.TokenRequest{
 		Pod: nodes.UID(r.GetPod()), Audience: r.GetAudience(), Expiry: time.Duration(r.GetExpiry()),
@@ -154,6 +169,7 @@ func negotiate(hello *pb.Hello) (uint32, error) {
 // goroutine, Send and Logs to any.
 type Session struct {
 	node, version string
+	caller        Caller
 	stream        pb.Tallyman_SessionServer
 	reports       reportReader
 	logs          *logWaiters
@@ -167,6 +183,9 @@ type Session struct {
 
 // Node is the name that the agent gave.
 func (s *Session) Node() string { return s.node }
+
+// Caller is whom the server took the agent for.
+func (s *Session) Caller() Caller { return s.caller }
 
 // Version is that of the agent's program.
 func (s *Session) Version() string { return s.version }
@@ -275,7 +294,7 @@ func (s *Session) unlock() { <-s.sending }
 // Logs asks the agent for a log and returns it once the agent has answered.
 // The caller closes it; when ctx ends, so does the log.
 func (s *Session) Logs(ctx context.Context, q LogQuery) (io.ReadCloser, error) {
-	id, answer := s.logs.add()
+	id, answer := s.logs.add(s.node)
 	defer s.logs.remove(id, answer)
 	if err := s.lock(ctx); err != nil {
 		return nil, err

@@ -1788,6 +1788,7 @@ type Volume struct {
 	// from_volume and from_snapshot are its handle at a driver.
 	FromVolume    string `protobuf:"bytes,15,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`
 	FromSnapshot  string `protobuf:"bytes,16,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
+	Seal          []byte `protobuf:"bytes,17,opt,name=seal,proto3" json:"seal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1932,6 +1933,13 @@ func (x *Volume) GetFromSnapshot() string {
 		return x.FromSnapshot
 	}
 	return ""
+}
+
+func (x *Volume) GetSeal() []byte {
+	if x != nil {
+		return x.Seal
+	}
+	return nil
 }
 
 type VolumeStatus struct {
@@ -3804,7 +3812,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x06binary\x18\x05 \x03(\tR\x06binary\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xa6\x04\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xba\x04\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
@@ -3825,7 +3833,8 @@ const file_wire_proto_rawDesc = "" +
 	"\bsnapshot\x18\x0e \x01(\bR\bsnapshot\x12\x1f\n" +
 	"\vfrom_volume\x18\x0f \x01(\tR\n" +
 	"fromVolume\x12#\n" +
-	"\rfrom_snapshot\x18\x10 \x01(\tR\ffromSnapshot\x1a=\n" +
+	"\rfrom_snapshot\x18\x10 \x01(\tR\ffromSnapshot\x12\x12\n" +
+	"\x04seal\x18\x11 \x01(\fR\x04seal\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfe\x01\n" +
