@@ -93,7 +93,7 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 		return a
 	}
 	out := &nodes.Report{
-		Node: a.Node, Complete: a.Complete, Info: a.Info, Routes: max(a.Routes, b.Routes),
+		Node: a.Node, Local: a.Local || b.Local, Complete: a.Complete, Info: a.Info, Routes: max(a.Routes, b.Routes),
 		Held: a.Held, Ledger: a.Ledger,
 		Gone:   unionUIDs(a.Gone, b.Gone),
 		Fenced: unionUIDs(a.Fenced, b.Fenced),

@@ -28,6 +28,7 @@ import (
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/boottime"
+	"github.com/tallyman-dev/tallyman/nodes/trust"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
@@ -50,10 +51,32 @@ type Options struct {
 	Leads func() bool
 	// Version of the program, told to agents.
 	Version string
-	// Credentials secure what Serve listens on; nil where that is private already.
-	Credentials credentials.TransportCredentials
+	// Authority gives certificates to machines that come through public doors, and
+	// seals what nodes keep for the server; Members decides which machine has a
+	// name. Both may be nil where there are no public doors; what nodes keep is
+	// then in the clear.
+	Authority *trust.Authority
+	Members   Members
 	// Token signs a token for a pod that is bound to the asking node; nil refuses all.
 	Token func(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error)
+}
+
+// Members decides which machine a node's name belongs to.
+type Members interface {
+	// Admit returns once the decision is durable and Member was called; a
+	// *nodes.TakenError when the name is another machine's.
+	Admit(ctx context.Context, a nodes.Admission) error
+}
+
+// Door is a listener and whom it lets in.
+type Door struct {
+	net.Listener
+	// Public doors are open to other machines: who comes must show a certificate.
+	// Others are private to this machine.
+	Public bool
+	// Node is the only one that a private door lets in, and the server's own
+	// machine's: its word about what it holds counts. Empty lets in any.
+	Node string
 }
 
 // Registry knows the nodes. Safe for concurrent use.
@@ -65,8 +88,10 @@ type Registry struct {
 	mu sync.Mutex
 	// guarded by mu
 	members map[string]*member
-	routes  *proxy.Table
-	ledger  map[ledgerKey]nodes.Decision
+	// revoked are the names that Git shuts out, local those of private doors.
+	revoked, local map[string]bool
+	routes         *proxy.Table
+	ledger         map[ledgerKey]nodes.Decision
 	// holders are the sessions that keep the ledger.
 	holders map[*session]bool
 	// known tells that the loop has handed over its ledger.
@@ -86,6 +111,8 @@ type ledgerKey struct{ kind, key string }
 type member struct {
 	state      nodes.NodeState
 	assignment *nodes.Assignment
+	// owner is the machine that has the name, as far as it was decided.
+	owner nodes.Member
 	// session is nil while there is none, number that of the newest.
 	session *session
 	number  uint64
@@ -111,6 +138,7 @@ func New(o Options) (*Registry, error) {
 		o:       o,
 		inputs:  newInputs(),
 		members: map[string]*member{},
+		revoked: map[string]bool{}, local: map[string]bool{},
 		ledger:  map[ledgerKey]nodes.Decision{},
 		holders: map[*session]bool{},
 		began:   o.Clock(),
@@ -126,20 +154,42 @@ func New(o Options) (*Registry, error) {
 // nobody receives is merged.
 func (r *Registry) Inputs() <-chan Input { return r.inputs.out }
 
-// Serve answers agents on l until ctx ends, then returns nil. It closes l.
-func (r *Registry) Serve(ctx context.Context, l net.Listener) error {
-	server, err := wire.NewServer(wire.ServerOptions{
-		Version: r.o.Version, Accept: r.accept, Credentials: r.o.Credentials, Token: r.token, Log: r.o.Log,
-		Heartbeat: r.heartbeat,
-	})
-	if err != nil {
-		return err
-	}
+// Serve answers agents at the doors until ctx ends, then returns nil. It closes
+// them.
+func (r *Registry) Serve(ctx context.Context, doors ...Door) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return server.Serve(ctx, l) })
+	for _, door := range doors {
+		server, err := r.open(door)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return server.Serve(ctx, door.Listener) })
+	}
 	group.Go(func() error { r.inputs.run(ctx); return nil })
 	group.Go(func() error { r.watch(ctx); return nil })
 	return group.Wait()
+}
+
+// open makes what answers at a door.
+func (r *Registry) open(door Door) (*wire.Server, error) {
+	o := wire.ServerOptions{Version: r.o.Version, Accept: r.accept, Token: r.token, Heartbeat: r.heartbeat, Log: r.o.Log}
+	if !door.Public {
+		if door.Node != "" {
+			r.mu.Lock()
+			r.local[door.Node] = true
+			r.mu.Unlock()
+		}
+		o.Identify = func(context.Context, wire.Peer) (wire.Caller, error) {
+			return wire.Caller{Node: door.Node, Local: door.Node != ""}, nil
+		}
+		return wire.NewServer(o)
+	}
+	if r.o.Authority == nil || r.o.Members == nil {
+		return nil, errors.New("registry: a public door needs an authority, and somebody who decides on members")
+	}
+	o.Credentials = credentials.NewTLS(r.o.Authority.ServerTLS())
+	o.Identify, o.Join, o.Renew = r.identify, r.admit, r.renew
+	return wire.NewServer(o)
 }
 
 func (r *Registry) heartbeat() time.Duration { return heartbeatOf(r.times.Load()) }

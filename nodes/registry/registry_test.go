@@ -11,14 +11,11 @@ import (
 	"reflect"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 	corev1 "k8s.io/api/core/v1"
 
@@ -127,7 +124,7 @@ func newWorldOf(t *testing.T, o Options, times desired.Nodes) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &world{T: t, Registry: r, listener: bufconn.Listen(1 << 16), ctx: ctx, running: &sync.WaitGroup{}}
 	w.running.Go(func() {
-		if err := r.Serve(ctx, w.listener); err != nil {
+		if err := r.Serve(ctx, Door{Listener: w.listener}); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
@@ -191,27 +188,6 @@ func (w *world) eventually(a *agent, want string) {
 		if time.Now().After(deadline) {
 			w.Fatalf("%s sees %q, want %q", a.name, got, want)
 		}
-	}
-}
-
-// shaken counts the handshakes that went through credentials.
-type shaken struct {
-	credentials.TransportCredentials
-	times atomic.Int32
-}
-
-func (s *shaken) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	s.times.Add(1)
-	return s.TransportCredentials.ServerHandshake(c)
-}
-
-func TestCredentialsSecureTheListener(t *testing.T) {
-	given := &shaken{TransportCredentials: insecure.NewCredentials()}
-	w := newWorldWith(t, Options{Credentials: given})
-	w.join("n1")
-	w.joined("n1")
-	if given.times.Load() == 0 {
-		t.Error("an agent joined past the credentials")
 	}
 }
 
@@ -366,7 +342,7 @@ func TestInputsMerge(t *testing.T) {
 // fullReport has something in every field of a report.
 func fullReport(t *testing.T) *nodes.Report {
 	r := &nodes.Report{
-		Node: "n1", Complete: true, Info: &nodes.Node{Name: "n1"}, Routes: 3,
+		Node: "n1", Local: true, Complete: true, Info: &nodes.Node{Name: "n1"}, Routes: 3,
 		Statuses: []nodes.PodStatus{{UID: "a"}}, Gone: []nodes.UID{"x"}, Held: []*nodes.Pod{{UID: "a"}},
 		Ledger: []nodes.Decision{{Kind: "k"}}, Events: []nodes.Event{{Reason: "Pulled"}},
 		Volumes: []nodes.VolumeStatus{{Name: "v", UID: "1", Phase: nodes.VolumeReady, Held: &nodes.Volume{Name: "v"}}},

@@ -18,6 +18,7 @@ import (
 var (
 	errReplaced = errors.New("a newer session of this node has taken over")
 	errSilent   = errors.New("nothing was heard of this node for too long")
+	errExpired  = errors.New("the certificate of this session has expired")
 )
 
 // session is one agent's session. The registry's mutex guards holds, complete
@@ -26,6 +27,8 @@ type session struct {
 	wire *wire.Session
 	// node and version are what the agent said.
 	node, version string
+	// caller is whom the server took it for.
+	caller wire.Caller
 	// dirty wakes the writer, beats has it answer a heartbeat, paced tell a new rhythm.
 	dirty, beats, paced chan struct{}
 	// ended gets one reason for ending the session.
@@ -89,7 +92,7 @@ func (s *session) changed(key ledgerKey) {
 // accept runs one session from the agent's hello to its end.
 func (r *Registry) accept(ctx context.Context, w *wire.Session) error {
 	s := newSession(w.Node(), w.Version())
-	s.wire = w
+	s.wire, s.caller = w, w.Caller()
 	s.hear(r.o.Clock(), 0)
 	w.Attend(func(beat uint64) { s.hear(r.o.Clock(), beat) })
 	// Neither Receive nor Send can be interrupted but by the end of the stream,
@@ -102,8 +105,14 @@ func (r *Registry) accept(ctx context.Context, w *wire.Session) error {
 	if !first.Complete || first.Info == nil || first.Info.Name != s.node {
 		return fmt.Errorf("node %s: the first report must be complete and describe the node", s.node)
 	}
-	r.join(s, first)
+	r.openLedger(s, first)
+	if err := r.join(s, first); err != nil {
+		return err
+	}
 	defer r.leave(s)
+	if end := s.caller.Expires; !end.IsZero() {
+		defer time.AfterFunc(end.Sub(r.o.Now()), func() { s.end(errExpired) }).Stop()
+	}
 	go func() { s.end(r.read(s)) }()
 	if err := <-s.ended; !errors.Is(err, io.EOF) {
 		return err
@@ -112,10 +121,14 @@ func (r *Registry) accept(ctx context.Context, w *wire.Session) error {
 }
 
 // join takes in a node's complete report and makes s its session.
-func (r *Registry) join(s *session, report *nodes.Report) {
+func (r *Registry) join(s *session, report *nodes.Report) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.member(s.node)
+	if err := r.contradicts(m, s); err != nil {
+		return err
+	}
+	r.believe(s, m, report)
 	if old := m.session; old != nil {
 		old.end(errReplaced)
 		r.retire(m)
@@ -134,6 +147,7 @@ func (r *Registry) join(s *session, report *nodes.Report) {
 	state := m.state
 	r.inputs.add(s.node, Input{Node: &state, Report: report})
 	r.o.Log.Info("node joined", "node", s.node, "agent_version", s.version, "pods", len(report.Statuses))
+	return nil
 }
 
 func (s *session) begin(number uint64) {
@@ -183,6 +197,9 @@ func (r *Registry) read(s *session) error {
 		if err != nil {
 			return err
 		}
+		if report.Info != nil && report.Info.Name != s.node {
+			return fmt.Errorf("node %s: it can't describe node %s", s.node, report.Info.Name)
+		}
 		r.hear(s, report)
 	}
 }
@@ -194,6 +211,7 @@ func (r *Registry) hear(s *session, report *nodes.Report) {
 	if m.session != s {
 		return
 	}
+	r.believe(s, m, report)
 	m.state.Routes = max(m.state.Routes, report.Routes)
 	in := Input{Report: report}
 	if report.Info != nil {
@@ -231,6 +249,7 @@ func (r *Registry) update(s *session, sent *wire.Update) error {
 	if update == nil {
 		return nil
 	}
+	r.sealLedger(update)
 	if err := s.wire.Send(*update); err != nil {
 		return err
 	}

@@ -90,6 +90,10 @@ type Executor interface {
 	Tune(n desired.Nodes)
 	// Expect names nodes that earlier servers granted leases, of longest at most.
 	Expect(known []nodes.NodeState, longest time.Duration)
+	// Member says which machine a node's name belongs to, once that is recorded.
+	Member(m nodes.Member)
+	// Revoke says all names that the revision in force shuts out.
+	Revoke(names []string)
 }
 
 // Input is what was learned about a node.
@@ -132,6 +136,8 @@ type Loop struct {
 	board   *board
 	loads   *loads
 	advance chan desired.Revision
+	// admissions are the questions of Admit.
+	admissions chan admission
 	// checking is held by the push that is being checked.
 	checking chan struct{}
 	// started is closed once the first step is done.
@@ -176,12 +182,13 @@ func New(o Options) (*Loop, error) {
 	}
 	o.Grace = cmp.Or(o.Grace, 5*time.Second)
 	l := &Loop{
-		o:        o,
-		loads:    &loads{load: o.Load, wholeTree: o.SyncInfo.Path == "" || o.SyncInfo.Path == "."},
-		advance:  make(chan desired.Revision, 1),
-		checking: make(chan struct{}, 1),
-		started:  make(chan struct{}),
-		stats:    Stats{Revisions: map[nodes.Outcome]uint64{}},
+		o:          o,
+		loads:      &loads{load: o.Load, wholeTree: o.SyncInfo.Path == "" || o.SyncInfo.Path == "."},
+		advance:    make(chan desired.Revision, 1),
+		admissions: make(chan admission),
+		checking:   make(chan struct{}, 1),
+		started:    make(chan struct{}),
+		stats:      Stats{Revisions: map[nodes.Outcome]uint64{}},
 	}
 	first := &view{at: o.Now().UTC(), version: o.Version, state: planner.New(o.Planner), sync: o.SyncInfo}
 	first.sync.State, first.sync.Message = "waiting", "the server is starting"

@@ -29,8 +29,7 @@ type runner struct {
 	branch  branch
 	history []nodes.HistoryEntry
 	toMove  chan string // newest revision to mirror
-	// known are the nodes that are recorded.
-	known map[string]bool
+	members members
 	// last is the newest instant that the planner saw.
 	last time.Time
 	// wake is the planner's alarm, retry that of what failed; zero is none.
@@ -52,7 +51,7 @@ func (l *Loop) newRunner(ctx context.Context, group *errgroup.Group) (*runner, e
 		state:   planner.New(l.o.Planner),
 		history: l.o.Record.History(shownHistory),
 		toMove:  make(chan string, 1),
-		known:   map[string]bool{},
+		members: members{byName: map[string]nodes.Member{}, tokens: map[string]tokenUse{}},
 		wake:    stoppedTimer(),
 		retry:   stoppedTimer(),
 		times:   times{longest: desired.DefaultSettings().Nodes.Lease},
@@ -110,6 +109,8 @@ func (r *runner) run(ctx context.Context) error {
 			r.drain(ctx)
 		case result := <-r.branch.results:
 			r.loaded(ctx, result)
+		case q := <-r.admissions:
+			q.answer <- r.admit(ctx, q.Admission)
 		case samples := <-r.sampling.results:
 			r.sampled(samples)
 		case <-r.sampling.alarm.C:
@@ -168,6 +169,9 @@ func (r *runner) input(ctx context.Context, in Input) {
 	r.change.Reports = append(r.change.Reports, *in.Report)
 	r.o.Record.SaveReport(*in.Report)
 	r.o.Record.AppendEvents(in.Report.Events)
+	if in.Report.Complete && r.start == nil {
+		r.recallMembers(in.Report.Ledger)
+	}
 	switch {
 	case !in.Report.Complete:
 	case r.start != nil:
@@ -188,6 +192,7 @@ func (r *runner) step(ctx context.Context) {
 		now := r.now()
 		state, plan := r.o.Next(r.state, change, now)
 		r.state = state
+		r.revoke()
 		r.alarm(plan.Wake, now)
 		r.outbox.add(plan)
 		r.o.Record.AppendEvents(plan.Events)

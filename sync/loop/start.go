@@ -3,6 +3,7 @@ package loop
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -10,12 +11,18 @@ import (
 )
 
 // The loop's own decisions, beside the planner's: the revision that the
-// cluster follows, and which nodes there are. Both travel in the ledger.
+// cluster follows, which nodes there are and whose names they have, and how often
+// join tokens were used. All travel in the ledger.
 const (
 	kindFollowed = "followed"
 	keyFollowed  = "revision"
 	kindNode     = "node"
+	kindToken    = "token"
 )
+
+// isMembership tells what was decided about machines. It is recorded before
+// anything else is known, so it alone does not make a record.
+func isMembership(d nodes.Decision) bool { return d.Kind == kindNode || d.Kind == kindToken }
 
 // followed is the value of the decision about the revision in force.
 type followed struct {
@@ -56,15 +63,21 @@ func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
 		joined:   map[string]bool{},
 	}
 	r.start.states, r.start.reports = r.o.Record.Observed()
-	r.change.Decisions = decisions
-	if len(decisions) > 0 {
+	recorded := slices.ContainsFunc(decisions, func(d nodes.Decision) bool { return !isMembership(d) })
+	if recorded {
 		// Without a record nothing is said: the nodes' own ledgers, which would
 		// be replaced, are all that is known then.
+		r.change.Decisions = decisions
 		r.o.Executor.Ledger(decisions)
 	}
 	r.learn(ctx, decisions)
-	for name := range r.start.expected {
-		r.known[name] = true
+	for _, d := range decisions {
+		if isMembership(d) {
+			r.remember(d)
+			if !recorded {
+				r.outbox.decide(d) // for the ledger, when there is one
+			}
+		}
 	}
 	r.expect()
 }
@@ -100,6 +113,9 @@ func (r *runner) joined(ctx context.Context, report *nodes.Report) {
 	r.learn(ctx, report.Ledger)
 	r.expect()
 	for _, d := range report.Ledger {
+		if isMembership(d) && !r.remember(d) {
+			continue // what was decided since counts
+		}
 		if ours(d) {
 			r.outbox.decide(d)
 		}
@@ -170,20 +186,4 @@ func (s *start) complete() bool {
 		}
 	}
 	return true
-}
-
-// knowNode records that there is such a node.
-func (r *runner) knowNode(name string) {
-	if r.known[name] {
-		return
-	}
-	r.known[name] = true
-	value, err := json.Marshal(struct {
-		Name string `json:"name"`
-	}{name})
-	if err != nil {
-		r.o.Log.Error("node not recorded", "node", name, "reason", err)
-		return
-	}
-	r.outbox.decide(nodes.Decision{Kind: kindNode, Key: name, Value: value})
 }

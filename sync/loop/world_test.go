@@ -139,10 +139,13 @@ type machine struct {
 	times    []desired.Nodes
 	expected map[string]bool
 	longest  time.Duration
+	// owners are whose the names are, revoked those that Git shuts out.
+	owners  map[string]nodes.Member
+	revoked []string
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, pods: map[nodes.UID]*nodes.Pod{}, ledger: map[decisionKey]nodes.Decision{}, expected: map[string]bool{}}
+	return &machine{t: t, pods: map[nodes.UID]*nodes.Pod{}, ledger: map[decisionKey]nodes.Decision{}, expected: map[string]bool{}, owners: map[string]nodes.Member{}}
 }
 
 // connect gives the machine a new server.
@@ -205,6 +208,25 @@ func (m *machine) Ledger(decisions []nodes.Decision) {
 			m.ledger[decisionKey{d.Kind, d.Key}] = d
 		}
 	}
+}
+
+func (m *machine) Member(n nodes.Member) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.owners[n.Name] = n
+}
+
+func (m *machine) Revoke(names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.revoked = names
+}
+
+// owner is the machine that has a name, as the loop last said.
+func (m *machine) owner(name string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.owners[name].Identity
 }
 
 func (m *machine) Route(t *proxy.Table) {

@@ -63,7 +63,7 @@ func (w *world) startServer() error {
 	group, ctx := errgroup.WithContext(ctx)
 	listener := bufconn.Listen(1 << 20)
 	group.Go(func() error { return record.Run(ctx) })
-	group.Go(func() error { return r.Serve(ctx, listener) })
+	group.Go(func() error { return r.Serve(ctx, registry.Door{Listener: listener}) })
 	group.Go(func() error { return l.Run(ctx) })
 	s := &server{hands: h, record: record, registry: r, loop: l, cancel: cancel, ended: make(chan error, 1)}
 	go func() { s.ended <- group.Wait() }()

@@ -350,6 +350,12 @@ func (h *hands) Ledger(d []nodes.Decision) {
 	}
 }
 
+// Member implements loop.Executor.
+func (h *hands) Member(m nodes.Member) { h.to.Member(m) }
+
+// Revoke implements loop.Executor.
+func (h *hands) Revoke(names []string) { h.to.Revoke(names) }
+
 // Route implements loop.Executor.
 func (h *hands) Route(t *proxy.Table) {
 	if !h.lives() {

@@ -1,0 +1,92 @@
+package registry
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/trust"
+	"github.com/tallyman-dev/tallyman/nodes/wire"
+)
+
+// believe takes out of a report what is not the node's to say. The planner
+// holds the rest to what it decided. The caller holds mu.
+func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
+	report.Local = s.caller.Local
+	if len(report.Events) == 0 {
+		return
+	}
+	own := ownObjects(m.assignment, report)
+	kept := slices.DeleteFunc(slices.Clone(report.Events), func(e nodes.Event) bool {
+		return !own[e.Object] && e.Object != desired.Key{Kind: "Node", Name: s.node}
+	})
+	if n := len(report.Events) - len(kept); n > 0 {
+		r.o.Log.Warn("events about what is not the node's are not taken", "node", s.node, "events", n)
+	}
+	report.Events = kept
+}
+
+// ownObjects are the pods that a node has or is to have, and the claims of its
+// volumes.
+func ownObjects(a *nodes.Assignment, report *nodes.Report) map[desired.Key]bool {
+	own := map[desired.Key]bool{}
+	pods := report.Held
+	if a != nil {
+		pods = slices.Concat(pods, a.Pods)
+		for _, v := range a.Volumes {
+			own[v.Claim] = true
+		}
+	}
+	for _, p := range pods {
+		own[p.Key()] = true
+	}
+	for i := range report.Volumes {
+		if v := report.Volumes[i].Held; v != nil {
+			own[v.Claim] = true
+		}
+	}
+	return own
+}
+
+// openLedger gives back what the node kept, without what does not open. What
+// bears no seal was written by an earlier version, and counts only where nobody
+// but the server's own machine could have changed it.
+func (r *Registry) openLedger(s *session, report *nodes.Report) {
+	if r.o.Authority == nil {
+		return
+	}
+	local := s.caller.Local
+	var opened []nodes.Decision
+	dropped, reason := 0, error(nil)
+	for _, d := range report.Ledger {
+		plain, err := r.o.Authority.Open(d)
+		switch {
+		case err == nil:
+			opened = append(opened, plain)
+		case local && errors.Is(err, trust.ErrUnsealed):
+			opened = append(opened, d)
+		default:
+			dropped, reason = dropped+1, err
+		}
+	}
+	if dropped > 0 {
+		r.o.Log.Warn("parts of the ledger that the node keeps are not believed", "node", s.node, "entries", dropped, "reason", reason)
+	}
+	report.Ledger = opened
+}
+
+// sealLedger makes what the node is to keep a thing that it can neither read nor change.
+func (r *Registry) sealLedger(update *wire.Update) {
+	if r.o.Authority == nil {
+		return
+	}
+	for i, d := range update.Ledger {
+		sealed, err := r.o.Authority.Seal(d)
+		if err != nil {
+			r.o.Log.Error("a decision can't be sealed, and nodes don't keep it", "kind", d.Kind, "key", d.Key, "reason", err)
+			sealed = nodes.Decision{Kind: d.Kind}
+		}
+		update.Ledger[i] = sealed
+	}
+}

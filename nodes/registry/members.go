@@ -1,0 +1,147 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/trust"
+	"github.com/tallyman-dev/tallyman/nodes/wire"
+)
+
+// Member says which machine a node's name belongs to. A session of another one ends.
+func (r *Registry) Member(m nodes.Member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known := r.member(m.Name)
+	known.owner = m
+	if s := known.session; s != nil {
+		if err := r.contradicts(known, s); err != nil {
+			s.end(err)
+		}
+	}
+}
+
+// Revoke says all names that Git shuts out. Their sessions end, and none begins.
+func (r *Registry) Revoke(names []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.revoked)
+	for _, name := range names {
+		r.revoked[name] = true
+		if m := r.members[name]; m != nil && m.session != nil {
+			m.session.end(revoked(name))
+			r.o.Log.Warn("node is revoked in Git: its session ends", "node", name)
+		}
+	}
+}
+
+func revoked(name string) error {
+	return fmt.Errorf("node %s is revoked in Git: its v1 Node has the annotation tallyman.dev/revoked", name)
+}
+
+// contradicts says why a session may not be the node's. The caller holds mu.
+func (r *Registry) contradicts(m *member, s *session) error {
+	switch {
+	case r.revoked[s.node]:
+		return revoked(s.node)
+	case s.caller.Local || s.caller.Identity == "":
+		return nil
+	case m.owner.Identity != s.caller.Identity:
+		return &nodes.TakenError{Member: m.owner}
+	}
+	return nil
+}
+
+// identify finds out which node is at the other end of a public connection.
+func (r *Registry) identify(ctx context.Context, p wire.Peer) (wire.Caller, error) {
+	id, err := r.o.Authority.Identify(p.Chain)
+	if err == nil {
+		err = r.vouch(ctx, id, p.Host())
+	}
+	if err != nil {
+		r.o.Log.Warn("agent refused", "node", id.Node, "from", p.Host(), "reason", err)
+		return wire.Caller{}, err
+	}
+	return wire.Caller{Node: id.Node, Identity: id.Key, From: p.Host(), Expires: id.Expires}, nil
+}
+
+// vouch holds a certificate to what was decided about its name. When nothing
+// was, or nobody remembers, the first one counts.
+func (r *Registry) vouch(ctx context.Context, id trust.Identity, from string) error {
+	owner, err := r.mayHave(id.Node)
+	switch {
+	case err != nil:
+		return err
+	case owner.Identity == id.Key:
+		return nil
+	case owner.Identity != "":
+		return &nodes.TakenError{Member: owner}
+	}
+	return r.o.Members.Admit(ctx, nodes.Admission{
+		Member: nodes.Member{Name: id.Node, Identity: id.Key, From: from, Joined: r.o.Now().UTC(), Assumed: true},
+	})
+}
+
+// mayHave returns who has a name, or why no other machine may have it.
+func (r *Registry) mayHave(name string) (nodes.Member, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.revoked[name]:
+		return nodes.Member{}, revoked(name)
+	case r.local[name]:
+		return nodes.Member{}, fmt.Errorf("node %s is the server's own machine: give this one another --node-name", name)
+	}
+	if m := r.members[name]; m != nil {
+		return m.owner, nil
+	}
+	return nodes.Member{}, nil
+}
+
+// admit gives a machine its first certificate for a join token.
+func (r *Registry) admit(ctx context.Context, q wire.JoinRequest) ([][]byte, error) {
+	chain, err := r.tryAdmit(ctx, q)
+	if err != nil {
+		r.o.Log.Warn("machine not taken in", "node", q.Node, "from", q.From, "reason", err)
+		return nil, err
+	}
+	r.o.Log.Info("machine taken in", "node", q.Node, "from", q.From)
+	return chain, nil
+}
+
+func (r *Registry) tryAdmit(ctx context.Context, q wire.JoinRequest) ([][]byte, error) {
+	token, err := r.o.Authority.CheckToken(q.Token, q.Node)
+	if err != nil {
+		return nil, err
+	}
+	id, err := trust.ReadRequest(q.Node, q.Request)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := r.mayHave(q.Node); err != nil {
+		return nil, err
+	}
+	err = r.o.Members.Admit(ctx, nodes.Admission{
+		Member: nodes.Member{Name: q.Node, Identity: id.Key, From: q.From, Joined: r.o.Now().UTC()},
+		Token:  token.ID, Uses: token.Uses, Expires: token.Expires, Replace: token.Replace,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.o.Authority.Certify(q.Node, q.Request)
+}
+
+// renew gives a node its next certificate, for the same key.
+func (r *Registry) renew(_ context.Context, c wire.Caller, request []byte) ([][]byte, error) {
+	id, err := trust.ReadRequest(c.Node, request)
+	if err != nil {
+		return nil, err
+	}
+	if id.Key != c.Identity {
+		return nil, errors.New("a certificate is renewed for the key that it has: to change the key, join with a token made with --replace")
+	}
+	r.o.Log.Info("certificate renewed", "node", c.Node, "from", c.From)
+	return r.o.Authority.Certify(c.Node, request)
+}

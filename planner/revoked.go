@@ -1,0 +1,25 @@
+package planner
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// revokedAnnotation, set to "true" on a v1 Node, shuts the machine of that name out.
+const revokedAnnotation = "tallyman.dev/revoked"
+
+// Revoked are the names of the nodes that the revision in force shuts out, sorted.
+func (s *State) Revoked() []string {
+	if s.snapshot == nil {
+		return nil
+	}
+	var names []string
+	for _, o := range s.snapshot.Kind(kindNode) {
+		if n, ok := o.Value.(*corev1.Node); ok && n.Annotations[revokedAnnotation] == "true" {
+			names = append(names, n.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

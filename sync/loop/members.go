@@ -1,0 +1,193 @@
+package loop
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// members is which machines have which names; part of runner.
+type members struct {
+	byName map[string]nodes.Member
+	// tokens are the join tokens that bound their uses and are not over, by id.
+	tokens map[string]tokenUse
+	// revoked are the names that were handed out as such, of the revision judged.
+	revoked []string
+	judged  *desired.Snapshot
+}
+
+// tokenUse is the decision about a join token.
+type tokenUse struct {
+	Expires time.Time `json:"expires"`
+	// Identities are those that joined with it.
+	Identities []string `json:"identities"`
+}
+
+// admission is a question of Admit.
+type admission struct {
+	nodes.Admission
+	answer chan error
+}
+
+// Admit decides whether a machine may have a node's name, and returns once that
+// is recorded: nil, a *nodes.TakenError when the name is another machine's, or why not.
+func (l *Loop) Admit(ctx context.Context, a nodes.Admission) error {
+	q := admission{a, make(chan error, 1)}
+	select {
+	case l.admissions <- q:
+	case <-ctx.Done():
+		return fmt.Errorf("admit node %s: the server is still starting: %w", a.Name, ctx.Err())
+	}
+	select {
+	case err := <-q.answer:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("admit node %s: %w", a.Name, ctx.Err())
+	}
+}
+
+// admit decides and records. Nothing is changed when the record fails.
+func (r *runner) admit(ctx context.Context, a nodes.Admission) error {
+	known := r.members.byName[a.Name]
+	switch {
+	case known.Identity == a.Identity && !known.Assumed:
+		return nil
+	case known.Identity == a.Identity && a.Assumed:
+		return nil
+	case known.Identity != "" && known.Identity != a.Identity && !a.Replace:
+		return &nodes.TakenError{Member: known}
+	}
+	decisions, err := r.useToken(a)
+	if err != nil {
+		return err
+	}
+	d, err := memberDecision(a.Member)
+	if err != nil {
+		return err
+	}
+	decisions = append(decisions, d)
+	if err := r.o.Record.Record(ctx, decisions); err != nil {
+		return fmt.Errorf("node %s is not taken in, for that can't be recorded: %w", a.Name, err)
+	}
+	for _, d := range decisions {
+		r.outbox.decide(d) // the ledger is told with the rest
+		r.takeIn(d)
+	}
+	if known.Identity != "" && known.Identity != a.Identity {
+		r.o.Log.Warn("a node's name belongs to another machine now", "node", a.Name, "from", a.From, "before", known.From)
+	}
+	return nil
+}
+
+// useToken counts a use of a token that bounds them, and forgets those that are over.
+func (r *runner) useToken(a nodes.Admission) ([]nodes.Decision, error) {
+	var decisions []nodes.Decision
+	now := r.now()
+	for id, use := range r.members.tokens {
+		if use.Expires.Before(now) {
+			decisions = append(decisions, nodes.Decision{Kind: kindToken, Key: id})
+		}
+	}
+	if a.Token == "" || a.Uses == 0 {
+		return decisions, nil
+	}
+	use := r.members.tokens[a.Token]
+	if slices.Contains(use.Identities, a.Identity) {
+		return decisions, nil
+	}
+	if len(use.Identities) >= a.Uses {
+		return nil, fmt.Errorf("the join token was good for %s and is used up: make another one with tally token create", plural(a.Uses, "use"))
+	}
+	value, err := json.Marshal(tokenUse{a.Expires, append(slices.Clone(use.Identities), a.Identity)})
+	if err != nil {
+		return nil, fmt.Errorf("count the use of a join token: %w", err)
+	}
+	return append(decisions, nodes.Decision{Kind: kindToken, Key: a.Token, Value: value}), nil
+}
+
+func memberDecision(m nodes.Member) (nodes.Decision, error) {
+	value, err := json.Marshal(m)
+	if err != nil {
+		return nodes.Decision{}, fmt.Errorf("record node %s: %w", m.Name, err)
+	}
+	return nodes.Decision{Kind: kindNode, Key: m.Name, Value: value}, nil
+}
+
+// takeIn makes a recorded decision about machines the one in force.
+func (r *runner) takeIn(d nodes.Decision) {
+	switch {
+	case d.Kind == kindToken && d.Value == nil:
+		delete(r.members.tokens, d.Key)
+	case d.Kind == kindToken:
+		var use tokenUse
+		if err := json.Unmarshal(d.Value, &use); err != nil {
+			r.o.Log.Warn("the uses of a join token can't be read", "token", d.Key, "reason", err)
+			return
+		}
+		r.members.tokens[d.Key] = use
+	case d.Kind == kindNode && d.Value != nil:
+		m := nodes.Member{Name: d.Key}
+		if err := json.Unmarshal(d.Value, &m); err != nil {
+			r.o.Log.Warn("what is recorded of a node can't be read; the first machine with a certificate of that name counts", "node", d.Key, "reason", err)
+		}
+		r.members.byName[m.Name] = m
+		r.o.Executor.Member(m)
+	}
+}
+
+// remember takes in what the record or a ledger says about machines, unless
+// something was decided that counts more; it reports whether it did.
+func (r *runner) remember(d nodes.Decision) bool {
+	if d.Kind == kindToken {
+		if _, known := r.members.tokens[d.Key]; known {
+			return false
+		}
+	} else if known := r.members.byName[d.Key]; known.Identity != "" && !known.Assumed {
+		return false
+	}
+	r.takeIn(d)
+	return true
+}
+
+// recallMembers takes from a ledger that came after the start whose the names
+// are that nobody decided on.
+func (r *runner) recallMembers(ledger []nodes.Decision) {
+	for _, d := range ledger {
+		if d.Kind == kindNode && r.members.byName[d.Key].Assumed && r.remember(d) {
+			r.outbox.decide(d)
+		}
+	}
+}
+
+// knowNode records that there is such a node.
+func (r *runner) knowNode(name string) {
+	if _, known := r.members.byName[name]; known {
+		return
+	}
+	d, err := memberDecision(nodes.Member{Name: name})
+	if err != nil {
+		r.o.Log.Error("node not recorded", "node", name, "reason", err)
+		return
+	}
+	r.takeIn(d)
+	r.outbox.decide(d)
+}
+
+// revoke hands out the names that the revision in force shuts out.
+func (r *runner) revoke() {
+	m := &r.members
+	if inForce := r.state.InForce(); inForce == m.judged || inForce == nil {
+		return
+	}
+	m.judged = r.state.InForce()
+	names := r.state.Revoked()
+	if !slices.Equal(names, m.revoked) {
+		m.revoked = names
+		r.o.Executor.Revoke(names)
+	}
+}

@@ -1,0 +1,196 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// ask asks for a name, as a machine with a token does.
+func (w *world) ask(name, identity string, with ...func(*nodes.Admission)) error {
+	w.Helper()
+	a := nodes.Admission{Member: nodes.Member{Name: name, Identity: identity, From: "192.0.2.7", Joined: time.Now().UTC()}, Token: "t"}
+	for _, f := range with {
+		f(&a)
+	}
+	ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
+	defer cancel()
+	return w.Admit(ctx, a)
+}
+
+func uses(n int) func(*nodes.Admission) {
+	return func(a *nodes.Admission) { a.Uses, a.Expires = n, time.Now().Add(time.Hour) }
+}
+
+func replacing(a *nodes.Admission) { a.Replace = true }
+
+func assumed(a *nodes.Admission) { a.Token, a.Assumed = "", true }
+
+func (w *world) expectOwner(name, identity string) {
+	w.Helper()
+	synctest.Wait()
+	if got := w.machine.owner(name); got != identity {
+		w.Errorf("node %s is %q, want %q", name, got, identity)
+	}
+}
+
+// anew starts another loop; with a record or without.
+func (w *world) anew(record *memory) {
+	w.stop()
+	w.record = record
+	w.machine.owners = map[string]nodes.Member{}
+	w.start()
+	w.machine.connect(w.inputs)
+	time.Sleep(10 * time.Second)
+	synctest.Wait()
+}
+
+// TestANameBelongsToOneMachine, across restarts, until a token that says so
+// gives it to another.
+func TestANameBelongsToOneMachine(t *testing.T) {
+	runWith(t, func(w *world) { w.several = true }, func(w *world) {
+		check := func(err error, refused bool) {
+			t.Helper()
+			var taken *nodes.TakenError
+			if errors.As(err, &taken) != refused || !refused && err != nil {
+				t.Errorf("got %v, refused must be %v", err, refused)
+			}
+		}
+		check(w.ask("a", "first"), false)
+		check(w.ask("a", "first"), false)
+		check(w.ask("a", "second"), true)
+		check(w.ask("a", "second", assumed), true)
+		w.expectOwner("a", "first")
+		w.anew(w.record)
+		w.expectOwner("a", "first")
+		check(w.ask("a", "second"), true)
+		check(w.ask("a", "second", replacing), false)
+		w.expectOwner("a", "second")
+		check(w.ask("a", "first", assumed), true)
+		w.anew(w.record)
+		w.expectOwner("a", "second")
+	})
+}
+
+// TestUsesOfATokenAreCounted by machine, durably.
+func TestUsesOfATokenAreCounted(t *testing.T) {
+	runWith(t, func(w *world) { w.several = true }, func(w *world) {
+		for _, c := range []struct {
+			name, identity string
+			ok             bool
+		}{{"a", "1", true}, {"a", "1", true}, {"b", "2", true}, {"c", "3", false}} {
+			if err := w.ask(c.name, c.identity, uses(2)); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "used up") {
+				t.Errorf("%s: %v, want ok %v", c.name, err, c.ok)
+			}
+		}
+		w.expectOwner("c", "")
+		w.anew(w.record)
+		if err := w.ask("c", "3", uses(2)); err == nil {
+			t.Error("a restart forgot that the token was used up")
+		}
+		if err := w.ask("c", "3"); err != nil {
+			t.Errorf("a token without a bound: %v", err)
+		}
+	})
+}
+
+// TestNobodyIsTakenInUnrecorded: the certificate would be handed out.
+func TestNobodyIsTakenInUnrecorded(t *testing.T) {
+	runWith(t, func(w *world) { w.several = true }, func(w *world) {
+		w.record.breakDown(true)
+		if err := w.ask("a", "first", uses(1)); err == nil || !strings.Contains(err.Error(), "no space left") {
+			t.Errorf("taken in with %v", err)
+		}
+		w.expectOwner("a", "")
+		w.record.breakDown(false)
+		if err := w.ask("b", "second", uses(1)); err != nil {
+			t.Errorf("the attempt that failed counts: %v", err)
+		}
+	})
+}
+
+// TestAMachineIsTakenInBeforeAnyNodeHasReported: there would be none ever. What
+// is recorded so is no record of the cluster: ledgers still tell what that was.
+func TestAMachineIsTakenInBeforeAnyNodeHasReported(t *testing.T) {
+	runWith(t, func(w *world) { w.several = true }, func(w *world) {
+		w.repository.commit("one", deployment("web", "app:1", 2))
+		w.push("one")
+		if err := w.ask("b", "second"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		// The record is lost, a machine joins before anybody reports, and the server
+		// falls once more.
+		w.stop()
+		w.record, w.machine.owners = newMemory(), map[string]nodes.Member{}
+		w.start()
+		if err := w.ask("c", "third"); err != nil {
+			t.Fatal(err)
+		}
+		w.anew(w.record)
+		w.expectOwner("b", "second")
+		w.expectOwner("c", "third")
+		if got := w.machine.counts(); got != [3]int{2, 2, 0} || w.inForce() != "one" {
+			t.Errorf("running, started and stopped pods: %v, in force %q", got, w.inForce())
+		}
+	})
+}
+
+// TestALedgerKnowsBetterThanWhoCameFirst after the record was lost, but not
+// better than a token since.
+func TestALedgerKnowsBetterThanWhoCameFirst(t *testing.T) {
+	runWith(t, func(w *world) { w.several = true }, func(w *world) {
+		w.repository.commit("one", deployment("web", "app:1", 1))
+		w.push("one")
+		for _, name := range []string{"a", "b"} {
+			if err := w.ask(name, "rightful"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		w.stop()
+		w.record = newMemory()
+		w.start()
+		if err := errors.Join(w.ask("a", "impostor", assumed), w.ask("b", "newcomer")); err != nil {
+			t.Fatal(err)
+		}
+		w.machine.connect(w.inputs)
+		time.Sleep(10 * time.Second)
+		w.expectOwner("a", "rightful")
+		w.expectOwner("b", "newcomer")
+	})
+}
+
+// TestRevokedNodesAreHandedOut when the revision that says so is in force, and
+// taken back with it.
+func TestRevokedNodesAreHandedOut(t *testing.T) {
+	node := func(name, revoked string) *desired.Object {
+		return &desired.Object{
+			Key: desired.Key{Kind: "Node", Name: name}, Fingerprint: name + revoked,
+			Value: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{"tallyman.dev/revoked": revoked}}},
+		}
+	}
+	run(t, func(w *world) {
+		web := deployment("web", "app:1", 1)
+		w.repository.commit("one", web, node("a", "true"), node("b", "false"))
+		w.repository.commit("two", web, node("a", "false"), node("b", "true"))
+		for _, c := range []struct{ sha, want string }{{"one", "a"}, {"two", "b"}} {
+			w.push(c.sha)
+			w.machine.mu.Lock()
+			got := strings.Join(w.machine.revoked, ",")
+			w.machine.mu.Unlock()
+			if got != c.want {
+				t.Errorf("revision %s revokes %q, want %q", c.sha, got, c.want)
+			}
+		}
+	})
+}
