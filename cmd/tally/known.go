@@ -14,6 +14,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent"
 	"github.com/tallyman-dev/tallyman/nodes/network"
+	"github.com/tallyman-dev/tallyman/nodes/trust"
 )
 
 // knownNetwork is what a node knows of the cluster's addresses, and its own
@@ -94,5 +95,5 @@ func writeNetwork(path string, known knownNetwork) error {
 	if err != nil {
 		return err
 	}
-	return writeWhole(path, content)
+	return trust.WriteSecret(path, content)
 }

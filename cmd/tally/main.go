@@ -1,6 +1,6 @@
-// Command tally is Tallyman's one binary: the server and the node agent in one
-// process (tally up), the keeper and the hooks that belong to it, and the
-// commands that look at a running cluster. The package wires parts together
+// Command tally is Tallyman's one binary: the server and the node agent, in one
+// process (tally up) or apart, the keeper and the hooks that belong to them, and
+// the commands that look at a running cluster. The package wires parts together
 // and turns outcomes into exit codes; it decides nothing itself.
 package main
 
@@ -100,7 +100,7 @@ func newRoot(s streams) *cobra.Command {
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		newUp(s), newReset(s),
+		newUp(s), newServerCommand(s), newAgentCommand(s), newToken(s), newKey(s), newReset(s),
 		newValidate(s), newStatus(s), newWait(s), newHistory(s), newLogs(s),
 		newVersion(s), newGitCredential(s), newHook(s), newKeeper(s), newPause(s),
 	)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -35,23 +34,9 @@ import (
 	"github.com/tallyman-dev/tallyman/proxy/iptables"
 )
 
-// nodeOptions are what an agent is told by flags.
-type nodeOptions struct {
-	instance
-	name       string
-	ip         string
-	reserved   string
-	capacity   string
-	certsDir   string
-	devices    []string
-	pluginsDir string
-	kubeletDir string
-	// watchdog is the device that the keeper holds while pods are fenced.
-	watchdog string
-}
-
 // node is an agent with everything it uses, wired together.
 type node struct {
+	instance
 	o       nodeOptions
 	log     *slog.Logger
 	db      *bbolt.DB
@@ -71,10 +56,10 @@ type node struct {
 	addrs []netip.Addr
 }
 
-// newNode wires an agent. It starts the keeper, or finds the living one;
-// nothing else happens before run.
-func newNode(ctx context.Context, o nodeOptions, key clusterKey, log *slog.Logger) (*node, error) {
-	n := &node{o: o, log: log.With("node", o.name)}
+// newNode wires an agent, whose store is encrypted with a key of its own. It
+// starts the keeper, or finds the living one; nothing else happens before run.
+func newNode(ctx context.Context, i instance, o nodeOptions, key []byte, log *slog.Logger) (*node, error) {
+	n := &node{instance: i, o: o, log: log.With("node", o.name)}
 	known, err := readNetwork(n.networkFile(), n.log)
 	if err != nil {
 		return nil, err
@@ -87,19 +72,19 @@ func newNode(ctx context.Context, o nodeOptions, key clusterKey, log *slog.Logge
 	return n, nil
 }
 
-func (n *node) dataDir() string     { return filepath.Join(n.o.dataDir, "agent") }
-func (n *node) networkFile() string { return filepath.Join(n.dataDir(), "network.json") }
+func (n *node) agentDir() string    { return agentDir(n.dataDir) }
+func (n *node) networkFile() string { return filepath.Join(n.agentDir(), "network.json") }
 
 // openParts makes what the agent reaches the machine through.
 func (n *node) openParts(ctx context.Context) (err error) {
-	if err := os.MkdirAll(n.dataDir(), 0o700); err != nil {
+	if err := os.MkdirAll(n.agentDir(), 0o700); err != nil {
 		return err
 	}
-	if n.db, err = agent.OpenStore(filepath.Join(n.dataDir(), "agent.db")); err != nil {
+	if n.db, err = agent.OpenStore(filepath.Join(n.agentDir(), "agent.db")); err != nil {
 		return err
 	}
 	n.runtime, err = containerd.New(containerd.Options{
-		Address: n.o.containerd, CertsDir: n.o.certsDir, RunDir: filepath.Join(n.o.runDir, "containerd"), Log: n.log.With("part", "runtime"),
+		Address: n.containerd, CertsDir: n.o.certsDir, RunDir: filepath.Join(n.runDir, "containerd"), Log: n.log.With("part", "runtime"),
 	})
 	if err != nil {
 		return err
@@ -114,8 +99,8 @@ func (n *node) openParts(ctx context.Context) (err error) {
 		return err
 	}
 	n.keeper, err = keeper.Start(ctx, keeper.StartOptions{
-		Command: []string{"/proc/self/exe", "keeper", "--data-dir", n.o.dataDir, "--run-dir", n.o.runDir, "--watchdog", n.o.watchdog},
-		RunDir:  n.o.runDir, Log: n.log.With("part", "keeper"),
+		Command: []string{"/proc/self/exe", "keeper", "--data-dir", n.dataDir, "--run-dir", n.runDir, "--watchdog", n.o.watchdog},
+		RunDir:  n.runDir, Log: n.log.With("part", "keeper"),
 	})
 	return err
 }
@@ -128,20 +113,16 @@ func (n *node) openNetwork() error {
 	var err error
 	n.network, err = network.New(network.Options{
 		PodCIDR: n.known.PodCIDR, ClusterCIDR: n.known.Pods, ServiceCIDR: n.known.Services,
-		NodeAddr: n.addrs[0], Overlay: n.known.Overlay, KeyFile: filepath.Join(n.dataDir(), "wireguard.key"),
-		RunDir: n.o.runDir, DB: n.db, Log: n.log.With("part", "network"),
+		NodeAddr: n.addrs[0], Overlay: n.known.Overlay, KeyFile: filepath.Join(n.agentDir(), "wireguard.key"),
+		RunDir: n.runDir, DB: n.db, Log: n.log.With("part", "network"),
 	})
 	return err
 }
 
 // wireAgent puts the parts together.
-func (n *node) wireAgent(key clusterKey) error {
+func (n *node) wireAgent(key []byte) (err error) {
 	if n.db == nil || n.keeper == nil {
 		return nil // openParts has said why
-	}
-	agentKey, err := key.derive("agent store")
-	if err != nil {
-		return err
 	}
 	reserved, err := parseResources("--reserved", n.o.reserved)
 	if err != nil {
@@ -151,15 +132,19 @@ func (n *node) wireAgent(key clusterKey) error {
 	if err != nil {
 		return err
 	}
+	labels, err := n.o.labels()
+	if err != nil {
+		return err
+	}
 	driven, err := n.openDrivers()
 	if err != nil {
 		return err
 	}
-	volumes, err := volume.New(volume.Options{DataDir: n.dataDir(), RunDir: n.o.runDir, Drivers: driven, Log: n.log.With("part", "volume")})
+	volumes, err := volume.New(volume.Options{DataDir: n.agentDir(), RunDir: n.runDir, Drivers: driven, Log: n.log.With("part", "volume")})
 	if err != nil {
 		return err
 	}
-	n.persistent, err = volume.NewPersistent(volume.PersistentOptions{DataDir: n.o.dataDir, RunDir: n.o.runDir, Drivers: driven, Log: n.log.With("part", "volume")})
+	n.persistent, err = volume.NewPersistent(volume.PersistentOptions{DataDir: n.dataDir, RunDir: n.runDir, Drivers: driven, Log: n.log.With("part", "volume")})
 	if err != nil {
 		return err
 	}
@@ -182,10 +167,10 @@ func (n *node) wireAgent(key clusterKey) error {
 		return fmt.Errorf("find our own binary: %w", err)
 	}
 	n.agent, err = agent.New(agent.Options{
-		Name: n.o.name, Addrs: n.addrs, Reserved: reserved, Capacity: capacity,
-		DataDir: n.dataDir(), RunDir: n.o.runDir, Key: agentKey,
+		Name: n.o.name, Addrs: n.addrs, Labels: labels, Reserved: reserved, Capacity: capacity,
+		DataDir: n.agentDir(), RunDir: n.runDir, Key: key,
 		Runtime: n.runtime, Network: n.network, Keeper: n.keeper, Proxy: n.proxy, Volumes: volumes, Persistent: n.persistent, Cgroups: groups, Devices: n.devices, Drivers: n.drivers,
-		Readings: agent.MachineReadings(n.dataDir(), n.runtime.Root),
+		Readings: agent.MachineReadings(n.agentDir(), n.runtime.Root),
 		Pause:    []string{executable, "pause"}, Version: version, Forwarders: resolvers,
 		DB: n.db, Log: n.log.With("part", "agent"), Now: time.Now,
 	})
@@ -196,13 +181,13 @@ func (n *node) wireAgent(key clusterKey) error {
 func (n *node) openDrivers() (*csi.Volumes, error) {
 	var err error
 	n.drivers, err = csi.New(csi.Options{
-		Dir: n.o.kubeletDir, DataDir: n.dataDir(), Changed: func() { n.agent.DriversChanged() }, Log: n.log.With("part", "csi"),
+		Dir: n.o.kubeletDir, DataDir: n.agentDir(), Changed: func() { n.agent.DriversChanged() }, Log: n.log.With("part", "csi"),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return csi.NewVolumes(csi.VolumesOptions{
-		Drivers: n.drivers, DataDir: n.dataDir(), Config: func(k desired.Key) *nodes.Config { return n.agent.Config(k) },
+		Drivers: n.drivers, DataDir: n.agentDir(), Config: func(k desired.Key) *nodes.Config { return n.agent.Config(k) },
 	})
 }
 
@@ -213,7 +198,7 @@ func (n *node) openDevices() error {
 		return usageError{fmt.Errorf("--device: %w", err)}
 	}
 	n.devices, err = device.New(device.Options{
-		Static: static, Dir: n.o.pluginsDir, Record: filepath.Join(n.dataDir(), "devices.json"),
+		Static: static, Dir: n.o.pluginsDir, Record: filepath.Join(n.agentDir(), "devices.json"),
 		Changed: func() { n.agent.DevicesChanged() }, Log: n.log.With("part", "devices"),
 	})
 	return err
@@ -247,14 +232,12 @@ func (n *node) imageDisk() (collect.Disk, error) {
 // cluster or its machine has now; another one takes its place.
 var errNetworkChanged = errors.New("addresses changed")
 
-// run converges the node until ctx ends, over a session with the server at the socket.
-func (n *node) run(ctx context.Context, socket string) error {
+// run converges the node until ctx ends, over sessions with the server at the
+// other end of the link.
+func (n *node) run(ctx context.Context, l *link) error {
 	changed := make(chan knownNetwork, 1)
 	client, err := wire.NewClient(wire.ClientOptions{
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
+		Dial: l.dial, Credentials: l.credentials,
 		Node: n.o.name, Version: version, Handler: networkWatch{n.agent, n.known, changed}, Log: n.log.With("part", "wire"),
 	})
 	if err != nil {
@@ -269,6 +252,7 @@ func (n *node) run(ctx context.Context, socket string) error {
 	group.Go(func() error { return ended(ctx, n.drivers.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, client.Run(ctx)) })
 	group.Go(func() error { return ended(ctx, n.images.Run(ctx)) })
+	group.Go(func() error { return l.renew(ctx, client, n.log) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -338,34 +322,34 @@ func parseResources(flag, text string) (corev1.ResourceList, error) {
 }
 
 func newReset(s streams) *cobra.Command {
-	var o nodeOptions
+	var i instance
 	var data bool
 	cmd := &cobra.Command{
 		Use:   "reset",
 		Short: "Remove every container, network, rule and mount that this instance made",
 		Long: "Remove every container, pod network, volume, rule and mount that the instance with this data dir made, at once\n" +
-			"and without grace. The repository, the key and the data of persistent volumes stay: another tally up with this\n" +
-			"data dir takes the volumes up again. tally up must have ended.",
+			"and without grace. The repository, the key, an agent's certificate and the data of persistent volumes stay: another\n" +
+			"tally up or tally agent with this data dir takes the volumes up again. The one before must have ended.",
 		Args: usage(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return runReset(cmd.Context(), s, o, data) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runReset(cmd.Context(), s, i, data) },
 	}
-	o.addFlags(cmd.Flags())
+	i.addFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&data, "delete-volumes", false, "delete the data of persistent volumes too, for good")
 	return cmd
 }
 
-func runReset(ctx context.Context, s streams, o nodeOptions, data bool) error {
+func runReset(ctx context.Context, s streams, i instance, data bool) error {
 	if os.Geteuid() != 0 {
 		return errors.New("tally reset removes containers and networks: run it as root")
 	}
-	if err := o.absolute(); err != nil {
+	if err := i.absolute(); err != nil {
 		return err
 	}
-	log, err := o.logger()
+	log, err := i.logger()
 	if err != nil {
 		return err
 	}
-	lock, err := o.lock()
+	lock, err := i.lock()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was ever made
 	}
@@ -373,18 +357,17 @@ func runReset(ctx context.Context, s streams, o nodeOptions, data bool) error {
 		return err
 	}
 	defer lock.Close()
-	key, err := openKey(o.dataDir)
+	store, err := storeKey(i.dataDir)
 	if errors.Is(err, errKeyLost) {
-		key, err = make(clusterKey, keySize), nil // nothing that is stored is wanted any more
+		store, err = make([]byte, keySize), nil // nothing that is stored is wanted any more
 	}
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.runDir, 0o750); err != nil {
+	if err := os.MkdirAll(i.runDir, 0o750); err != nil {
 		return err
 	}
-	o.name = "reset"
-	n, err := newNode(ctx, o, key, log)
+	n, err := newNode(ctx, i, nodeOptions{name: "reset"}, store, log)
 	if err != nil {
 		return err
 	}
@@ -402,6 +385,6 @@ func (n *node) sayKept(ctx context.Context, s streams) error {
 		return err
 	}
 	fmt.Fprintf(s.err, "kept the data of %d persistent volumes in %s (remove it with: tally reset --delete-volumes)\n",
-		len(held), filepath.Join(n.o.dataDir, "persistent"))
+		len(held), filepath.Join(n.dataDir, "persistent"))
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes/observed"
 	"github.com/tallyman-dev/tallyman/nodes/registry"
 	"github.com/tallyman-dev/tallyman/nodes/token"
+	"github.com/tallyman-dev/tallyman/nodes/trust"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/planner"
 	"github.com/tallyman-dev/tallyman/status"
@@ -38,8 +39,11 @@ import (
 
 // server is the control plane, wired together.
 type server struct {
-	o           upOptions
-	log         *slog.Logger
+	instance
+	o   serverOptions
+	log *slog.Logger
+	// local is the name of the node in this process; empty for none.
+	local       string
 	agentSocket string
 
 	record     *observed.Store
@@ -51,14 +55,15 @@ type server struct {
 	status     *status.Server
 	access     *access.Control
 	signer     *token.Signer
+	authority  *trust.Authority
 	webhook    http.Handler // nil without a secret
 
 	certificate *tls.Certificate // nil without TLS
 	shown       string           // host and port that the printed address has
 }
 
-func newServer(o upOptions, key clusterKey, log *slog.Logger) (*server, error) {
-	s := &server{o: o, log: log, agentSocket: filepath.Join(o.runDir, "agents.sock")}
+func newServer(i instance, o serverOptions, local string, key clusterKey, log *slog.Logger) (*server, error) {
+	s := &server{instance: i, o: o, log: log, local: local, agentSocket: filepath.Join(i.runDir, "agents.sock")}
 	if err := s.openRecord(); err != nil {
 		return nil, err
 	}
@@ -70,7 +75,7 @@ func newServer(o upOptions, key clusterKey, log *slog.Logger) (*server, error) {
 }
 
 func (s *server) openRecord() (err error) {
-	s.record, err = observed.Open(observed.Options{Dir: filepath.Join(s.o.dataDir, "server"), Log: s.log})
+	s.record, err = observed.Open(observed.Options{Dir: filepath.Join(s.dataDir, "server"), Log: s.log})
 	return err
 }
 
@@ -94,7 +99,7 @@ func (s *server) wireSync(key clusterKey) error {
 		}
 	}
 	s.repository, err = gitrepo.Open(gitrepo.Options{
-		Dir: filepath.Join(s.o.dataDir, "mirror.git"), URL: s.o.address(), Branch: s.o.branch, Path: s.o.path, Interval: s.o.interval,
+		Dir: filepath.Join(s.dataDir, "mirror.git"), URL: s.address(), Branch: s.o.branch, Path: s.o.path, Interval: s.o.interval,
 		Credentials: s.o.credentials, MirrorTo: s.o.mirrorTo, MirrorCredentials: s.o.mirrorCredentials, Log: s.log.With("part", "repository"),
 	})
 	if err != nil {
@@ -104,7 +109,13 @@ func (s *server) wireSync(key clusterKey) error {
 	if err := s.openSigner(key); err != nil {
 		return err
 	}
-	if s.registry, err = registry.New(registry.Options{Log: s.log.With("part", "registry"), Version: version, Token: s.sign}); err != nil {
+	if err := s.openAuthority(key); err != nil {
+		return err
+	}
+	s.registry, err = registry.New(registry.Options{
+		Log: s.log.With("part", "registry"), Version: version, Token: s.sign, Authority: s.authority, Members: admission{s},
+	})
+	if err != nil {
 		return err
 	}
 	options := loop.Options{
@@ -113,7 +124,7 @@ func (s *server) wireSync(key clusterKey) error {
 		SourceName: strings.Join([]string{s.o.shownRepo(), s.o.branch, s.o.path}, " "),
 		SyncInfo:   nodes.Sync{Repo: s.o.shownRepo(), Branch: s.o.branch, Path: s.o.path},
 		Metrics:    (&prometheus.Source{}).Ask,
-		Single:     true, // tally up: the one node is in this process
+		Single:     s.o.listen == "", // the one node is in this process
 		Version:    version, Log: s.log.With("part", "loop"),
 	}
 	if s.o.mirrorTo != "" {
@@ -136,6 +147,22 @@ func (s *server) openSigner(key clusterKey) error {
 	return err
 }
 
+// openAuthority makes what gives certificates to other machines.
+func (s *server) openAuthority(key clusterKey) error {
+	secret, err := key.derive("trust")
+	if err != nil {
+		return err
+	}
+	s.authority, err = trust.New(secret, time.Now)
+	return err
+}
+
+// admission lets the loop decide whose a node's name is: the registry is wired
+// before the loop.
+type admission struct{ *server }
+
+func (a admission) Admit(ctx context.Context, q nodes.Admission) error { return a.loop.Admit(ctx, q) }
+
 // sign makes a token under the issuer that the repository names.
 func (s *server) sign(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error) {
 	return s.signer.Sign(s.loop.Overview().Issuer, p, r, time.Now())
@@ -147,7 +174,7 @@ func (s *server) newRemote(g *gate) (*remote.Remote, error) {
 		return nil, fmt.Errorf("find our own binary: %w", err)
 	}
 	return remote.New(remote.Options{
-		Dir: s.o.embeddedDir(), Branch: s.o.branch, Socket: s.o.socket(), Executable: executable,
+		Dir: s.embeddedDir(), Branch: s.o.branch, Socket: s.socket(), Executable: executable,
 		Group: group, Gate: g, Log: s.log.With("part", "remote"),
 	})
 }
@@ -200,7 +227,14 @@ func (s *server) openAccess() error {
 	if err != nil {
 		return usageError{fmt.Errorf("--http: %w", err)}
 	}
-	hosts := []string{host, s.o.nodeName}
+	hosts := []string{host, s.local}
+	if s.local == "" {
+		name, err := hostName()
+		if err != nil {
+			return err
+		}
+		hosts[1] = name
+	}
 	s.shown = s.o.http
 	if s.o.httpCert != "" {
 		certificate, err := tls.LoadX509KeyPair(s.o.httpCert, s.o.httpKey)
@@ -215,7 +249,7 @@ func (s *server) openAccess() error {
 		}
 	}
 	s.access, err = access.Open(access.Options{
-		Path: s.o.token(), Group: group, Hosts: hosts, TLS: s.certificate != nil, Log: s.log.With("part", "access"),
+		Path: s.token(), Group: group, Hosts: hosts, TLS: s.certificate != nil, Log: s.log.With("part", "access"),
 	})
 	return err
 }
@@ -252,11 +286,11 @@ func (s *server) link() string {
 
 // run serves until ctx ends.
 func (s *server) run(ctx context.Context) error {
-	agents, err := listenUnix(s.agentSocket, 0o600)
+	doors, err := s.openDoors()
 	if err != nil {
 		return err
 	}
-	local, err := listenUnix(s.o.socket(), 0o660)
+	local, err := listenUnix(s.socket(), 0o660)
 	if err != nil {
 		return err
 	}
@@ -271,12 +305,32 @@ func (s *server) run(ctx context.Context) error {
 	group.Go(func() error { return s.record.Run(ctx) })
 	group.Go(func() error { return s.repository.Run(ctx) })
 	group.Go(func() error { return s.source.run(ctx) })
-	group.Go(func() error { return s.registry.Serve(ctx, agents) })
+	group.Go(func() error { return s.registry.Serve(ctx, doors...) })
 	group.Go(func() error { return s.loop.Run(ctx) })
 	group.Go(func() error { return serveHTTP(ctx, local, s.localHandler()) })
 	group.Go(func() error { return serveHTTP(ctx, outward, s.outwardHandler()) })
-	s.log.Info("server runs", "http", s.o.http, "repo", s.o.shownRepo(), "branch", s.o.branch, "path", s.o.path)
+	s.log.Info("server runs", "http", s.o.http, "listen", s.o.listen, "cluster", s.authority.Hash().Short(), "repo", s.o.shownRepo(), "branch", s.o.branch, "path", s.o.path)
 	return group.Wait()
+}
+
+// openDoors listens for agents: the one in this process, and those of other machines.
+func (s *server) openDoors() ([]registry.Door, error) {
+	var doors []registry.Door
+	if s.local != "" {
+		agents, err := listenUnix(s.agentSocket, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		doors = append(doors, registry.Door{Listener: agents, Node: s.local})
+	}
+	if s.o.listen != "" {
+		agents, err := net.Listen("tcp", s.o.listen)
+		if err != nil {
+			return nil, fmt.Errorf("--listen: %w; another instance may run here", err)
+		}
+		doors = append(doors, registry.Door{Listener: agents, Public: true})
+	}
+	return doors, nil
 }
 
 // outwardHandler is what HTTP clients reach; all but webhooks and health wants
@@ -302,6 +356,7 @@ func (s *server) outwardHandler() http.Handler {
 func (s *server) localHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", s.status.SocketHandler())
+	mux.HandleFunc("POST "+tokensPath, s.createToken)
 	if s.remote != nil {
 		hooks := s.remote.HookHandler()
 		mux.Handle("POST /pre-receive", hooks)
