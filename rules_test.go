@@ -45,7 +45,7 @@ var arrows = map[string][]string{
 	"nodes/agent":      {"nodes/csi", "nodes/device", "nodes/runtime", "nodes/network", "nodes/volume", "nodes/probe", "nodes/keeper", "nodes/wire", "nodes/boottime"},
 	"nodes/csi":        {},
 	"nodes/device":     {"nodes/runtime"},
-	"nodes/keeper":     {"nodes/boottime", "proxy/dns"},
+	"nodes/keeper":     {"nodes/boottime", "proxy/dns", "proxy/health"},
 	"nodes/runtime":    {},
 	"nodes/network":    {"proxy/netfilter"},
 	"nodes/volume":     {"nodes/csi"},

@@ -216,6 +216,8 @@ type ServiceOverview struct {
 	ClusterIPs []string      `json:"cluster_ips,omitempty"`
 	External   string        `json:"external,omitempty"`
 	Ports      []ServicePort `json:"ports,omitempty"`
+	// HealthCheckPort is where every node tells load balancers whether it has endpoints.
+	HealthCheckPort uint16 `json:"health_check_port,omitempty"`
 }
 
 // ServicePort is one port of a service with the endpoints behind it.

@@ -304,6 +304,7 @@ func (s *service) overview() nodes.ServiceOverview {
 	if s.entry.Headless {
 		o.ClusterIPs = []string{corev1.ClusterIPNone}
 	}
+	o.HealthCheckPort = s.entry.HealthCheckPort
 	for i, p := range s.entry.Ports {
 		o.Ports = append(o.Ports, servicePort(p, s.notReady[i]))
 	}

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -85,8 +84,8 @@ func (st *step) holdLease(s *service) {
 	for _, a := range s.lease.IPs {
 		st.addrs = st.addrs.Set(a, s.key)
 	}
-	for name, port := range s.lease.NodePorts {
-		st.nodePorts = st.nodePorts.Set(leasedPort(name, port), s.key)
+	for _, p := range s.lease.Ports() {
+		st.nodePorts = st.nodePorts.Set(p, s.key)
 	}
 }
 
@@ -96,18 +95,11 @@ func (st *step) release(s *service) {
 			st.addrs = st.addrs.Delete(a)
 		}
 	}
-	for name, port := range s.lease.NodePorts {
-		p := leasedPort(name, port)
+	for _, p := range s.lease.Ports() {
 		if k, ok := st.nodePorts.Get(p); ok && k == s.key {
 			st.nodePorts = st.nodePorts.Delete(p)
 		}
 	}
-}
-
-// leasedPort reads the protocol out of a lease's key ("TCP/80").
-func leasedPort(key string, port uint16) route.NodePort {
-	proto, _, _ := strings.Cut(key, "/")
-	return route.NodePort{Protocol: corev1.Protocol(proto), Port: port}
 }
 
 // dirtyServicesOf looks again at the services that select a pod.

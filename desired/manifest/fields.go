@@ -234,10 +234,9 @@ func serviceFields() []typeRule {
 	return []typeRule{
 		on[corev1.Service]("metadata spec", statusField()),
 		on[corev1.ServiceSpec](
-			"ports selector clusterIP clusterIPs type externalIPs sessionAffinity externalName publishNotReadyAddresses sessionAffinityConfig externalTrafficPolicy internalTrafficPolicy allocateLoadBalancerNodePorts",
+			"ports selector clusterIP clusterIPs type externalIPs sessionAffinity externalName publishNotReadyAddresses sessionAffinityConfig externalTrafficPolicy internalTrafficPolicy allocateLoadBalancerNodePorts healthCheckNodePort",
 			noEffect("loadBalancerIP loadBalancerClass", "no cloud gives load balancers; the node port works"),
 			notEnforced("loadBalancerSourceRanges", "no cloud gives load balancers; the node port is open to all"),
-			unsupported("healthCheckNodePort", "no load balancer asks").unless(`0`),
 			unsupported("ipFamilies ipFamilyPolicy", "services have IPv4 addresses").unless(`["IPv4"] "SingleStack" "PreferDualStack"`),
 			noEffect("trafficDistribution", "it is a preference, and all endpoints of a node are equally near"),
 		),

@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -79,30 +80,37 @@ func (w *world) claimAddress(e *entry, s *corev1.Service, config desired.Setting
 
 // claimPorts checks the node ports that a service fixes.
 func (w *world) claimPorts(e *entry, s *corev1.Service, config desired.Settings, taken map[nodePort]*entry) {
-	low, high := int32(config.Network.NodePortLow), int32(config.Network.NodePortHigh)
 	for i := range s.Spec.Ports {
 		p := &s.Spec.Ports[i]
-		if p.NodePort == 0 {
-			continue
-		}
-		field := fmt.Sprintf("spec.ports[%d].nodePort", i)
-		if p.NodePort < low || p.NodePort > high {
-			w.found.report(e, desired.Error, "invalid", field, fmt.Sprintf("%d is not a node port: they are %d-%d", p.NodePort, low, high), "leave nodePort out to be given one")
-			continue
-		}
-		claim := nodePort{p.NodePort, p.Protocol}
-		if first, ok := taken[claim]; ok && first != e {
-			w.found.report(e, desired.Error, "conflict", field, fmt.Sprintf("node port %d (%s) is that of %s in %s", p.NodePort, p.Protocol, first.key, where(first)), "leave nodePort out to be given another")
-			continue
-		}
-		taken[claim] = e
+		w.claimPort(e, fmt.Sprintf("spec.ports[%d].nodePort", i), nodePort{p.NodePort, p.Protocol}, config, taken)
 	}
+	w.claimPort(e, "spec.healthCheckNodePort", nodePort{s.Spec.HealthCheckNodePort, corev1.ProtocolTCP}, config, taken)
+}
+
+// claimPort checks one of them; port 0 claims nothing.
+func (w *world) claimPort(e *entry, field string, claim nodePort, config desired.Settings, taken map[nodePort]*entry) {
+	low, high := int32(config.Network.NodePortLow), int32(config.Network.NodePortHigh)
+	if claim.port == 0 {
+		return
+	}
+	leaveOut := "leave " + field[strings.LastIndexByte(field, '.')+1:] + " out to be given "
+	if claim.port < low || claim.port > high {
+		w.found.report(e, desired.Error, "invalid", field, fmt.Sprintf("%d is not a node port: they are %d-%d", claim.port, low, high), leaveOut+"one")
+		return
+	}
+	if first, ok := taken[claim]; ok && first != e {
+		w.found.report(e, desired.Error, "conflict", field, fmt.Sprintf("node port %d (%s) is that of %s in %s", claim.port, claim.protocol, first.key, where(first)), leaveOut+"another")
+		return
+	}
+	taken[claim] = e
 }
 
 // checkImmutable compares with the revision in force what cannot change. All
 // other fields that Kubernetes calls immutable are rolled or replaced.
 func (w *world) checkImmutable(config desired.Settings, previous *desired.Snapshot) {
-	if before := previous.Settings().Network; before != config.Network {
+	before := previous.Settings().Network
+	before.Overlay = config.Network.Overlay // no address depends on it
+	if before != config.Network {
 		w.reportNetwork(before)
 	}
 	storage := w.storageUse()

@@ -94,7 +94,13 @@ func validateSecret(v runtime.Object) (field.ErrorList, error) {
 }
 
 func validateService(v runtime.Object) (field.ErrorList, error) {
-	return through(v, corevalidation.ValidateServiceCreate)
+	return through(v, func(s *core.Service) field.ErrorList {
+		local := s.Spec.ExternalTrafficPolicy == core.ServiceExternalTrafficPolicyLocal
+		if s.Spec.Type == core.ServiceTypeLoadBalancer && local && s.Spec.HealthCheckNodePort == 0 {
+			s.Spec.HealthCheckNodePort = 1 // one is given, as Kubernetes does before it validates
+		}
+		return corevalidation.ValidateServiceCreate(s)
+	})
 }
 
 func validateEndpoints(v runtime.Object) (field.ErrorList, error) {

@@ -107,6 +107,7 @@ func (a *Agent) apply(ctx context.Context, t *proxy.Table) error {
 	go func() {
 		named <- a.o.Keeper.SetDNS(ctx, keeper.DNS{
 			Table:      t,
+			Node:       a.o.Name,
 			Listen:     []netip.AddrPort{netip.AddrPortFrom(a.o.Network.Gateway(), dnsPort)},
 			Forwarders: forwarders,
 		})

@@ -25,7 +25,9 @@ import (
 
 // DNS is all that the keeper serves names from; see proxy/dns.
 type DNS struct {
-	Table      *proxy.Table
+	Table *proxy.Table
+	// Node is the node's own name: its endpoints are what health check ports tell of.
+	Node       string
 	Listen     []netip.AddrPort
 	Forwarders []netip.AddrPort
 }

@@ -1,6 +1,7 @@
 // Package keeper is the small process on a node that goes on while the agent
-// is away: it reads the containers' log pipes, serves the cluster's DNS, and
-// kills fenced pods whose lease was not renewed.
+// is away: it reads the containers' log pipes, serves the cluster's DNS, tells
+// load balancers which services have endpoints here, and kills fenced pods
+// whose lease was not renewed.
 //
 // Run is that process; Start and Client are how the agent finds it, starts it,
 // keeps it alive and talks to it; Read reads the log files that it writes.
@@ -37,6 +38,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/proxy/dns"
+	"github.com/tallyman-dev/tallyman/proxy/health"
 )
 
 // Options for Run.
@@ -74,6 +76,7 @@ type server struct {
 	runDir string
 	logs   *logs
 	dns    *dns.Server
+	health *health.Server
 	fences *fences
 	// end stops Run; replace asks it to execute another binary in its place.
 	end     context.CancelFunc
@@ -142,7 +145,7 @@ func serve(ctx context.Context, o Options, inherited inheritance, fences *fences
 	if err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
-	s := &server{log: o.Log, runDir: o.RunDir, logs: newLogs(dir(o.RunDir), o.Log), dns: names, fences: fences, end: cancel, replace: make(chan replacement, 1)}
+	s := &server{log: o.Log, runDir: o.RunDir, logs: newLogs(dir(o.RunDir), o.Log), dns: names, health: health.New(o.Log), fences: fences, end: cancel, replace: make(chan replacement, 1)}
 	if err := s.logs.restore(); err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
@@ -153,6 +156,7 @@ func serve(ctx context.Context, o Options, inherited inheritance, fences *fences
 	inherited.close()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return names.Run(ctx) })
+	group.Go(func() error { return s.health.Run(ctx) })
 	s.restoreDNS()
 	group.Go(func() error { return s.serveHTTP(ctx, listener) })
 	group.Go(func() error {

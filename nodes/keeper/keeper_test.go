@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -328,10 +329,24 @@ func TestNamesResolveAfterKill(t *testing.T) {
 	listen := freePort(t)
 	table := &proxy.Table{Generation: 7, Domain: "cluster.local", Services: []*proxy.Service{{
 		Namespace: "default", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")},
+		HealthCheckPort: freePort(t).Port(),
+		Ports:           []proxy.Port{{Protocol: proxy.TCP, Port: 80, Endpoints: []proxy.Endpoint{{Addr: netip.MustParseAddr("10.244.0.2"), Port: 80, Node: "n1"}}}},
 	}}}
-	if err := c.SetDNS(t.Context(), DNS{Table: table, Listen: []netip.AddrPort{listen}}); err != nil {
+	if err := c.SetDNS(t.Context(), DNS{Table: table, Node: "n1", Listen: []netip.AddrPort{listen}}); err != nil {
 		t.Fatal(err)
 	}
+	balanced := func() error {
+		response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", table.Services[0].HealthCheckPort))
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return errors.New(response.Status)
+		}
+		return nil
+	}
+	eventually(t, "a load balancer's answer", balanced)
 	resolves := func() error {
 		q := new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
 		reply, err := dns.Exchange(q, listen.String())
@@ -359,6 +374,7 @@ func TestNamesResolveAfterKill(t *testing.T) {
 		return err
 	})
 	eventually(t, "the name again", resolves)
+	eventually(t, "a load balancer's answer, by the next keeper", balanced)
 }
 
 func freePort(t *testing.T) netip.AddrPort {

@@ -130,6 +130,7 @@ func (s *server) setDNS(encoded []byte) error {
 	if err := json.Unmarshal(encoded, &d); err != nil {
 		return fmt.Errorf("read the DNS table: %w", err)
 	}
+	s.health.Set(d.Table, d.Node)
 	return s.dns.Set(dns.Config{Table: d.Table, Listen: d.Listen, Forwarders: d.Forwarders})
 }
 

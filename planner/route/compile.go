@@ -48,6 +48,9 @@ func Compile(svc *corev1.Service, lease Lease, backends []Backend, manual Manual
 		Affinity:      affinity(svc),
 		InternalLocal: svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		ExternalLocal: svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+
+		Prefer:          preference(svc),
+		HealthCheckPort: lease.HealthCheckPort,
 	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		s.ExternalName = strings.TrimSuffix(svc.Spec.ExternalName, ".")
@@ -87,6 +90,21 @@ func compareEndpoint(a, b proxy.Endpoint) int {
 		return c
 	}
 	return strings.Compare(a.Pod, b.Pod)
+}
+
+// preference is what spec.trafficDistribution asks for. It is about pods: what
+// Git names by hand is for Git to choose.
+func preference(svc *corev1.Service) proxy.Preference {
+	if svc.Spec.TrafficDistribution == nil || len(svc.Spec.Selector) == 0 {
+		return proxy.NoPreference
+	}
+	switch *svc.Spec.TrafficDistribution {
+	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
+		return proxy.SameZone
+	case corev1.ServiceTrafficDistributionPreferSameNode:
+		return proxy.SameNode
+	}
+	return proxy.NoPreference
 }
 
 func affinity(svc *corev1.Service) time.Duration {

@@ -9,12 +9,14 @@
 package route
 
 import (
+	"cmp"
 	"fmt"
 	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -27,11 +29,26 @@ type Lease struct {
 	IPs []netip.Addr `json:"ips,omitempty"`
 	// NodePorts by protocol and port, e.g. "TCP/80".
 	NodePorts map[string]uint16 `json:"node_ports,omitempty"`
+	// HealthCheckPort is a TCP port from the same range; 0 for none.
+	HealthCheckPort uint16 `json:"health_check_port,omitempty"`
+}
+
+// Ports are all that the lease takes of the cluster's node ports.
+func (l Lease) Ports() []NodePort {
+	ports := make([]NodePort, 0, len(l.NodePorts)+1)
+	for key, port := range l.NodePorts {
+		proto, _, _ := strings.Cut(key, "/")
+		ports = append(ports, NodePort{corev1.Protocol(proto), port})
+	}
+	if l.HealthCheckPort != 0 {
+		ports = append(ports, NodePort{corev1.ProtocolTCP, l.HealthCheckPort})
+	}
+	return ports
 }
 
 // Equal reports whether two leases are the same.
 func (l Lease) Equal(o Lease) bool {
-	return slices.Equal(l.IPs, o.IPs) && maps.Equal(l.NodePorts, o.NodePorts)
+	return slices.Equal(l.IPs, o.IPs) && maps.Equal(l.NodePorts, o.NodePorts) && l.HealthCheckPort == o.HealthCheckPort
 }
 
 // PortKey names a service's port within a Lease.
@@ -58,16 +75,20 @@ func Decide(svc *corev1.Service, held Lease, network desired.Network, taken Take
 	lease.IPs, problem = decideAddrs(svc, held, network, taken)
 	ports, trouble := decidePorts(svc, held, network, taken)
 	lease.NodePorts = ports
-	if problem == "" {
-		problem = trouble
-	}
-	return lease, problem
+	problem = cmp.Or(problem, trouble)
+	lease.HealthCheckPort, trouble = decideHealthCheck(svc, held, network, func(n NodePort) bool {
+		return taken.Port(n) || slices.Contains(lease.Ports(), n)
+	})
+	return lease, cmp.Or(problem, trouble)
 }
 
 // Explicit reports whether a service names an address or port itself: those
 // are decided before the others.
 func Explicit(svc *corev1.Service) bool {
 	if svc.Spec.ClusterIP != "" && svc.Spec.ClusterIP != corev1.ClusterIPNone {
+		return true
+	}
+	if svc.Spec.HealthCheckNodePort != 0 {
 		return true
 	}
 	return slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return p.NodePort != 0 })
@@ -173,6 +194,19 @@ func decidePorts(svc *corev1.Service, held Lease, network desired.Network, taken
 	return ports, problem
 }
 
+// decideHealthCheck gives a port to a service whose load balancer must ask each
+// node whether it has endpoints.
+func decideHealthCheck(svc *corev1.Service, held Lease, network desired.Network, taken func(NodePort) bool) (uint16, string) {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
+		return 0, ""
+	}
+	want := wish{
+		port: uint16(svc.Spec.HealthCheckNodePort), held: held.HealthCheckPort,
+		protocol: corev1.ProtocolTCP, name: svc.Namespace + "/" + svc.Name + "/health",
+	}
+	return want.decide(network, taken)
+}
+
 func hasNodePorts(svc *corev1.Service) bool {
 	switch svc.Spec.Type {
 	case corev1.ServiceTypeNodePort:
@@ -185,25 +219,41 @@ func hasNodePorts(svc *corev1.Service) bool {
 }
 
 func decidePort(svc *corev1.Service, p *corev1.ServicePort, held Lease, network desired.Network, taken func(NodePort) bool) (uint16, string) {
-	low, high := network.NodePortLow, network.NodePortHigh
-	proto := protocol(p.Protocol)
-	if want := uint16(p.NodePort); want != 0 {
-		if taken(NodePort{proto, want}) {
-			return 0, fmt.Sprintf("node port %d/%s is already another service's", want, proto)
-		}
-		if want < low || want > high {
-			return 0, fmt.Sprintf("node port %d is outside the cluster's range %d-%d", want, low, high)
-		}
-		return want, ""
+	want := wish{
+		port: uint16(p.NodePort), held: held.NodePorts[PortKey(p)],
+		protocol: protocol(p.Protocol), name: svc.Namespace + "/" + svc.Name + "/" + PortKey(p),
 	}
-	if kept := held.NodePorts[PortKey(p)]; kept >= low && kept <= high && !taken(NodePort{proto, kept}) {
-		return kept, ""
+	return want.decide(network, taken)
+}
+
+// wish is what is asked of the node ports.
+type wish struct {
+	// port is the one named in the manifest, held the one that it had so far; 0 for none.
+	port, held uint16
+	protocol   corev1.Protocol
+	// name says where the search begins.
+	name string
+}
+
+func (w wish) decide(network desired.Network, taken func(NodePort) bool) (uint16, string) {
+	low, high := network.NodePortLow, network.NodePortHigh
+	if w.port != 0 {
+		if taken(NodePort{w.protocol, w.port}) {
+			return 0, fmt.Sprintf("node port %d/%s is already another service's", w.port, w.protocol)
+		}
+		if w.port < low || w.port > high {
+			return 0, fmt.Sprintf("node port %d is outside the cluster's range %d-%d", w.port, low, high)
+		}
+		return w.port, ""
+	}
+	if w.held >= low && w.held <= high && !taken(NodePort{w.protocol, w.held}) {
+		return w.held, ""
 	}
 	size := uint64(high) - uint64(low) + 1
-	start := hash(svc.Namespace+"/"+svc.Name+"/"+PortKey(p)) % size
+	start := hash(w.name) % size
 	for i := range size {
 		port := low + uint16((start+i)%size)
-		if !taken(NodePort{proto, port}) {
+		if !taken(NodePort{w.protocol, port}) {
 			return port, ""
 		}
 	}

@@ -196,3 +196,65 @@ func TestServiceFields(t *testing.T) {
 		t.Errorf("%+v", external)
 	}
 }
+
+func balanced(port int32) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		s.Spec.Type, s.Spec.ExternalTrafficPolicy = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyLocal
+		s.Spec.HealthCheckNodePort = port
+	}
+}
+
+func TestHealthCheckPort(t *testing.T) {
+	lease, problem := Decide(service(balanced(0)), Lease{}, network, nothing)
+	if problem != "" || lease.HealthCheckPort < network.NodePortLow || lease.HealthCheckPort > network.NodePortHigh {
+		t.Errorf("%+v, problem %q", lease, problem)
+	}
+	if len(lease.Ports()) != 2 || lease.Ports()[0] == lease.Ports()[1] {
+		t.Errorf("the lease takes %v", lease.Ports())
+	}
+	if again, _ := Decide(service(balanced(0)), lease, network, nothing); !again.Equal(lease) {
+		t.Errorf("asked again, it is %+v after %+v", again, lease)
+	}
+	if asked, problem := Decide(service(balanced(31999)), lease, network, nothing); problem != "" || asked.HealthCheckPort != 31999 {
+		t.Errorf("%+v, problem %q", asked, problem)
+	}
+	own := service(balanced(31000))
+	own.Spec.Ports[0].NodePort = 31000
+	if _, problem := Decide(own, Lease{}, network, nothing); problem != "node port 31000/TCP is already another service's" {
+		t.Errorf("one port for both: problem %q", problem)
+	}
+	for name, other := range map[string]*corev1.Service{
+		"a node port": service(nodePort(0)),
+		"policy Cluster": service(func(s *corev1.Service) {
+			balanced(0)(s)
+			s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster
+		}),
+	} {
+		if lease, problem := Decide(other, lease, network, nothing); problem != "" || lease.HealthCheckPort != 0 {
+			t.Errorf("%s: %+v, problem %q", name, lease, problem)
+		}
+	}
+	if s, _ := Compile(service(balanced(0)), lease, nil, Manual{}); s.HealthCheckPort != lease.HealthCheckPort || !s.ExternalLocal {
+		t.Errorf("compiled into %+v", s)
+	}
+}
+
+func TestPreference(t *testing.T) {
+	for distribution, want := range map[string]proxy.Preference{
+		corev1.ServiceTrafficDistributionPreferClose:    proxy.SameZone,
+		corev1.ServiceTrafficDistributionPreferSameZone: proxy.SameZone,
+		corev1.ServiceTrafficDistributionPreferSameNode: proxy.SameNode,
+	} {
+		prefers := func(s *corev1.Service) { s.Spec.TrafficDistribution = &distribution }
+		if s, _ := Compile(service(prefers), Lease{}, nil, Manual{}); s.Prefer != want {
+			t.Errorf("%s: %q, want %q", distribution, s.Prefer, want)
+		}
+		byHand := func(s *corev1.Service) { prefers(s); s.Spec.Selector = nil }
+		if s, _ := Compile(service(byHand), Lease{}, nil, Manual{}); s.Prefer != proxy.NoPreference {
+			t.Errorf("%s, endpoints by hand: %q", distribution, s.Prefer)
+		}
+	}
+	if s, _ := Compile(service(nil), Lease{}, nil, Manual{}); s.Prefer != proxy.NoPreference {
+		t.Errorf("none: %q", s.Prefer)
+	}
+}

@@ -205,7 +205,7 @@ func Address(s nodes.ServiceOverview) string {
 	return "headless"
 }
 
-// Ports of a service: "80, 443:30443/UDP".
+// Ports of a service: "80, 443:30443/UDP, health check :31000".
 func Ports(s nodes.ServiceOverview) string {
 	var ports []string
 	for _, p := range s.Ports {
@@ -217,6 +217,9 @@ func Ports(s nodes.ServiceOverview) string {
 			text += "/" + Clean(p.Protocol)
 		}
 		ports = append(ports, text)
+	}
+	if s.HealthCheckPort != 0 {
+		ports = append(ports, fmt.Sprintf("health check :%d", s.HealthCheckPort))
 	}
 	if len(ports) == 0 {
 		return "–"
