@@ -100,7 +100,7 @@ func drawVolume(t *rapid.T, name string) *nodes.Volume {
 // agent ends with the newest one.
 func TestAssignmentDifferencesAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s, r := newSender(), newReceiver()
+		s, r := newSender(newTableDiffs()), newReceiver()
 		s.part = 1500
 		pods := map[string]*nodes.Pod{}
 		configs := map[string]*nodes.Config{}
@@ -174,11 +174,20 @@ func transmitAssignment(t *rapid.T, s *sender, r *receiver, a *nodes.Assignment)
 	return got
 }
 
-// TestRouteDifferencesAddUp: the same for route tables.
+// TestRouteDifferencesAddUp: the same for route tables, with streams that share
+// their differences and are not at the same table.
 func TestRouteDifferencesAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s, r := newSender(), newReceiver()
-		s.part = 1500
+		diffs := newTableDiffs()
+		diffs.part = 1500
+		type stream struct {
+			*sender
+			*receiver
+		}
+		var streams []stream
+		for range 3 {
+			streams = append(streams, stream{newSender(diffs), newReceiver()})
+		}
 		services := map[string]*proxy.Service{}
 		peers := map[string]proxy.Node{}
 		for generation := range uint64(rapid.IntRange(1, 8).Draw(t, "steps")) {
@@ -208,22 +217,47 @@ func TestRouteDifferencesAddUp(t *testing.T) {
 			for _, name := range slices.Sorted(maps.Keys(peers)) {
 				want.Nodes = append(want.Nodes, peers[name])
 			}
-			var got *proxy.Table
-			var err error
-			for _, m := range s.routes(want) {
-				if got, err = r.routes(transmit(t, m).GetRoutes()); err != nil {
-					t.Fatal(err)
+			for i, to := range streams {
+				if i > 0 && rapid.Bool().Draw(t, "lags") {
+					continue
 				}
-			}
-			if diff := cmp.Diff(want, got, same); diff != "" {
-				t.Fatalf("table (-want +got):\n%s", diff)
+				var got *proxy.Table
+				var err error
+				for _, m := range to.sender.routes(want) {
+					if got, err = to.receiver.routes(transmit(t, m).GetRoutes()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if diff := cmp.Diff(want, got, same); diff != "" {
+					t.Fatalf("table of stream %d (-want +got):\n%s", i, diff)
+				}
 			}
 		}
 	})
 }
 
+// BenchmarkRouteChange is one changed service of 5,000 on its way to one more
+// of many nodes.
+func BenchmarkRouteChange(b *testing.B) {
+	table := &proxy.Table{Generation: 1}
+	for i := range 5000 {
+		table.Services = append(table.Services, &proxy.Service{Namespace: "default", Name: fmt.Sprintf("s%04d", i)})
+	}
+	next := *table
+	next.Generation, next.Services = 2, slices.Clone(table.Services)
+	next.Services[2500] = &proxy.Service{Namespace: "default", Name: "s2500", Affinity: time.Hour}
+	diffs := newTableDiffs()
+	s := newSender(diffs)
+	for b.Loop() {
+		s.table = table
+		if len(s.routes(&next)) != 1 {
+			b.Fatal("not one message")
+		}
+	}
+}
+
 func TestTemplatesCrossOnce(t *testing.T) {
-	s := newSender()
+	s := newSender(newTableDiffs())
 	template := &nodes.Template{Hash: "h", Spec: corev1.PodSpec{NodeName: "n"}}
 	copied := *template
 	count := func(a *nodes.Assignment) (templates, pods, gone int) {
@@ -259,7 +293,7 @@ func TestTemplatesCrossOnce(t *testing.T) {
 }
 
 func TestReceiverRefusesHoles(t *testing.T) {
-	s, r := newSender(), newReceiver()
+	s, r := newSender(newTableDiffs()), newReceiver()
 	first, _ := s.assignment(&nodes.Assignment{Node: "n"})
 	second, _ := s.assignment(&nodes.Assignment{Node: "n", Pods: []*nodes.Pod{{UID: "a"}}})
 	if _, err := r.assignment(second[0].GetAssignment()); err == nil {
@@ -325,7 +359,7 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 
 // FuzzDecode: no message of a peer, however wrong, may panic.
 func FuzzDecode(f *testing.F) {
-	s := newSender()
+	s := newSender(newTableDiffs())
 	messages, err := s.assignment(&nodes.Assignment{Node: "n", Pods: []*nodes.Pod{{UID: "a", Template: &nodes.Template{Hash: "h"}}}})
 	if err != nil {
 		f.Fatal(err)

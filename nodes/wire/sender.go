@@ -3,7 +3,6 @@ package wire
 import (
 	"net/netip"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -40,11 +39,10 @@ type sender struct {
 	podCIDR   netip.Prefix
 	session   uint64
 
-	routed     bool
-	generation uint64
-	domain     string
-	services   map[serviceName]*proxy.Service
-	peers      map[string]proxy.Node
+	// table is what the agent has of routes; nil for none. What leads from there to
+	// another is shared with other streams.
+	table *proxy.Table
+	diffs *tableDiffs
 }
 
 type sentPod struct {
@@ -52,17 +50,14 @@ type sentPod struct {
 	ref uint64
 }
 
-type serviceName struct{ namespace, name string }
-
-func newSender() *sender {
+func newSender(diffs *tableDiffs) *sender {
 	return &sender{
 		part:      maxPart,
 		templates: newTemplateRefs(),
 		pods:      map[nodes.UID]sentPod{},
 		configs:   map[desired.Key]string{},
 		volumes:   map[string]*nodes.Volume{},
-		services:  map[serviceName]*proxy.Service{},
-		peers:     map[string]proxy.Node{},
+		diffs:     diffs,
 	}
 }
 
@@ -218,72 +213,21 @@ func (s *sender) addFenced(out *assignmentParts, pods []nodes.UID) {
 
 // routes returns the messages that turn the last route table into t.
 func (s *sender) routes(t *proxy.Table) []*pb.ServerMessage {
-	if s.routed && s.generation == t.Generation && s.domain == t.Domain {
+	if s.table != nil && s.table.Generation == t.Generation && s.table.Domain == t.Domain {
 		return nil
 	}
-	parts := []*pb.RouteDelta{{Complete: !s.routed, Generation: t.Generation, Domain: t.Domain}}
-	size := 0
-	present := make(map[serviceName]bool, len(t.Services))
-	for _, service := range t.Services {
-		name := serviceName{service.Namespace, service.Name}
-		present[name] = true
-		if old := s.services[name]; old != nil && old.Equal(service) {
-			continue
-		}
-		s.services[name] = service
-		message := encodeService(service)
-		if size += proto.Size(message); size > s.part {
-			size = 0
-			parts = append(parts, &pb.RouteDelta{Complete: !s.routed, Generation: t.Generation, Domain: t.Domain})
-		}
-		part := parts[len(parts)-1]
-		part.Services = append(part.Services, message)
-	}
-	last := parts[len(parts)-1]
-	last.Gone = s.dropServices(present)
-	last.Nodes, last.NodesGone = s.peerNews(t.Nodes)
-	s.routed, s.generation, s.domain = true, t.Generation, t.Domain
+	parts := s.diffs.between(s.table, t)
+	s.table = t
 	messages := make([]*pb.ServerMessage, len(parts))
-	for i, part := range parts {
+	for i, p := range parts {
 		s.seq++
-		part.Seq, part.More = s.seq, i < len(parts)-1
-		messages[i] = &pb.ServerMessage{Message: &pb.ServerMessage_Routes{Routes: part}}
+		placed := &pb.RouteDelta{
+			Seq: s.seq, More: p.GetMore(), Complete: p.GetComplete(), Generation: p.GetGeneration(), Domain: p.GetDomain(),
+			Services: p.GetServices(), Gone: p.GetGone(), Nodes: p.GetNodes(), NodesGone: p.GetNodesGone(),
+		}
+		messages[i] = &pb.ServerMessage{Message: &pb.ServerMessage_Routes{Routes: placed}}
 	}
 	return messages
-}
-
-// peerNews gives the nodes that differ from what was sent, and those that are gone.
-func (s *sender) peerNews(now []proxy.Node) (changed []*pb.Peer, gone []string) {
-	present := make(map[string]bool, len(now))
-	for _, n := range now {
-		present[n.Name] = true
-		if before, known := s.peers[n.Name]; !known || before != n {
-			s.peers[n.Name] = n
-			changed = append(changed, encodePeer(n))
-		}
-	}
-	for name := range s.peers {
-		if !present[name] {
-			gone = append(gone, name)
-			delete(s.peers, name)
-		}
-	}
-	slices.Sort(gone)
-	return changed, gone
-}
-
-func (s *sender) dropServices(present map[serviceName]bool) []*pb.ServiceName {
-	var gone []*pb.ServiceName
-	for name := range s.services {
-		if !present[name] {
-			gone = append(gone, &pb.ServiceName{Namespace: name.namespace, Name: name.name})
-			delete(s.services, name)
-		}
-	}
-	slices.SortFunc(gone, func(a, b *pb.ServiceName) int {
-		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
-	})
-	return gone
 }
 
 // ledger returns the messages that tell decisions: all of them when complete.

@@ -51,8 +51,9 @@ type ServerOptions struct {
 
 // Server is the server's end of the protocol.
 type Server struct {
-	o    ServerOptions
-	logs *logWaiters
+	o     ServerOptions
+	logs  *logWaiters
+	diffs *tableDiffs
 }
 
 // NewServer makes a server; Serve makes it work.
@@ -66,7 +67,7 @@ func NewServer(o ServerOptions) (*Server, error) {
 	if o.Credentials == nil {
 		o.Credentials = insecure.NewCredentials()
 	}
-	return &Server{o: o, logs: newLogWaiters()}, nil
+	return &Server{o: o, logs: newLogWaiters(), diffs: newTableDiffs()}, nil
 }
 
 // Serve answers agents on l until ctx ends, ends all sessions then and returns
@@ -122,7 +123,7 @@ func (s *service) Session(stream pb.Tallyman_SessionServer) error {
 	}
 	session := &Session{
 		node: hello.GetNode(), version: hello.GetVersion(), caller: caller, stream: stream, logs: s.server.logs,
-		welcome: welcome, state: newSender(), reports: reportReader{node: hello.GetNode()}, sending: make(chan struct{}, 1),
+		welcome: welcome, state: newSender(s.server.diffs), reports: reportReader{node: hello.GetNode()}, sending: make(chan struct{}, 1),
 	}
 	if err := s.server.o.Accept(stream.Context(), session); err != nil {
 		return status.Error(codes.Aborted, err.Error())
