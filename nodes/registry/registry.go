@@ -12,6 +12,7 @@ package registry
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -74,6 +75,9 @@ type Door struct {
 	// Public doors are open to other machines: who comes must show a certificate.
 	// Others are private to this machine.
 	Public bool
+	// Peers, when set, is given the connections of the cluster's other servers to a
+	// public door (trust.PeerProtocol), and owns them then.
+	Peers func(*tls.Conn)
 	// Node is the only one that a private door lets in, and the server's own
 	// machine's: its word about what it holds counts. Empty lets in any.
 	Node string
@@ -188,8 +192,21 @@ func (r *Registry) open(door Door) (*wire.Server, error) {
 		return nil, errors.New("registry: a public door needs an authority, and somebody who decides on members")
 	}
 	o.Credentials = credentials.NewTLS(r.o.Authority.ServerTLS())
+	if door.Peers != nil {
+		o.Credentials = wire.Aside(r.o.Authority.ServerTLS(), trust.PeerProtocol, func(c *tls.Conn) { r.peer(c, door.Peers) })
+	}
 	o.Identify, o.Join, o.Renew = r.identify, r.admit, r.renew
 	return wire.NewServer(o)
+}
+
+// peer hands on a connection that is another server's.
+func (r *Registry) peer(c *tls.Conn, take func(*tls.Conn)) {
+	if err := r.o.Authority.CheckServer(c.ConnectionState().PeerCertificates); err != nil {
+		r.o.Log.Warn("server refused", "from", c.RemoteAddr(), "reason", err)
+		c.Close()
+		return
+	}
+	take(c)
 }
 
 func (r *Registry) heartbeat() time.Duration { return heartbeatOf(r.times.Load()) }
