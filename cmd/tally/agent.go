@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -239,6 +238,10 @@ type link struct {
 	credentials credentials.TransportCredentials
 	// identity is renewed over the link; nil where none is needed.
 	identity *trust.Node
+	// elsewhere is told of the leader, maxRetry the longest pause between two
+	// dials: see wire.ClientOptions.
+	elsewhere func(leader string)
+	maxRetry  time.Duration
 }
 
 // localLink leads to the server in this process.
@@ -249,22 +252,14 @@ func localLink(socket string) *link {
 	}}
 }
 
-// remoteLink leads to the servers of a cluster, each dial to the next of them.
+// remoteLink leads to the servers of a cluster: to the leader, where one is known.
 func remoteLink(addresses []string, config *tls.Config, identity *trust.Node) *link {
-	var next atomic.Uint64
-	return &link{credentials: credentials.NewTLS(config), identity: identity, dial: func(ctx context.Context) (net.Conn, error) {
-		d := net.Dialer{Timeout: dialTimeout}
-		first := next.Add(1) - 1
-		var failures error
-		for i := range uint64(len(addresses)) {
-			conn, err := d.DialContext(ctx, "tcp", addresses[(first+i)%uint64(len(addresses))])
-			if err == nil {
-				return conn, nil
-			}
-			failures = errors.Join(failures, err)
-		}
-		return nil, failures
-	}}
+	servers := &servers{addresses: addresses}
+	l := &link{credentials: credentials.NewTLS(config), identity: identity, dial: servers.dial}
+	if len(addresses) > 1 {
+		l.elsewhere, l.maxRetry = servers.elsewhere, severalRetry
+	}
+	return l
 }
 
 // renew asks for the next certificate in time, until ctx ends.

@@ -23,6 +23,7 @@ import (
 	"github.com/tallyman-dev/tallyman/desired/manifest"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/observed"
+	"github.com/tallyman-dev/tallyman/nodes/observed/etcd"
 	"github.com/tallyman-dev/tallyman/nodes/registry"
 	"github.com/tallyman-dev/tallyman/nodes/token"
 	"github.com/tallyman-dev/tallyman/nodes/trust"
@@ -46,6 +47,9 @@ type server struct {
 	local       string
 	agentSocket string
 
+	// term is the time of this server's leadership; nil where it is the only one.
+	term *etcd.Term
+
 	record     *observed.Store
 	repository *gitrepo.Repository
 	source     *source
@@ -57,6 +61,7 @@ type server struct {
 	signer     *token.Signer
 	authority  *trust.Authority
 	webhook    http.Handler // nil without a secret
+	peers      *passed      // nil where it is the only one
 
 	certificate *tls.Certificate // nil without TLS
 	shown       string           // host and port that the printed address has
@@ -67,6 +72,11 @@ func newServer(i instance, o serverOptions, local string, key clusterKey, log *s
 	if err := s.openRecord(); err != nil {
 		return nil, err
 	}
+	return wireServer(s, key)
+}
+
+// wireServer joins the parts of a server that has its record.
+func wireServer(s *server, key clusterKey) (*server, error) {
 	if err := errors.Join(s.wireSync(key), s.wireStatus()); err != nil {
 		s.close()
 		return nil, err
@@ -80,7 +90,7 @@ func (s *server) openRecord() (err error) {
 }
 
 func (s *server) close() {
-	if err := s.record.Close(); err != nil {
+	if err := s.record.Close(); err != nil && !errors.Is(err, etcd.ErrDeposed) {
 		s.log.Error("close the record", "error", err)
 	}
 }
@@ -98,11 +108,7 @@ func (s *server) wireSync(key clusterKey) error {
 			return err
 		}
 	}
-	s.repository, err = gitrepo.Open(gitrepo.Options{
-		Dir: filepath.Join(s.dataDir, "mirror.git"), URL: s.address(), Branch: s.o.branch, Path: s.o.path, Interval: s.o.interval,
-		Credentials: s.o.credentials, MirrorTo: s.o.mirrorTo, MirrorCredentials: s.o.mirrorCredentials, Log: s.log.With("part", "repository"),
-	})
-	if err != nil {
+	if err := s.openRepository(); err != nil {
 		return err
 	}
 	s.source = newSource(s.repository)
@@ -112,10 +118,13 @@ func (s *server) wireSync(key clusterKey) error {
 	if err := s.openAuthority(key); err != nil {
 		return err
 	}
-	s.registry, err = registry.New(registry.Options{
+	registryOptions := registry.Options{
 		Log: s.log.With("part", "registry"), Version: version, Token: s.sign, Authority: s.authority, Members: admission{s},
-	})
-	if err != nil {
+	}
+	if s.term != nil {
+		registryOptions.Leads = s.term.Leads
+	}
+	if s.registry, err = registry.New(registryOptions); err != nil {
 		return err
 	}
 	options := loop.Options{
@@ -127,6 +136,9 @@ func (s *server) wireSync(key clusterKey) error {
 		Single:     s.o.listen == "", // the one node is in this process
 		Version:    version, Log: s.log.With("part", "loop"),
 	}
+	if s.term != nil {
+		options.Executor, options.Grace = leading{s.registry, s.term}, takeoverGrace
+	}
 	if s.o.mirrorTo != "" {
 		options.Mirror = s.repository.Mirror
 	}
@@ -135,6 +147,14 @@ func (s *server) wireSync(key clusterKey) error {
 	}
 	*g = gate{repository: s.repository, loop: s.loop}
 	return nil
+}
+
+func (s *server) openRepository() (err error) {
+	s.repository, err = gitrepo.Open(gitrepo.Options{
+		Dir: filepath.Join(s.dataDir, "mirror.git"), URL: s.address(), Branch: s.o.branch, Path: s.o.path, Interval: s.o.interval,
+		Credentials: s.o.credentials, MirrorTo: s.o.mirrorTo, MirrorCredentials: s.o.mirrorCredentials, Log: s.log.With("part", "repository"),
+	})
+	return err
 }
 
 // openSigner makes what signs the tokens of ServiceAccounts.
@@ -290,16 +310,9 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	local, err := listenUnix(s.socket(), 0o660)
+	local, outward, err := s.listenHTTP()
 	if err != nil {
 		return err
-	}
-	outward, err := net.Listen("tcp", s.o.http)
-	if err != nil {
-		return fmt.Errorf("--http: %w; another instance may run here", err)
-	}
-	if s.certificate != nil {
-		outward = tls.NewListener(outward, &tls.Config{Certificates: []tls.Certificate{*s.certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.record.Run(ctx) })
@@ -309,8 +322,27 @@ func (s *server) run(ctx context.Context) error {
 	group.Go(func() error { return s.loop.Run(ctx) })
 	group.Go(func() error { return serveHTTP(ctx, local, s.localHandler()) })
 	group.Go(func() error { return serveHTTP(ctx, outward, s.outwardHandler()) })
+	if s.peers != nil {
+		group.Go(func() error { return serveHTTP(ctx, s.peers, s.peerHandler()) })
+	}
 	s.log.Info("server runs", "http", s.o.http, "listen", s.o.listen, "cluster", s.authority.Hash().Short(), "repo", s.o.shownRepo(), "branch", s.o.branch, "path", s.o.path)
 	return group.Wait()
+}
+
+// listenHTTP listens for clients: those of this machine at the socket, and those
+// that show the token.
+func (s *server) listenHTTP() (local, outward net.Listener, err error) {
+	if local, err = listenUnix(s.socket(), 0o660); err != nil {
+		return nil, nil, err
+	}
+	if outward, err = net.Listen("tcp", s.o.http); err != nil {
+		local.Close()
+		return nil, nil, fmt.Errorf("--http: %w; another instance may run here", err)
+	}
+	if s.certificate != nil {
+		outward = tls.NewListener(outward, &tls.Config{Certificates: []tls.Certificate{*s.certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	}
+	return local, outward, nil
 }
 
 // openDoors listens for agents: the one in this process, and those of other machines.
@@ -328,7 +360,12 @@ func (s *server) openDoors() ([]registry.Door, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--listen: %w; another instance may run here", err)
 		}
-		doors = append(doors, registry.Door{Listener: agents, Public: true})
+		door := registry.Door{Listener: agents, Public: true}
+		if s.term != nil {
+			s.peers = newPassed(agents.Addr())
+			door.Peers = s.peers.take
+		}
+		doors = append(doors, door)
 	}
 	return doors, nil
 }
@@ -341,14 +378,19 @@ func (s *server) outwardHandler() http.Handler {
 	if s.remote != nil {
 		mux.Handle("/repo.git/", s.remote.Handler())
 	}
-	// These paths need no token, so nothing else may answer there.
+	s.addWebhook(mux)
+	return s.access.Wrap(mux)
+}
+
+// addWebhook serves the paths that need no token, so that nothing else may
+// answer there.
+func (s *server) addWebhook(mux *http.ServeMux) {
 	webhook := s.webhook
 	if webhook == nil {
 		webhook = http.NotFoundHandler()
 	}
 	mux.Handle("/webhook", webhook)
 	mux.Handle("/webhook/", webhook)
-	return s.access.Wrap(mux)
 }
 
 // localHandler is what the unix socket serves: who may open it may look, and

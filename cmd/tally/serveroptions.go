@@ -32,6 +32,7 @@ type serverOptions struct {
 	httpKey  string
 	// listen is where agents come in; empty for none.
 	listen string
+	store  storeOptions
 }
 
 // addFlags has the address that agents come in at by default as an argument.
@@ -68,6 +69,9 @@ func (o *serverOptions) check() error {
 	}
 	if err := access.CheckListen(o.http, tls); err != nil {
 		return usageError{fmt.Errorf("--http: %w (--http-cert, --http-key)", err)}
+	}
+	if err := o.store.check(o); err != nil {
+		return err
 	}
 	if o.listen == "" {
 		return nil
@@ -107,12 +111,14 @@ func newServerCommand(s streams) *cobra.Command {
 		Short: "Run the control plane of a cluster, without a node",
 		Long: "Run the control plane: follow the repository and tell the agents of other machines what to run.\n" +
 			"They join with tally agent and a token from tally token create. Losing the data dir loses nothing but the\n" +
-			"cluster key, which tally key export keeps. Every flag also reads TALLY_<NAME> from the environment.",
+			"cluster key, which tally key export keeps. With --store several servers share an etcd: one leads, the others take over\n" +
+			"within seconds. Every flag also reads TALLY_<NAME> from the environment.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return runServer(cmd.Context(), s, i, o) },
 	}
 	i.addFlags(cmd.Flags())
 	o.addFlags(cmd.Flags(), ":7400")
+	o.store.addFlags(cmd.Flags())
 	return cmd
 }
 
@@ -122,6 +128,9 @@ func runServer(ctx context.Context, s streams, i instance, o serverOptions) erro
 	}
 	if err := i.absolute(); err != nil {
 		return err
+	}
+	if o.store.shared() {
+		return runSeveral(ctx, s, i, o)
 	}
 	return i.hold(func(log *slog.Logger) error {
 		key, err := openKey(i.dataDir)
