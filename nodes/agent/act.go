@@ -192,7 +192,7 @@ func (m *Machine) attach(ctx context.Context) error {
 		m.memory.IP = m.node.addrs[0]
 	}
 	// What runs already had its group before, and goes on with its limits.
-	if err := m.fence(ctx); err != nil && !errors.Is(err, errInUse) {
+	if err := m.enclose(ctx); err != nil && !errors.Is(err, errInUse) {
 		return err
 	}
 	m.attached = true
@@ -216,6 +216,12 @@ func (m *Machine) collectRun(ctx context.Context, name string) error {
 			t.FinishedAt = s.Finished.UTC()
 		}
 		t.Message = m.lastWords(ctx, name, r, t)
+	}
+	fenced := t.ExitCode != 0 && m.node.killed(ctx, m.pod.UID, r.StartedAt)
+	if fenced {
+		t.Reason, t.Message = "LeaseExpired", "killed because the node's lease was not renewed in time"
+		m.event(true, "LeaseExpired", "Container %s was killed because the node's lease was not renewed in time", name)
+		r.Delay, r.Restarted = 0, time.Time{} // that was no crash of its own
 	}
 	t.Signal = signalOf(t.ExitCode)
 	if k := r.Kill; k != nil {

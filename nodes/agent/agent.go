@@ -31,6 +31,7 @@ import (
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent/pressure"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	"github.com/tallyman-dev/tallyman/nodes/probe"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
@@ -81,6 +82,8 @@ type Options struct {
 	DB  *bbolt.DB
 	Log *slog.Logger
 	Now func() time.Time
+	// Clock counts leases; default boottime.Now.
+	Clock func() time.Duration
 }
 
 func (o Options) check() error {
@@ -116,6 +119,7 @@ type Agent struct {
 	store  *store
 	on     *surroundings
 	ports  ports
+	fences *fencing
 	prober *probe.Prober // nil when Options brought one
 	info   nodes.Node
 
@@ -123,8 +127,6 @@ type Agent struct {
 	table   atomic.Pointer[proxy.Table]
 	cluster atomic.Pointer[desired.Network]
 	routed  atomic.Uint64
-	// leased is when the newest lease ends, on CLOCK_BOOTTIME.
-	leased atomic.Int64
 	// forwarders are those that the keeper was last told.
 	forwarders atomic.Pointer[[]netip.AddrPort]
 	reroute    chan struct{}
@@ -167,6 +169,9 @@ func New(o Options) (*Agent, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	if o.Clock == nil {
+		o.Clock = boottime.Now
+	}
 	s, err := newStore(o.DB, o.Key, o.Log)
 	if err != nil {
 		return nil, err
@@ -176,7 +181,7 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		o: o, log: o.Log, store: s, info: info,
+		o: o, log: o.Log, store: s, info: info, fences: newFencing(o.Keeper, o.Clock, o.Log),
 		reroute: make(chan struct{}, 1), changed: make(chan struct{}, 1), looked: make(chan struct{}),
 		lookAgain: make(chan struct{}, 1), measuring: make(chan struct{}, 1),
 		memories: map[nodes.UID]*Memory{}, ledger: map[string]nodes.Decision{},
@@ -190,13 +195,17 @@ func New(o Options) (*Agent, error) {
 	a.on = &surroundings{
 		name: o.Name, addrs: o.Addrs, boot: info.BootID, memory: memory, allocatable: info.Allocatable,
 		logs: filepath.Join(o.DataDir, "logs"), seccomp: filepath.Join(o.DataDir, "seccomp"), pause: o.Pause,
-		config:  func(k desired.Key) *nodes.Config { return (*a.configs.Load())[k] },
-		table:   a.table.Load,
-		cluster: func() desired.Network { return *a.cluster.Load() },
-		claim:   a.claim,
-		driver:  a.driverOf,
-		save:    a.saveMemory,
-		saved:   func(uid nodes.UID) bool { return s.written(memoryBucket, string(uid)) },
+		config:   func(k desired.Key) *nodes.Config { return (*a.configs.Load())[k] },
+		table:    a.table.Load,
+		cluster:  func() desired.Network { return *a.cluster.Load() },
+		claim:    a.claim,
+		driver:   a.driverOf,
+		save:     a.saveMemory,
+		unleased: a.fences.waits,
+		killed: func(ctx context.Context, uid nodes.UID, after time.Time) bool {
+			return a.fences.killed(ctx, uid, after, o.Now())
+		},
+		saved: func(uid nodes.UID) bool { return s.written(memoryBucket, string(uid)) },
 	}
 	a.ports = ports{
 		runtime: o.Runtime, network: o.Network, keeper: o.Keeper, volumes: o.Volumes, prober: o.Prober,
@@ -290,7 +299,9 @@ func (a *Agent) Run(ctx context.Context, up Upstream) error {
 		parts.Go(func() { _ = a.prober.Run(ctx) }) // ends with ctx only
 	}
 	parts.Go(func() { a.routes(ctx) })
+	a.fences.recall(ctx)
 	if a.firstLook(ctx) {
+		parts.Go(func() { a.fence(ctx) })
 		parts.Go(func() { a.drift(ctx) })
 		parts.Go(func() { a.tellChanges(ctx) })
 		parts.Go(func() { a.relieve(ctx) })
@@ -318,6 +329,7 @@ func (a *Agent) remember() error {
 	if a.assignment == nil && s.assignment != nil {
 		a.assignment, a.partial = s.assignment, s.partial
 		a.setConfigs(s.assignment)
+		a.fences.want(s.assignment.Fenced)
 	}
 	a.memories, a.ledger = s.memories, s.ledger
 	if s.table != nil && a.table.CompareAndSwap(nil, s.table) {

@@ -61,16 +61,20 @@ type world struct {
 	unconnected error
 	proxied     []proxy.Config
 	dns         keeper.DNS
+	fences      map[nodes.UID]*keeper.HeldFence
+	noFences    bool
 	// token is the server's answer, written what mounted volumes say of tokens.
 	token   func(r nodes.TokenRequest) (nodes.Token, error)
 	written map[nodes.UID][]string
 	reports []nodes.Report
+	// boot is that of the machine; empty for the real one's.
+	boot string
 }
 
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), nets: map[nodes.UID]network.Attachment{}, groups: map[string]runtime.Resources{}, mounts: map[nodes.UID]bool{}, written: map[nodes.UID][]string{},
-		drift: make(chan nodes.UID), disk: volumefake.New(),
+		fences: map[nodes.UID]*keeper.HeldFence{}, drift: make(chan nodes.UID), disk: volumefake.New(),
 	}
 	image := runtime.Image{ID: "sha256:app", Digest: "sha256:d", Config: runtime.ImageConfig{Cmd: []string{"/app"}, StopSignal: "SIGQUIT"}}
 	w.runtime = fake.New(fake.Options{
@@ -146,6 +150,67 @@ func (w *world) OpenLog(_ context.Context, l keeper.Log) (keeper.Pipes, error) {
 	return keeper.Pipes{Stdout: "/fifo/" + l.ID + ".out", Stderr: "/fifo/" + l.ID + ".err"}, nil
 }
 func (w *world) CloseLog(context.Context, string) error { return nil }
+
+// Fence has the containers of a pod killed at the end of its lease; it is told
+// the wall clock for CLOCK_BOOTTIME.
+func (w *world) Fence(_ context.Context, ends time.Duration, pods []keeper.Fence) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.noFences {
+		return errors.New("the keeper is gone")
+	}
+	if ends <= clock() {
+		return errors.New("over")
+	}
+	for _, p := range pods {
+		h := w.fences[p.Pod]
+		if h == nil {
+			h = &keeper.HeldFence{Fence: p}
+			w.fences[p.Pod] = h
+		}
+		h.Ends = max(h.Ends, ends)
+		time.AfterFunc(h.Ends-clock(), func() { w.strike(p.Pod) })
+	}
+	return nil
+}
+
+func (w *world) strike(pod nodes.UID) {
+	w.mu.Lock()
+	h := w.fences[pod]
+	due := h != nil && h.Ends <= clock()
+	if due {
+		h.Killed = clock()
+	}
+	w.mu.Unlock()
+	for _, id := range w.running() {
+		if due && podOf(id) == pod {
+			if err := w.runtime.Exit(id, 137, false); err != nil {
+				w.t.Error(err)
+			}
+		}
+	}
+}
+
+func (w *world) Unfence(_ context.Context, pods []nodes.UID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range pods {
+		delete(w.fences, p)
+	}
+	return nil
+}
+
+func (w *world) Fences(context.Context) (list []keeper.HeldFence, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.fences {
+		list = append(list, *h)
+	}
+	return list, nil
+}
+
+// clock stands for CLOCK_BOOTTIME, which knows of no virtual time.
+func clock() time.Duration { return time.Duration(time.Now().UnixNano()) }
 
 func (w *world) SetDNS(_ context.Context, d keeper.DNS) error {
 	w.mu.Lock()
@@ -285,7 +350,7 @@ func (w *world) start() (*Agent, func()) {
 	a, err := New(Options{
 		Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Pause: []string{"/pause"}, DataDir: w.dir, RunDir: w.dir,
 		Key: bytes.Repeat([]byte{7}, 32), Runtime: w.reached, Network: w, Keeper: w, Proxy: w, Volumes: testVolumes{w}, Devices: w.devices, Readings: w.read, Persistent: w.disk, Cgroups: testGroups{w},
-		Forwarders: func() []netip.AddrPort { return *w.forwarders.Load() }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Forwarders: func() []netip.AddrPort { return *w.forwarders.Load() }, DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now, Clock: clock, BootID: w.boot,
 	})
 	if err != nil {
 		w.t.Fatal(err)

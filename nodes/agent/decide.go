@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,6 +28,8 @@ type view struct {
 	images map[string]bool
 	// busy containers have a hook or a pull under way.
 	busy map[string]bool
+	// unleased: the pod is fenced and there is no lease under which it may start.
+	unleased bool
 	// queued: connections wait for the pod's programs to accept them. Known
 	// only while the pod is ended.
 	queued bool
@@ -192,7 +195,7 @@ func (d *decider) living() {
 	d.killing(nil)
 	d.pulls()
 	d.renewal()
-	if images := d.volumeImages(); images && !d.mounted && !d.lacksToken && !d.busy[mountTask] {
+	if images := d.volumeImages(); images && !d.mounted && !d.lacksToken && !d.busy[mountTask] && d.mayMount() {
 		d.try(opMount, "")
 	}
 	if !d.attached {
@@ -205,6 +208,12 @@ func (d *decider) living() {
 	if d.memory.Initialized || d.init() {
 		d.mains()
 	}
+}
+
+// mayMount reports whether volumes may be touched: those of a pod that waits
+// for a lease may be another node's by now.
+func (d *decider) mayMount() bool {
+	return !d.unleased || slices.ContainsFunc(d.names(), func(name string) bool { return d.state(name) == running })
 }
 
 // try does something unless it went wrong a moment ago.
@@ -262,7 +271,7 @@ func (d *decider) start(name string) {
 	if name == pauseName {
 		image = d.spec.Containers[0].Name
 	}
-	if !d.images[image] {
+	if !d.images[image] || d.unleased {
 		return
 	}
 	if r := d.memory.Runs[name]; r != nil {

@@ -28,7 +28,7 @@ func (a *Agent) Hello(ctx context.Context) (nodes.Report, error) {
 		return nodes.Report{}, fmt.Errorf("the node has not looked at its containers yet: %w", ctx.Err())
 	}
 	info := a.describe(ctx)
-	r := nodes.Report{Node: a.o.Name, Complete: true, Info: &info, Routes: a.routed.Load()}
+	r := nodes.Report{Node: a.o.Name, Complete: true, Info: &info, Routes: a.routed.Load(), Fenced: a.fences.fenced()}
 	held, err := a.o.Persistent.Held(ctx)
 	if err != nil {
 		return nodes.Report{}, err
@@ -55,6 +55,7 @@ func (a *Agent) Assign(x *nodes.Assignment) {
 	x = keepVolumes(old, keepPods(old, x))
 	a.assignment, a.partial = x, false
 	a.setConfigs(x)
+	a.fences.want(x.Fenced)
 	a.store.forgetUnreadable()
 	a.store.saveAssignment(old, x)
 	a.reconcile()
@@ -154,10 +155,6 @@ func (a *Agent) Ledger(complete bool, decisions []nodes.Decision) {
 		a.store.put(ledgerBucket, key, nil)
 	}
 }
-
-// Lease notes until when the node's fenced pods may run. The newest counts: the
-// server grants none that ends before another.
-func (a *Agent) Lease(sent, duration time.Duration) { a.leased.Store(int64(sent + duration)) }
 
 // Logs writes a container's log.
 func (a *Agent) Logs(ctx context.Context, q wire.LogQuery, w io.Writer) error {

@@ -81,6 +81,10 @@ type surroundings struct {
 	// driver is the CSI driver behind a volume of the pod; empty for none.
 	driver func(*nodes.Pod, *corev1.Volume) string
 	save   func(uid nodes.UID, memory []byte)
+	// unleased reports whether a pod waits for the node's lease, killed whether its
+	// fence has killed it since.
+	unleased func(uid nodes.UID) bool
+	killed   func(ctx context.Context, uid nodes.UID, after time.Time) bool
 	// saved reports whether what was last saved of a pod would outlive the agent.
 	saved func(uid nodes.UID) bool
 }
@@ -178,7 +182,7 @@ func (m *Machine) view() *view {
 	v := &view{
 		pod: m.pod, memory: m.memory, now: m.now(), seen: m.seen,
 		mounted: m.mounted, attached: m.attached,
-		queued: m.queued(), shed: m.shed,
+		queued: m.queued(), shed: m.shed, unleased: m.node.unleased(m.pod.UID),
 		images: map[string]bool{}, busy: map[string]bool{}, notBefore: map[string]time.Time{},
 	}
 	v.tokenDue, v.lacksToken = m.tokens(v.now)

@@ -133,7 +133,8 @@ func (a *Agent) Reset(ctx context.Context, data bool) error {
 	for range all {
 		err = errors.Join(err, <-errs)
 	}
-	err = errors.Join(err, a.o.Network.Close(ctx), a.o.Volumes.Reset(ctx), a.o.Persistent.Reset(ctx, data), a.o.Runtime.ReleaseImages(ctx, ""), a.o.Proxy.Close(ctx), os.RemoveAll(a.on.logs))
+	a.fences.recall(ctx)
+	err = errors.Join(err, a.fences.release(ctx, func(nodes.UID) bool { return false }), a.o.Network.Close(ctx), a.o.Volumes.Reset(ctx), a.o.Persistent.Reset(ctx, data), a.o.Runtime.ReleaseImages(ctx, ""), a.o.Proxy.Close(ctx), os.RemoveAll(a.on.logs))
 	if a.o.Cgroups != nil {
 		err = errors.Join(err, a.o.Cgroups.Remove(""))
 	}

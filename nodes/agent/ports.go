@@ -38,11 +38,16 @@ type Network interface {
 	Bridge() string
 }
 
-// Keeper holds the log pipes and serves DNS; *keeper.Client is one.
+// Keeper holds the log pipes, serves DNS and kills fenced pods; *keeper.Client
+// is one.
 type Keeper interface {
 	OpenLog(ctx context.Context, l keeper.Log) (keeper.Pipes, error)
 	CloseLog(ctx context.Context, id string) error
 	SetDNS(ctx context.Context, d keeper.DNS) error
+	// Fence has pods killed at an instant of CLOCK_BOOTTIME, or moves it to later.
+	Fence(ctx context.Context, ends time.Duration, pods []keeper.Fence) error
+	Unfence(ctx context.Context, pods []nodes.UID) error
+	Fences(ctx context.Context) ([]keeper.HeldFence, error)
 }
 
 // Volumes makes what pods mount; *volume.Manager is one.

@@ -39,7 +39,7 @@ func (m *Machine) resize(ctx context.Context) error {
 	if err := m.checkShrinking(ctx, resized); err != nil {
 		return err
 	}
-	around := m.fence(ctx)
+	around := m.enclose(ctx)
 	for name, want := range resized {
 		r := m.memory.Runs[name]
 		if err := m.runtime.Update(ctx, r.ID, want); err != nil {
@@ -49,7 +49,7 @@ func (m *Machine) resize(ctx context.Context) error {
 		m.event(false, "ResizeCompleted", "Container resources changed in place: %s", name)
 	}
 	if around != nil {
-		return m.fence(ctx)
+		return m.enclose(ctx)
 	}
 	return nil
 }
@@ -99,8 +99,8 @@ func (m *Machine) using(ctx context.Context, id string) int64 {
 // errInUse is returned when the containers of a pod use more than its group may.
 var errInUse = errors.New("its containers use more")
 
-// fence sets the limits of the group around the pod's containers.
-func (m *Machine) fence(ctx context.Context) error {
+// enclose sets the limits of the group around the pod's containers.
+func (m *Machine) enclose(ctx context.Context) error {
 	if m.cgroups == nil {
 		return nil
 	}
@@ -131,7 +131,7 @@ func (m *Machine) usingAll(ctx context.Context, limit int64) int64 {
 // restartToResize ends a run; the next one has the new resources.
 func (m *Machine) restartToResize(ctx context.Context, name string) {
 	r := m.memory.run(name)
-	if err := m.fence(ctx); err != nil {
+	if err := m.enclose(ctx); err != nil {
 		m.log.Warn("resize the group around the pod before its container", "err", err)
 	}
 	r.Again = true

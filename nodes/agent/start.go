@@ -49,12 +49,20 @@ func (m *Machine) startRun(ctx context.Context, name string) error {
 		return fmt.Errorf("open log of container %s: %w", name, err)
 	}
 	c.Stdout, c.Stderr = pipes.Stdout, pipes.Stderr
+	if m.node.unleased(m.pod.UID) {
+		return errors.Join(errNoLease, m.keeper.CloseLog(ctx, c.ID))
+	}
 	if err := answered(ctx, func(ctx context.Context) error { return m.runtime.Create(ctx, c) }); err != nil {
 		return errors.Join(created(err), m.abandon(ctx, name, c.ID, err))
 	}
 	m.made(name, r, c, attempt)
 	if name != pauseName {
 		m.event(false, "Created", "Container created: %s", name)
+	}
+	// Whoever is stopped between here and the start finds its container killed:
+	// the keeper kills what it finds in the pod's groups at the end of the lease.
+	if m.node.unleased(m.pod.UID) {
+		return errNoLease
 	}
 	if err := answered(ctx, func(ctx context.Context) error { return m.runtime.Start(ctx, c.ID) }); err != nil {
 		return m.startFailed(ctx, name, r, err)
@@ -74,6 +82,16 @@ func (m *Machine) startRun(ctx context.Context, name string) error {
 	m.seen[c.ID] = s
 	return nil
 }
+
+// errNoLease is returned when the lease ended while a fenced pod was being
+// started.
+var errNoLease = &containerError{waitingForLease, errors.New(leaseMessage)}
+
+// waitingForLease and leaseMessage say why a fenced pod does not start.
+const (
+	waitingForLease = "WaitingForLease"
+	leaseMessage    = "waits for the node's lease: a fenced pod runs only while the server renews it"
+)
 
 func created(err error) error {
 	if errors.Is(err, runtime.ErrUnavailable) {

@@ -112,6 +112,8 @@ func (m *Machine) ended(s *nodes.ContainerStatus, c *corev1.Container, r *Run, i
 	switch wait := r.restartAt(crashed.FinishedAt).Sub(crashed.FinishedAt); {
 	case again && inTrouble:
 		s.State, s.Reason, s.Message, s.Last = nodes.Waiting, t.reason, t.message, crashed
+	case again && m.node.unleased(m.pod.UID):
+		s.State, s.Reason, s.Message, s.Last = nodes.Waiting, waitingForLease, leaseMessage, crashed
 	case again && wait > 0:
 		s.State, s.Last = nodes.Waiting, crashed
 		s.Reason, s.Message = m.backingOff(c.Name, wait)
@@ -133,6 +135,9 @@ func (m *Machine) waiting(name string) (reason, message string) {
 	}
 	if t, found := m.imageTrouble(); found {
 		return t.reason, t.message
+	}
+	if m.node.unleased(m.pod.UID) {
+		return waitingForLease, leaseMessage
 	}
 	if t, found := m.trouble[""]; found {
 		return t.reason, t.message

@@ -31,6 +31,7 @@ const assignedKey = "@assignment"
 type assignedHead struct {
 	Node    string          `json:"node"`
 	Network desired.Network `json:"network"`
+	Fenced  []nodes.UID     `json:"fenced,omitempty"`
 }
 
 // storedPod is a pod with the key of its template.
@@ -103,9 +104,9 @@ func (s *store) loadAssignment(out *stored) error {
 	err = s.each(podBucket, func(key string, value []byte) error {
 		if key == assignedKey {
 			var head assignedHead
-			complete = true
 			err := json.Unmarshal(value, &head)
-			a.Node, a.Network = head.Node, head.Network
+			complete = err == nil // without it nobody knows which pods must wait for a lease
+			a.Node, a.Network, a.Fenced = head.Node, head.Network, head.Fenced
 			return err
 		}
 		var p storedPod
@@ -147,11 +148,12 @@ func (s *store) loadConfigs(a *nodes.Assignment) error {
 
 // saveAssignment writes what differs between two assignments; old may be nil.
 func (s *store) saveAssignment(old, a *nodes.Assignment) {
+	// First, so that no pod is stored without that it is fenced.
+	if old == nil || old.Network != a.Network || !slices.Equal(old.Fenced, a.Fenced) {
+		s.putJSON(podBucket, assignedKey, assignedHead{a.Node, a.Network, a.Fenced})
+	}
 	if old == nil {
 		old = &nodes.Assignment{}
-		s.putJSON(podBucket, assignedKey, assignedHead{a.Node, a.Network})
-	} else if old.Network != a.Network {
-		s.putJSON(podBucket, assignedKey, assignedHead{a.Node, a.Network})
 	}
 	before, templates := map[nodes.UID]*nodes.Pod{}, map[string]*nodes.Template{}
 	for _, p := range old.Pods {

@@ -96,6 +96,7 @@ func (a *Agent) forget(w *worker) {
 	if a.pods[w.m.pod.UID] == w {
 		delete(a.pods, w.m.pod.UID)
 	}
+	a.fences.poke()
 	for _, v := range a.volumes { // it may have been the last to use one
 		delete(v.stagedFor, w.m.pod.UID)
 		v.poke()

@@ -95,7 +95,7 @@ func (m *machine) startAgent() error {
 		},
 		DataDir: m.dir, RunDir: m.dir, Key: bytes.Repeat([]byte{7}, 32), BootID: fmt.Sprintf("boot-%d", m.boot),
 		Runtime: m.runtime, Network: m.network, Keeper: idleKeeper{}, Proxy: m.kernel, Volumes: m.volumes, Persistent: m.disk,
-		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: m.wallClock(),
+		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: m.wallClock(), Clock: m.clock.now,
 	})
 	if err != nil {
 		return errors.Join(err, db.Close())

@@ -198,6 +198,10 @@ func (idleKeeper) OpenLog(_ context.Context, l keeper.Log) (keeper.Pipes, error)
 func (idleKeeper) CloseLog(context.Context, string) error   { return nil }
 func (idleKeeper) SetDNS(context.Context, keeper.DNS) error { return nil }
 
+func (idleKeeper) Fence(context.Context, time.Duration, []keeper.Fence) error { return nil }
+func (idleKeeper) Unfence(context.Context, []nodes.UID) error                 { return nil }
+func (idleKeeper) Fences(context.Context) ([]keeper.HeldFence, error)         { return nil, nil }
+
 func (n *network) addrOf(uid nodes.UID) netip.Addr {
 	n.mu.Lock()
 	defer n.mu.Unlock()
