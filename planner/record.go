@@ -320,6 +320,9 @@ func (st *step) restorePod(r *podRecord) {
 	}
 	n := r.Pod
 	n.Template = s.template
+	if n.Node != "" && len(n.Seal) == 0 {
+		n.Seal = st.sealPod(&n, n.Node) // recorded by an earlier version
+	}
 	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim}
 	st.insertPod(g, p)
 	if p.leaving != "" && p.Stop == nil {

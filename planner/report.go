@@ -182,10 +182,14 @@ func (st *step) adoptLedger(ledger []nodes.Decision) {
 // says; without one, the node's ledger and pods are all that is known.
 func (st *step) adopt(r *nodes.Report) {
 	held := make(map[nodes.UID]bool, len(r.Held))
+	var made []string
 	for _, p := range r.Held {
 		held[p.UID] = true
-		st.adoptPod(p, r.Node)
+		if !st.adoptPod(p, r) {
+			made = append(made, "pod "+p.Namespace+"/"+p.Name)
+		}
 	}
+	st.disbelieve(r.Node, made)
 	n, _ := st.nodes.Get(r.Node)
 	reported := make(map[nodes.UID]bool, len(r.Statuses))
 	for i := range r.Statuses {
@@ -215,13 +219,18 @@ func (st *step) unobserve(uid nodes.UID) {
 	st.dirtyGroups[g.key] = true
 }
 
-func (st *step) adoptPod(held *nodes.Pod, on string) {
+// adoptPod takes over a pod that a report holds and nobody knew of; it reports
+// false for one that is not believed.
+func (st *step) adoptPod(held *nodes.Pod, r *nodes.Report) bool {
 	if _, known := st.pods.Get(held.UID); known || held.Template == nil {
-		return
+		return true
+	}
+	if !st.believesPod(held, r) {
+		return false
 	}
 	g := st.groupFor(held.Workload)
 	if g.succeeded(held) {
-		return
+		return true
 	}
 	s := g.set(held.Template.Hash)
 	if s == nil {
@@ -237,16 +246,18 @@ func (st *step) adoptPod(held *nodes.Pod, on string) {
 		st.recordTemplate(g, s)
 	}
 	n := *held
-	n.Template, n.TemplateHash, n.Node = s.template, s.hash, on
+	n.Template, n.TemplateHash, n.Node = s.template, s.hash, r.Node
+	n.Seal = st.sealPod(&n, r.Node)
 	p := &pod{Pod: &n, set: s}
 	if _, taken := g.find(p.Incarnation); taken {
-		return
+		return true
 	}
 	st.insertPod(g, p)
 	st.recordPod(p)
 	st.recordWorkload(g)
 	st.recordable(g)
-	st.act("adopt", p.Key(), on, "the node runs it and the record did not know")
+	st.act("adopt", p.Key(), r.Node, "the node runs it and the record did not know")
+	return true
 }
 
 // succeeded reports whether a StatefulSet has another pod of a pod's ordinal on a

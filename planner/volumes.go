@@ -59,19 +59,20 @@ func (v *volume) heldBy(node string) bool {
 
 // setVolume keeps a changed volume and tells the nodes that it concerns.
 func (st *step) setVolume(v *volume) {
-	v.derive()
+	st.derive(v)
 	st.volumes = st.volumes.Set(v.Name, v)
 	st.decide(kindOfVolume, v.Name, v.volumeRecord)
 	st.touchVolume(v)
 }
 
 // derive makes the views of what is recorded.
-func (v *volume) derive() {
+func (s *State) derive(v *volume) {
 	v.view = &storage.Volume{
 		Name: v.Name, Labels: v.Labels, Spec: &v.Spec, Class: v.Class, Claim: v.Claim, Node: v.Node,
 		Ending: v.Delete || v.FromGit && v.object == nil,
 	}
 	assigned := v.Volume
+	assigned.Seal = s.sealVolume(&assigned)
 	v.assigned = &assigned
 }
 
@@ -152,7 +153,7 @@ func (st *step) applyVolume(o *desired.Object, pv *corev1.PersistentVolume) {
 	}
 	v.object = o
 	if known && equality.Semantic.DeepEqual(&v.Spec, &pv.Spec) && maps.Equal(v.Labels, pv.Labels) && v.Class == storage.ClassOf(pv) {
-		v.derive()
+		st.derive(v)
 		st.volumes = st.volumes.Set(v.Name, v)
 		st.lists = nil
 		return
@@ -249,21 +250,41 @@ func (st *step) reclaim() {
 
 // reportVolumes takes in what a node says about volumes.
 func (st *step) reportVolumes(r *nodes.Report) {
+	var made []string
 	for i := range r.Volumes {
 		s := &r.Volumes[i]
-		if s.Held != nil {
-			st.adoptVolume(s.Held, r.Node)
+		if s.Held != nil && !st.adoptVolume(s.Held, r) {
+			made = append(made, "volume "+s.Name)
 		}
-		if v, ok := st.volumes.Get(s.Name); ok && v.UID == s.UID {
+		if v, ok := st.volumes.Get(s.Name); ok && v.UID == s.UID && st.mayTell(v, r.Node) {
 			st.observeVolume(v, s, r.Node)
 		}
 	}
+	st.disbelieve(r.Node, made)
 	if r.Complete {
 		st.missVolumes(r)
 	}
 	if len(r.Volumes) > 0 || r.Complete {
 		st.storageDirty = true
 	}
+}
+
+// mayTell reports whether a volume is a node's to speak of: it holds the data, or
+// one of its pods uses it.
+func (st *step) mayTell(v *volume, node string) bool {
+	if v.heldBy(node) {
+		return true
+	}
+	users, _ := st.users.Get(v.Claim)
+	if users == nil {
+		return false
+	}
+	for uid := range keys(users) {
+		if _, p := st.pod(uid); p != nil && p.Node == node {
+			return true
+		}
+	}
+	return false
 }
 
 func (st *step) observeVolume(v *volume, s *nodes.VolumeStatus, from string) {
@@ -275,6 +296,10 @@ func (st *step) observeVolume(v *volume, s *nodes.VolumeStatus, from string) {
 	}
 	changed := *v
 	changed.status = s
+	if !v.heldBy(from) {
+		st.volumes = st.volumes.Set(v.Name, &changed) // its maker tells the rest
+		return
+	}
 	made := v.Made || s.Phase == nodes.VolumeReady && v.provisioned()
 	if made == v.Made && (s.Source == nil || v.Spec.CSI != nil) {
 		st.volumes = st.volumes.Set(v.Name, &changed)
@@ -308,22 +333,28 @@ func (st *step) missVolumes(r *nodes.Report) {
 }
 
 // adoptVolume takes over a volume that a node holds and the record did not
-// know. Its claim finds its data again.
-func (st *step) adoptVolume(held *nodes.Volume, on string) {
-	if v, known := st.volumes.Get(held.Name); known {
-		st.correct(v, held)
-		return
+// know. Its claim finds its data again. It reports false for one that is not
+// believed.
+func (st *step) adoptVolume(held *nodes.Volume, r *nodes.Report) bool {
+	v, known := st.volumes.Get(held.Name)
+	if !st.believesVolume(held, r) {
+		return known // the record knows better than an old word of ours
 	}
-	v := &volume{volumeRecord: volumeRecord{Volume: *held, Maker: on}}
+	if known {
+		st.correct(v, held)
+		return true
+	}
+	v = &volume{volumeRecord: volumeRecord{Volume: *held, Maker: r.Node}}
+	v.Seal = nil // made anew
 	if !v.provisioned() {
 		v.FromGit, v.Maker = true, ""
 	}
 	st.setVolume(v)
-	st.act("adopt", v.key(), on, "the node holds its data and the record did not know")
-	if held.Delete || held.Claim.IsZero() || !held.Released.IsZero() {
-		return
+	st.act("adopt", v.key(), r.Node, "the node holds its data and the record did not know")
+	if !held.Delete && !held.Claim.IsZero() && held.Released.IsZero() {
+		st.giveBack(v)
 	}
-	st.giveBack(v)
+	return true
 }
 
 // correct believes the node that holds a volume, when it first reports, rather
@@ -391,7 +422,7 @@ func (st *step) restoreVolume(r *volumeRecord) {
 		return
 	}
 	v := &volume{volumeRecord: *r}
-	v.derive()
+	st.derive(v)
 	st.volumes = st.volumes.Set(v.Name, v)
 	st.storageDirty = true
 }
