@@ -26,6 +26,7 @@ func TestBench(t *testing.T) {
 	t.Run("pods", func(t *testing.T) { benchPods(t, all) })
 	t.Run("many", func(t *testing.T) { benchMany(t, all) })
 	t.Run("scale", func(t *testing.T) { benchScale(t, all) })
+	t.Run("cluster", func(t *testing.T) { benchCluster(t, all) })
 	t.Run("traffic", func(t *testing.T) { benchTraffic(t, all) })
 	t.Run("idle", func(t *testing.T) { benchIdle(t, all) })
 	t.Run("repository", func(t *testing.T) { benchRepositories(t, all) })

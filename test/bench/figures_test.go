@@ -49,6 +49,11 @@ func lower(name string, value float64, unit string, bar float64) figure {
 	return figure{Name: name, Value: value, Unit: unit, Bar: &bar, Better: "lower"}
 }
 
+// higher makes a figure that should reach its bar.
+func higher(name string, value float64, unit string, bar float64) figure {
+	return figure{Name: name, Value: value, Unit: unit, Bar: &bar, Better: "higher"}
+}
+
 // told makes a figure without a bar.
 func told(name string, value float64, unit string) figure {
 	return figure{Name: name, Value: value, Unit: unit, Better: "lower"}

@@ -175,14 +175,28 @@ func (m *Machine) command(args ...string) *exec.Cmd {
 func (m *Machine) Up(flags ...string) {
 	m.t.Helper()
 	m.Start(flags...)
-	m.Eventually(30*time.Second, "tally up is ready", func() error {
+	m.await("/readyz")
+}
+
+// Serve starts tally server, without a node on this machine, and waits until it
+// answers.
+func (m *Machine) Serve(flags ...string) {
+	m.t.Helper()
+	m.start(append([]string{"server", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--http", PageAddress}, flags...))
+	m.await("/healthz")
+}
+
+// await asks a page that needs no token until it answers.
+func (m *Machine) await(page string) {
+	m.t.Helper()
+	m.Eventually(30*time.Second, "tally answers at "+page, func() error {
 		select {
 		case <-m.ended:
 			m.show("tally.log")
-			m.t.Fatal("tally up ended")
+			m.t.Fatal("tally ended")
 		default:
 		}
-		answer, err := http.Get("http://" + PageAddress + "/readyz")
+		answer, err := http.Get("http://" + PageAddress + page)
 		if err != nil {
 			return err
 		}
@@ -200,15 +214,20 @@ func (m *Machine) KubeletDir() string { return filepath.Join(m.Dir, "kubelet") }
 // Start starts tally up without waiting.
 func (m *Machine) Start(flags ...string) {
 	m.t.Helper()
+	m.start(append([]string{
+		"up", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address,
+		"--http", PageAddress, "--node-name", "node", "--device-plugins", filepath.Join(m.RunDir, "device-plugins"), "--kubelet-dir", m.KubeletDir(),
+	}, flags...))
+}
+
+// start runs a long-running command of tally.
+func (m *Machine) start(args []string) {
+	m.t.Helper()
 	log, err := os.OpenFile(filepath.Join(m.Dir, "tally.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer log.Close()
-	args := append([]string{
-		"up", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address,
-		"--http", PageAddress, "--node-name", "node", "--device-plugins", filepath.Join(m.RunDir, "device-plugins"), "--kubelet-dir", m.KubeletDir(),
-	}, flags...)
 	m.up = m.command(args...)
 	m.up.Stdout, m.up.Stderr = log, log
 	if err := m.up.Start(); err != nil {

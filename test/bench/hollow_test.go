@@ -1,0 +1,138 @@
+//go:build e2e
+
+package bench
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/image"
+	"github.com/tallyman-dev/tallyman/test/machine"
+)
+
+const (
+	// hollowNodes is the program that connects nodes without machines.
+	hollowNodes = "github.com/tallyman-dev/tallyman/test/hollow"
+
+	agentsAddress = "127.0.0.1:7400"
+)
+
+// benchCluster measures a server with many nodes: real record, real protocol,
+// TLS, and nodes that only say that their pods run.
+func benchCluster(t *testing.T, all *figures) {
+	t.Run("1000", func(t *testing.T) {
+		took, _ := flood(t, 1000, 300)
+		all.add(t, higher("end-to-end-1000-nodes-30000-pods", 30000/took.Seconds(), "pods/s", 3000))
+	})
+	t.Run("5000", func(t *testing.T) {
+		_, memory := flood(t, 5000, 1500)
+		all.add(t, lower("server-memory-5000-nodes-150000-pods", memory, "MiB", 1024))
+	})
+}
+
+// flood connects hollow nodes and pushes Deployments of a hundred pods each. It
+// returns how long the push took until all were ready, and the anonymous memory of
+// the server in MiB afterwards.
+func flood(t *testing.T, count, deployments int) (took time.Duration, memory float64) {
+	m := machine.New(t)
+	m.Serve("--listen", agentsAddress)
+	c := m.Clone()
+	c.Write("cluster.yaml", `apiVersion: tallyman.dev/v1alpha1
+kind: Cluster
+metadata: {name: large}
+spec: {network: {podCIDR: 10.128.0.0/9}}
+`)
+	c.Commit("begin")
+	hollow(t, m, count)
+	if r := c.Push("--quiet"); r.Code != 0 {
+		t.Fatalf("push: exit code %d: %s", r.Code, r.Err)
+	}
+	m.Eventually(patience, fmt.Sprintf("%d nodes are connected", count), func() error {
+		o, err := m.Overview()
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for i := range o.Nodes {
+			if o.Nodes[i].Ready {
+				ready++
+			}
+		}
+		if ready != count {
+			return fmt.Errorf("%d nodes are ready", ready)
+		}
+		return nil
+	})
+	for i := range deployments {
+		c.Write(fmt.Sprintf("app%d.yaml", i), fmt.Sprintf(`apiVersion: apps/v1
+kind: Deployment
+metadata: {name: app%[1]d}
+spec:
+  replicas: 100
+  selector: {matchLabels: {app: app%[1]d}}
+  template:
+    metadata: {labels: {app: app%[1]d}}
+    spec:
+      containers: [{name: app, image: registry.test/app:1, resources: {requests: {cpu: 100m, memory: 128Mi}}}]
+`, i))
+	}
+	begun, ended := push(t, c, "all")
+	time.Sleep(10 * time.Second) // what is left of the work is done, nothing is waited for
+	return ended.Sub(begun), anonymous(t, m.PID())
+}
+
+// hollow starts nodes without machines in a process of their own.
+func hollow(t *testing.T, m *machine.Machine, count int) {
+	t.Helper()
+	binary, err := image.BuildBinary(t.Context(), hollowNodes, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := m.TallyRaw("token", "create", "--run-dir", m.RunDir, "--server", "https://"+agentsAddress)
+	fields := strings.Fields(r.Out)
+	if r.Code != 0 || len(fields) == 0 {
+		t.Fatalf("token create: exit code %d: %s", r.Code, r.Err)
+	}
+	cmd := exec.Command(binary, "-server", agentsAddress, "-token", fields[len(fields)-1], "-dir", t.TempDir(), "-nodes", strconv.Itoa(count))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	log, err := os.Create(filepath.Join(m.Dir, "hollow.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		log.Close()
+	})
+}
+
+// anonymous is what a process holds of memory that no file is behind, in MiB.
+func anonymous(t *testing.T, pid int) float64 {
+	t.Helper()
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if rest, found := strings.CutPrefix(line, "RssAnon:"); found {
+			kib, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return float64(kib) / 1024
+		}
+	}
+	t.Fatalf("process %d: no RssAnon in its status", pid)
+	return 0
+}
