@@ -125,6 +125,24 @@ func (st *step) edit(k desired.Key) *group {
 	return st.own(&clone)
 }
 
+// pod is the state's, by a shorter way for groups of this step.
+func (st *step) pod(uid nodes.UID) (*group, *pod) {
+	ref, ok := st.pods.Get(uid)
+	if !ok {
+		return nil, nil
+	}
+	g := st.owned[ref.group]
+	if g == nil {
+		if g, ok = st.groups.Get(ref.group); !ok {
+			return nil, nil
+		}
+	}
+	if i, found := g.find(ref.incarnation); found {
+		return g, g.pods[i]
+	}
+	return g, nil
+}
+
 func (st *step) own(g *group) *group {
 	st.owned[g.key] = g
 	st.groups = st.groups.Set(g.key, g)

@@ -325,6 +325,7 @@ func (st *step) restorePod(r *podRecord) {
 	}
 	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim}
 	st.insertPod(g, p)
+	st.wait(p)
 	if p.leaving != "" && p.Stop == nil {
 		st.draining = st.draining.Set(p.UID, struct{}{})
 	}
@@ -352,12 +353,17 @@ func (st *step) insertPod(g *group, p *pod) {
 	st.pods = st.pods.Set(p.UID, podRef{g.key, p.Incarnation})
 	st.dirtyGroups[g.key] = true
 	st.touched[g.key] = true
+	if p.Node != "" {
+		st.bindTo(p)
+		st.stirred(p.request)
+	}
+}
+
+// wait notes a pod without a node.
+func (st *step) wait(p *pod) {
 	if p.Node == "" {
 		st.pending = st.pending.Set(waiterOf(p), struct{}{})
-		return
 	}
-	st.bindTo(p)
-	st.stirred(p.request)
 }
 
 func compareSets(a, b *set) int { return a.revision - b.revision }

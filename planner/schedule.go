@@ -40,6 +40,7 @@ type refused struct {
 func (st *step) schedule() {
 	queue := st.inOrder(append(st.helped(), st.fresh...))
 	changed := len(st.stir.rooms) > 0 && st.pending.Len() > 0
+	fresh := st.fresh
 	st.fresh, st.stir = nil, newStir()
 	if len(queue) == 0 && !changed {
 		return
@@ -55,6 +56,11 @@ func (st *step) schedule() {
 		queue = s.again()
 	}
 	s.explain()
+	for _, uid := range fresh {
+		if _, p := st.pod(uid); p != nil {
+			st.wait(p)
+		}
+	}
 	s.renew()
 }
 
@@ -129,15 +135,17 @@ func (s *scheduler) choose(p *pod, storage place.Storage) (name string, fits boo
 // again are the pods that wait and that one bound since may help.
 func (s *scheduler) again() []candidate {
 	defer func() { s.stir = newStir() }()
-	if s.pending.Len() == 0 || len(s.stir.came) == 0 {
+	if len(s.stir.came) == 0 {
 		return nil
 	}
+	out := s.affected()
 	for like, r := range s.refused {
 		if s.stir.claims && r.demand != nil || s.stir.helps(like.request, s.namespaceLabels) {
+			out = append(out, r.pods...)
 			delete(s.refused, like)
 		}
 	}
-	return s.inOrder(s.affected())
+	return s.inOrder(out)
 }
 
 // explain tells the pods that wait why.

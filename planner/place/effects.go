@@ -98,8 +98,13 @@ func (s *search) takesPart(rule *constraint, rules []constraint) []bool {
 	var others []*topology
 	if rule.selector != nil {
 		for i := range rules {
-			others = append(others, s.field.topology(rules[i].topology))
+			if t := s.field.topology(rules[i].topology); t.gaps {
+				others = append(others, t)
+			}
 		}
+	}
+	if len(others) == 0 && !rule.honorTaint && (rule.ignoreNode || !s.choosy) {
+		return nil
 	}
 	var out []bool
 	for i, n := range s.field.nodes {

@@ -45,6 +45,8 @@ type Field struct {
 	company         Company
 
 	nodes []*Node
+	// slots are what is asked of the nodes most often, side by side.
+	slots []slot
 	// wary is set when a node has a taint that pods better avoid.
 	wary bool
 	// log has what happened to the nodes since the start.
@@ -82,7 +84,10 @@ type Options struct {
 func NewField(list []*Node, o Options) *Field {
 	f := &Field{
 		strategy: o.Strategy, particular: o.Particular, namespaceLabels: o.NamespaceLabels, company: o.Company,
-		nodes: list, topologies: map[string]*topology{}, tuples: map[string]*tuple{},
+		nodes: list, slots: make([]slot, len(list)), topologies: map[string]*topology{}, tuples: map[string]*tuple{},
+	}
+	for i, n := range list {
+		f.slots[i] = n.slot()
 	}
 	f.wary = slices.ContainsFunc(list, (*Node).wary)
 	return f
@@ -113,7 +118,7 @@ func (f *Field) Reserve(n *Node) { f.change(n, nil, 0) }
 
 func (f *Field) change(n *Node, r *Request, sign int64) {
 	if i, found := f.find(n.Name()); found {
-		f.nodes[i] = n
+		f.nodes[i], f.slots[i] = n, n.slot()
 		f.log = append(f.log, change{node: i, request: r, sign: sign})
 	}
 }

@@ -2,12 +2,11 @@ package place
 
 // enter puts a node into its class's heap when it has room.
 func (s *search) enter(i int32) {
-	n := s.field.nodes[i]
-	if !roomy(s.Request, n) {
+	if !s.roomy(i) {
 		return
 	}
 	c := s.classes[s.home[i]]
-	c.heap = append(c.heap, candidate{s.field.strategy.room(s.Request, n), i})
+	c.heap = append(c.heap, candidate{s.field.strategy.room(s.Request, &s.field.slots[i]), i})
 	k := len(c.heap) - 1
 	s.spot[i] = int32(k)
 	s.rise(c, k)
@@ -19,8 +18,8 @@ func (s *search) leave(i int32) {
 	if k < 0 {
 		return
 	}
-	c, last := s.classes[s.home[i]], 0
-	last = len(c.heap) - 1
+	c := s.classes[s.home[i]]
+	last := len(c.heap) - 1
 	s.swap(c, k, last)
 	c.heap = c.heap[:last]
 	s.spot[i] = -1

@@ -209,6 +209,11 @@ func (w *world) lean(r *Request, n *Node) (total int64) {
 	return total
 }
 
+func (w *world) room(r *Request, n *Node) int64 {
+	s := n.slot()
+	return w.strategy.room(r, &s)
+}
+
 // choose looks at every node.
 func (w *world) choose(r *Request, storage Storage) (string, bool) {
 	var eligible []*Node
@@ -232,7 +237,7 @@ func (w *world) choose(r *Request, storage Storage) (string, bool) {
 		if !w.fits(r, n) || storage != nil && storage(n) != "" {
 			continue
 		}
-		score := f.raw(r, n).fixed(most) + w.strategy.room(r, n) + companyWeight*leans.company(w.lean(r, n))
+		score := f.raw(r, n).fixed(most) + w.room(r, n) + companyWeight*leans.company(w.lean(r, n))
 		if len(r.soft) > 0 && !w.ignored(r, n) {
 			score += spreadWeight * crowds.spread(w.crowd(r, n, eligible))
 		}

@@ -23,7 +23,7 @@ const (
 )
 
 // room is the score for what would be left on a node.
-func (s Strategy) room(r *Request, n *Node) int64 {
+func (s Strategy) room(r *Request, n *slot) int64 {
 	total, parts := int64(0), int64(0)
 	for _, amount := range [2][2]int64{{n.felt.cpu + r.felt.cpu, n.can.cpu}, {n.felt.memory + r.felt.memory, n.can.memory}} {
 		used, can := amount[0], amount[1]

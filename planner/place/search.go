@@ -31,6 +31,8 @@ type search struct {
 	attracted int64
 	own       bool
 
+	// simple is set when the slots have all that the pod asks of nodes' room.
+	simple bool
 	// fixed are the fixed scores by node; nil when all are the same.
 	fixed   []int64
 	tuple   *tuple
@@ -77,7 +79,7 @@ func (a candidate) before(b candidate) bool {
 }
 
 func newSearch(f *Field, r *Request, whole bool) *search {
-	s := &search{Request: r, field: f, at: len(f.log), kinds: map[*Request]*effects{}, byKey: map[string]int32{}}
+	s := &search{Request: r, field: f, simple: r.asks.simple(), at: len(f.log), kinds: map[*Request]*effects{}, byKey: map[string]int32{}}
 	if n := len(f.spare); n > 0 {
 		s.buffers, f.spare = f.spare[n-1], f.spare[:n-1]
 	} else {
@@ -94,17 +96,17 @@ func newSearch(f *Field, r *Request, whole bool) *search {
 func (s *search) admit(whole bool) {
 	size := len(s.field.nodes)
 	start, found := 0, 0
+	free := !s.choosy && s.spec.NodeName == ""
 	if s.profile == Batch && !whole && size > sampleSize {
 		s.sampled, start = true, int(s.start%uint32(size))
 	}
 	for k := range size {
 		i := (start + k) % size
 		s.home[i], s.spot[i] = -1, -1
-		n := s.field.nodes[i]
-		if s.sampled && (found == sampleSize || !roomy(s.Request, n)) {
+		if s.sampled && (found == sampleSize || !s.roomy(int32(i))) {
 			continue
 		}
-		if admits(s.Request, n) {
+		if free && s.field.slots[i].open || admits(s.Request, s.field.nodes[i]) {
 			s.home[i] = 0
 			found++
 		}
@@ -160,10 +162,17 @@ func (s *search) settle(i int32) {
 	s.home[i] = s.classOf(i)
 	c := s.classes[s.home[i]]
 	c.members++
-	if n := s.field.nodes[i]; roomy(s.Request, n) {
+	if s.roomy(i) {
 		s.spot[i] = int32(len(c.heap))
-		c.heap = append(c.heap, candidate{s.field.strategy.room(s.Request, n), i})
+		c.heap = append(c.heap, candidate{s.field.strategy.room(s.Request, &s.field.slots[i]), i})
 	}
+}
+
+func (s *search) roomy(i int32) bool {
+	if s.simple {
+		return s.field.slots[i].has(s.asks)
+	}
+	return roomy(s.Request, s.field.nodes[i])
 }
 
 // classOf finds a node's class, or makes it.
@@ -176,6 +185,7 @@ func (s *search) classOf(i int32) int32 {
 	if plain {
 		if s.plain[t] < 0 {
 			s.plain[t] = s.newClass(i)
+			s.classes[s.plain[t]].heap = make([]candidate, 0, len(s.home)/s.tuple.size+1)
 		}
 		return s.plain[t]
 	}
@@ -265,21 +275,39 @@ func (s *search) weigh() {
 		if x.meaning != crowding {
 			continue
 		}
-		domains := map[int32]bool{}
-		nodes := 0
-		for i := range s.home {
-			if s.home[i] >= 0 && x.of[i] >= 0 && !s.ignores(s.classes[s.home[i]]) {
-				nodes++
-				if x.key != corev1.LabelHostname {
-					domains[x.of[i]] = true
-				}
-			}
+		if x.key == corev1.LabelHostname || !x.wide {
+			x.weight = sizeWeight(s.sizeByClass(x))
+		} else {
+			x.weight = sizeWeight(s.sizeByNode(x))
 		}
-		if x.key != corev1.LabelHostname {
-			nodes = len(domains)
-		}
-		x.weight = sizeWeight(nodes)
 	}
+}
+
+// sizeByClass counts the domains that the pod may run in, of a topology with few;
+// the nodes, if each is one.
+func (s *search) sizeByClass(x *counter) int {
+	nodes, domains := 0, map[int32]bool{}
+	for _, c := range s.classes {
+		if x.of[c.one] >= 0 && !s.ignores(c) && c.members > 0 {
+			nodes += c.members
+			domains[x.of[c.one]] = true
+		}
+	}
+	if x.key == corev1.LabelHostname {
+		return nodes
+	}
+	return len(domains)
+}
+
+func (s *search) sizeByNode(x *counter) (size int) {
+	seen := make([]bool, x.size)
+	for i, d := range x.of {
+		if d >= 0 && s.home[i] >= 0 && !seen[d] && !s.ignores(s.classes[s.home[i]]) {
+			seen[d] = true
+			size++
+		}
+	}
+	return size
 }
 
 // ignores reports whether a class has no score of its spread.

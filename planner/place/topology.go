@@ -8,6 +8,8 @@ type topology struct {
 	// of is each node's domain; -1 for a node without the label.
 	of   []int32
 	size int
+	// gaps is set when there are nodes without the label.
+	gaps bool
 	// wide topologies have many domains: classes go by what a domain counts. In
 	// the others they go by the domain.
 	wide bool
@@ -27,7 +29,7 @@ func (f *Field) topology(key string) *topology {
 	for i, n := range f.nodes {
 		value, has := n.kube.Labels[key]
 		if !has {
-			t.of[i] = -1
+			t.of[i], t.gaps = -1, true
 			continue
 		}
 		id, known := ids[value]
