@@ -35,6 +35,7 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 	for i := range c.Reports {
 		st.report(&c.Reports[i])
 	}
+	st.hear(&c)
 	st.submit(c.Snapshot, c.Source)
 	st.sampled(c.Samples)
 	if st.snapshot != nil && st.informed {
@@ -84,6 +85,10 @@ type step struct {
 	storageDirty  bool
 	lists         *storageRules
 	routesChanged bool
+	// heard are the nodes of which something was heard; turned is set when one of
+	// them came or went.
+	heard  map[string]bool
+	turned bool
 }
 
 type decisionID struct{ kind, key string }
@@ -107,6 +112,7 @@ func begin(s *State, now time.Time) *step {
 		owned:         map[desired.Key]*group{},
 		decisions:     map[decisionID]any{},
 		stir:          newStir(),
+		heard:         map[string]bool{},
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/benbjohnson/immutable"
+
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -27,33 +29,80 @@ func (st *step) oweRoutes() {
 	switch {
 	case !done || st.routes == nil:
 		st.owed = 0
-	case st.owed == 0 || st.snapshot != st.base.snapshot || st.nodesTurned():
+	case st.owed == 0 || st.snapshot != st.base.snapshot || st.turned:
 		st.owed = st.routes.Generation
 	}
-	for name, n := range entries(st.nodes) {
-		since := n.behind
-		switch behind := n.live() && st.lacksRoutes(n); {
-		case !behind:
-			since = time.Time{}
-		case since.IsZero() || st.owed != st.base.owed:
-			since = st.now
-		}
-		if !since.Equal(n.behind) {
-			clone := *n
-			clone.behind = since
-			st.nodes = st.nodes.Set(name, &clone)
+	if st.owed != st.base.owed {
+		st.behind = st.allBehind()
+		return
+	}
+	for name := range st.heard {
+		n, _ := st.nodes.Get(name)
+		_, was := st.behind.Get(name)
+		switch is := n.live() && st.lacksRoutes(n); {
+		case is && !was:
+			st.behind = st.behind.Set(name, st.now)
+		case was && !is:
+			st.behind = st.behind.Delete(name)
 		}
 	}
 }
 
-// nodesTurned reports whether a node came or went in this step.
-func (st *step) nodesTurned() bool {
-	for name, n := range entries(st.nodes) {
-		if before, _ := st.base.nodes.Get(name); n != before && n.live() != before.live() {
-			return true
+// allBehind are the live nodes that lack what is owed, as of now.
+func (st *step) allBehind() *immutable.SortedMap[string, time.Time] {
+	b := immutable.NewSortedMapBuilder[string, time.Time](comparer[string](strings.Compare))
+	if st.owed > 0 && !st.drained(st.owed) {
+		for name, n := range entries(st.nodes) {
+			if n.live() && st.lacksRoutes(n) {
+				b.Set(name, st.now)
+			}
 		}
 	}
-	return false
+	return b.Map()
+}
+
+// hear counts anew which routes the nodes have that something was heard of.
+func (st *step) hear(c *Change) {
+	for i := range c.Nodes {
+		st.heard[c.Nodes[i].Name] = true
+	}
+	for i := range c.Reports {
+		st.heard[c.Reports[i].Node] = true
+	}
+	for name := range st.heard {
+		before, _ := st.base.nodes.Get(name)
+		after, _ := st.nodes.Get(name)
+		st.turned = st.turned || before.live() != after.live()
+		if before.live() {
+			st.countRoutes(before.Routes, -1)
+		}
+		if after.live() {
+			st.countRoutes(after.Routes, 1)
+		}
+		if after != nil {
+			st.newest = max(st.newest, after.Routes)
+		}
+	}
+}
+
+func (st *step) countRoutes(generation uint64, by int) {
+	n, _ := st.inForceOn.Get(generation)
+	if n += by; n == 0 {
+		st.inForceOn = st.inForceOn.Delete(generation)
+	} else {
+		st.inForceOn = st.inForceOn.Set(generation, n)
+	}
+}
+
+// drained reports whether every live node has a generation in force.
+func (s *State) drained(generation uint64) bool {
+	if generation == 0 {
+		return false
+	}
+	for least := range keys(s.inForceOn) {
+		return least >= generation
+	}
+	return true
 }
 
 // lacksRoutes reports whether a node does not have the routes in force that
@@ -74,13 +123,16 @@ func (s *State) routesInForce() bool {
 // reports there can be no table yet.
 func (s *State) routeWaits() (out []nodes.WaitingItem) {
 	unknown := s.snapshot != nil && s.informed && s.routes == nil
+	for name, since := range entries(s.behind) {
+		out = append(out, nodes.WaitingItem{
+			Object: nodeKey(name), Reason: "has not put the newest routes into force yet", Deadline: since.Add(routesPatience),
+		})
+	}
+	if !unknown {
+		return out
+	}
 	for name, n := range entries(s.nodes) {
-		switch {
-		case !n.behind.IsZero():
-			out = append(out, nodes.WaitingItem{
-				Object: nodeKey(name), Reason: "has not put the newest routes into force yet", Deadline: n.behind.Add(routesPatience),
-			})
-		case unknown && !n.reported && n.pods.Len() > 0:
+		if !n.reported && n.pods.Len() > 0 {
 			out = append(out, nodes.WaitingItem{
 				Object: nodeKey(name), Reason: "has not reported since the server started; routes are made when it has, or without it", Deadline: s.started.Add(startPatience),
 			})
@@ -91,9 +143,9 @@ func (s *State) routeWaits() (out []nodes.WaitingItem) {
 
 // wakeForRoutes looks again when a node has been behind for long.
 func (st *step) wakeForRoutes() {
-	for _, n := range entries(st.nodes) {
+	for _, since := range entries(st.behind) {
 		for _, patience := range []time.Duration{routesSlow, routesPatience} {
-			if due := n.behind.Add(patience); !n.behind.IsZero() && due.After(st.now) {
+			if due := since.Add(patience); due.After(st.now) {
 				st.wakeAt(due)
 				break
 			}
@@ -104,8 +156,8 @@ func (st *step) wakeForRoutes() {
 // lateRoutes is the failure of the first node that has not put the routes into
 // force in time; empty when there is none.
 func (s *State) lateRoutes() string {
-	for name, n := range entries(s.nodes) {
-		if s.behindFor(n, routesPatience) {
+	for name, since := range entries(s.behind) {
+		if s.passed(since, routesPatience) {
 			return clean(fmt.Sprintf("node %s has not put the routes of this revision into force for %s; its agent's log says why", name, routesPatience))
 		}
 	}
@@ -114,8 +166,8 @@ func (s *State) lateRoutes() string {
 
 // slowRoutes tells a push of the nodes that take their time.
 func (s *State) slowRoutes() (out []WorkloadProgress) {
-	for name, n := range entries(s.nodes) {
-		if s.behindFor(n, routesSlow) {
+	for name, since := range entries(s.behind) {
+		if s.passed(since, routesSlow) {
 			k := nodeKey(name)
 			out = append(out, WorkloadProgress{
 				Object: k, Line: clean(k.String() + ": has not put the newest routes into force yet"), Health: nodes.Progressing,
@@ -125,9 +177,7 @@ func (s *State) slowRoutes() (out []WorkloadProgress) {
 	return out
 }
 
-func (s *State) behindFor(n *node, d time.Duration) bool {
-	return !n.behind.IsZero() && !s.at.Before(n.behind.Add(d))
-}
+func (s *State) passed(since time.Time, d time.Duration) bool { return !s.at.Before(since.Add(d)) }
 
 // Unrouted says which silent nodes don't have the routes of the revision in
 // force, in one clause; empty when there are none. Nobody waits for them.

@@ -184,7 +184,7 @@ func (st *step) routeServices() {
 	if st.routesWait() {
 		return
 	}
-	if st.routes == nil || st.routesChanged || st.behind() {
+	if st.routes == nil || st.routesChanged || st.newest > st.routes.Generation {
 		st.routes = st.table()
 		st.plan.Routes = st.routes
 	}
@@ -314,17 +314,6 @@ func (st *step) routesWait() bool {
 	return false
 }
 
-// behind reports whether a node has a newer table than ours: one from before
-// our start.
-func (st *step) behind() bool {
-	for _, n := range entries(st.nodes) {
-		if n.Routes > st.routes.Generation {
-			return true
-		}
-	}
-	return false
-}
-
 // table is the whole route table under the next generation. The first one
 // after a start is named by the time, so that it is newer than any before it.
 func (st *step) table() *proxy.Table {
@@ -332,9 +321,7 @@ func (st *step) table() *proxy.Table {
 	if st.routes != nil {
 		generation = st.routes.Generation + 1
 	}
-	for _, n := range entries(st.nodes) {
-		generation = max(generation, n.Routes+1)
-	}
+	generation = max(generation, st.newest+1)
 	t := &proxy.Table{Generation: generation, Domain: st.network.Domain, Services: make([]*proxy.Service, 0, st.services.Len())}
 	for _, s := range entries(st.services) {
 		if s.entry != nil {
@@ -371,17 +358,4 @@ func (st *step) drainPods() {
 			st.stop(uid)
 		}
 	}
-}
-
-// drained reports whether every live node has a generation in force.
-func (s *State) drained(generation uint64) bool {
-	if generation == 0 {
-		return false
-	}
-	for _, n := range entries(s.nodes) {
-		if n.live() && n.Routes < generation {
-			return false
-		}
-	}
-	return true
 }

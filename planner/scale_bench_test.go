@@ -102,10 +102,13 @@ func busyFleet(b *testing.B) (*State, []apiruntime.Object) {
 	if serial < 150000 {
 		b.Fatalf("%d pods were placed", serial)
 	}
-	for range 3 {
-		now = now.Add(time.Second)
-		s, _ = Next(s, Change{Reports: reports}, now)
-		reports = nil
+	s, _ = Next(s, Change{Reports: reports}, now.Add(time.Second))
+	for i := range reports {
+		reports[i] = nodes.Report{Node: reports[i].Node, Routes: s.routes.Generation}
+	}
+	s, _ = Next(s, Change{Reports: reports}, now.Add(2*time.Second))
+	if converged, failed := s.Settled(); !converged {
+		b.Fatalf("not converged: %s %v", failed, s.Progress())
 	}
 	return s, objects
 }

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"slices"
@@ -78,6 +79,12 @@ type State struct {
 	// owed is the generation of routes that the revision in force needs; 0
 	// while something else of it is still to come.
 	owed uint64
+	// behind are the live nodes that don't have what is owed, and since when.
+	behind *immutable.SortedMap[string, time.Time]
+	// inForceOn counts the live nodes by the generation that they have in force;
+	// newest is the newest that any node ever had.
+	inForceOn *immutable.SortedMap[uint64, int]
+	newest    uint64
 	// minders are the groups with terms about a label; particular counts the
 	// templates whose terms tell apart pods of one template.
 	minders    labelIndex
@@ -121,6 +128,8 @@ func New(c Config) *State {
 		active:        immutable.NewSortedMap[desired.Key, struct{}](comparer[desired.Key](desired.Key.Compare)),
 		pending:       immutable.NewSortedMap[waiter, struct{}](comparer[waiter](compareWaiters)),
 		draining:      immutable.NewSortedMap[nodes.UID, struct{}](uids),
+		behind:        immutable.NewSortedMap[string, time.Time](comparer[string](strings.Compare)),
+		inForceOn:     immutable.NewSortedMap[uint64, int](comparer[uint64](cmp.Compare[uint64])),
 		groupLabels:   newLabelIndex(),
 		serviceLabels: newLabelIndex(),
 		minders:       newLabelIndex(),
@@ -246,9 +255,6 @@ type node struct {
 	reported bool
 	load     *place.Node
 	pods     *immutable.SortedMap[nodes.UID, *nodes.Pod]
-	// behind is since when the node, while live, has not had the routes that the
-	// revision in force needs; zero when it has them.
-	behind time.Time
 	// configs counts the pods that read each ConfigMap or Secret.
 	configs *immutable.SortedMap[desired.Key, int]
 }
