@@ -4,7 +4,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/benbjohnson/immutable"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
@@ -80,6 +82,7 @@ func (k daemonSets) rules(st *step, g *group) workload.Daemon {
 	if g.current == nil {
 		return d
 	}
+	d.Nodes = make([]workload.DaemonNode, 0, st.nodes.Len())
 	for name, n := range entries(st.nodes) {
 		runs, stays := place.Eligible(g.current.request, n.load)
 		d.Nodes = append(d.Nodes, workload.DaemonNode{Name: name, Runs: runs, Stays: stays, Silent: !n.live()})
@@ -87,9 +90,23 @@ func (k daemonSets) rules(st *step, g *group) workload.Daemon {
 	return d
 }
 
+// daemonLook is what a DaemonSet was found to need. It holds for assess, too, as
+// long as pods and nodes are the same.
+type daemonLook struct {
+	pods  []*pod
+	nodes *immutable.SortedMap[string, *node]
+	set   *set
+	rules workload.Daemon
+	wake  time.Time
+}
+
 func (k daemonSets) reconcile(st *step, g *group) {
 	d := k.rules(st, g)
-	steps, failures, _ := d.Next()
+	steps, failures, wake := d.Next()
+	if len(steps.Creates)+len(steps.Removes) == 0 && maps.Equal(failures, g.failures) {
+		st.daemons[g.key] = &daemonLook{pods: slices.Clone(g.pods), nodes: st.nodes, set: g.current, rules: d, wake: wake}
+		return
+	}
 	if !maps.Equal(failures, g.failures) {
 		g.failures = failures
 		st.recordWorkload(g)
@@ -98,10 +115,14 @@ func (k daemonSets) reconcile(st *step, g *group) {
 }
 
 func (k daemonSets) assess(st *step, g *group) (workload.Verdict, string) {
-	d := k.rules(st, g)
-	v := d.Verdict()
+	look := st.daemons[g.key]
+	if look == nil || look.nodes != st.nodes || look.set != g.current || !slices.Equal(look.pods, g.pods) {
+		look = &daemonLook{rules: k.rules(st, g)}
+		_, _, look.wake = look.rules.Next()
+	}
+	v := look.rules.Verdict()
 	st.announceLate(g, &v)
-	if _, _, wake := d.Next(); !wake.IsZero() && (v.Wake.IsZero() || wake.Before(v.Wake)) {
+	if wake := look.wake; !wake.IsZero() && (v.Wake.IsZero() || wake.Before(v.Wake)) {
 		v.Wake = wake
 	}
 	return v, ""

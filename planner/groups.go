@@ -153,8 +153,12 @@ func (st *step) rollout(g *group, r workload.Rollout) workload.Rollout {
 	r.Now, r.Revised = st.now, g.revised
 	r.ScaledMax = g.scaledMax
 	bySet := make(map[string]*workload.Set, len(g.sets))
+	sizes := make(map[*set]int, len(g.sets))
+	for _, p := range g.pods {
+		sizes[p.set]++
+	}
 	for _, s := range g.sets {
-		view := &workload.Set{Hash: s.hash, Since: s.since}
+		view := &workload.Set{Hash: s.hash, Since: s.since, Pods: make([]workload.Pod, 0, sizes[s])}
 		bySet[s.hash] = view
 		if g.current != nil && g.current.hash == s.hash {
 			r.Current, r.WasComplete = view, s.complete
@@ -174,7 +178,9 @@ func viewOf(p *pod) workload.Pod {
 		UID: p.UID, Name: p.Name, Node: p.Node, Aim: p.aim, Created: p.Created, Incarnation: p.Incarnation,
 		Ordinal: p.Ordinal, Leaving: p.leaving != "" || p.Stop != nil, Why: why(p),
 	}
-	v.Cost, _ = strconv.Atoi(p.AllAnnotations()[costAnnotation])
+	if cost := p.AllAnnotations()[costAnnotation]; cost != "" {
+		v.Cost, _ = strconv.Atoi(cost)
+	}
 	if p.status != nil {
 		v.Phase, v.Ready, v.ReadySince, v.Restarts = p.status.Phase, p.status.Ready, p.status.ReadySince, p.status.Restarts()
 	}

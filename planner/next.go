@@ -14,6 +14,8 @@ import (
 )
 
 const (
+	// maxShown is how many actions of a step are kept to be shown.
+	maxShown = 1000
 	// drainPatience is how long a pod that goes waits for every node to have
 	// taken it out of its routes.
 	drainPatience = time.Second
@@ -85,6 +87,10 @@ type step struct {
 	storageDirty  bool
 	lists         *storageRules
 	routesChanged bool
+	// daemons is what was found of DaemonSets in this step.
+	daemons map[desired.Key]*daemonLook
+	// texts are those that restored pods share.
+	texts map[string]string
 	// heard are the nodes of which something was heard; turned is set when one of
 	// them came or went.
 	heard  map[string]bool
@@ -113,6 +119,8 @@ func begin(s *State, now time.Time) *step {
 		decisions:     map[decisionID]any{},
 		stir:          newStir(),
 		heard:         map[string]bool{},
+		texts:         map[string]string{},
+		daemons:       map[desired.Key]*daemonLook{},
 	}
 }
 
@@ -213,8 +221,11 @@ func (st *step) finish() (*State, *Plan) {
 	if st.snapshot != nil && st.routesWait() {
 		st.wakeAt(st.started.Add(startPatience))
 	}
-	for _, a := range st.plan.Actions {
+	for _, a := range st.plan.Actions[:min(len(st.plan.Actions), maxShown)] {
 		st.actions = append(st.actions, a.String())
+	}
+	if more := len(st.plan.Actions) - maxShown; more > 0 {
+		st.actions = append(st.actions, fmt.Sprintf("and %d more", more))
 	}
 	if st.snapshot == st.base.snapshot && len(st.actions) == 0 {
 		st.actions = st.base.actions

@@ -320,6 +320,7 @@ func (st *step) restorePod(r *podRecord) {
 	}
 	n := r.Pod
 	n.Template = s.template
+	st.share(&n)
 	if n.Node != "" && len(n.Seal) == 0 {
 		n.Seal = st.sealPod(&n, n.Node) // recorded by an earlier version
 	}
@@ -328,6 +329,22 @@ func (st *step) restorePod(r *podRecord) {
 	st.wait(p)
 	if p.leaving != "" && p.Stop == nil {
 		st.draining = st.draining.Set(p.UID, struct{}{})
+	}
+}
+
+// share has a pod that was read hold the same texts as others: alone they
+// would be most of what it weighs.
+func (st *step) share(p *nodes.Pod) {
+	for _, text := range []*string{
+		&p.Namespace, &p.TemplateHash, &p.Node, &p.Revision,
+		&p.Owner.Group, &p.Owner.Kind, &p.Owner.Namespace, &p.Owner.Name,
+		&p.Workload.Group, &p.Workload.Kind, &p.Workload.Namespace, &p.Workload.Name,
+	} {
+		if known, ok := st.texts[*text]; ok {
+			*text = known
+		} else {
+			st.texts[*text] = *text
+		}
 	}
 }
 

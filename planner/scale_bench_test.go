@@ -162,3 +162,24 @@ func BenchmarkStateOf150000(b *testing.B) {
 		runtime.KeepAlive(s)
 	}
 }
+
+// BenchmarkReportOfADaemonAmong5000 has one pod of a DaemonSet change.
+func BenchmarkReportOfADaemonAmong5000(b *testing.B) {
+	s := fleet(5000)
+	s, p := Next(s, Change{Snapshot: snapshotOf(1, "all", daemonSet("agent")), Source: "embedded"}, epoch)
+	var reports []nodes.Report
+	for i := range p.Assignments {
+		a := &p.Assignments[i]
+		reports = append(reports, nodes.Report{Node: a.Node, Statuses: []nodes.PodStatus{runningStatus(a.Pods[0].UID, i, epoch)}})
+	}
+	if len(reports) != 5000 {
+		b.Fatalf("%d pods", len(reports))
+	}
+	s, _ = Next(s, Change{Reports: reports}, epoch.Add(time.Second))
+	one := reports[2500]
+	one.Statuses[0].Ready = false
+	b.ReportAllocs()
+	for b.Loop() {
+		Next(s, Change{Reports: []nodes.Report{one}}, epoch.Add(time.Minute))
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -129,12 +130,18 @@ func (d *Daemon) wanted() int {
 	return n
 }
 
+// daemonPod is a pod with the template that it has.
+type daemonPod struct {
+	*Pod
+	hash string
+}
+
 // post is one node with the pods that are there.
 type post struct {
 	*DaemonNode
 	// new and old are the running pod of today's template and of an earlier one.
-	new, old *Pod
-	failed   []*Pod
+	new, old *daemonPod
+	failed   []*daemonPod
 	// leaving is set while a pod is on its way out.
 	leaving bool
 }
@@ -145,8 +152,7 @@ func (p *post) empty() bool { return p.new == nil && p.old == nil && len(p.faile
 type daemonSteps struct {
 	*Daemon
 	Steps
-	posts    []*post
-	hashes   map[nodes.UID]string
+	posts    []post
 	failures map[string]Failures
 	wake     time.Time
 }
@@ -156,8 +162,8 @@ type daemonSteps struct {
 func (d *Daemon) Next() (steps Steps, failures map[string]Failures, wake time.Time) {
 	s := d.plan()
 	surge, unavailable := d.Limits()
-	for _, p := range s.posts {
-		s.tend(p, surge > 0 && !d.OnDelete)
+	for i := range s.posts {
+		s.tend(&s.posts[i], surge > 0 && !d.OnDelete)
 	}
 	switch {
 	case d.OnDelete:
@@ -172,27 +178,34 @@ func (d *Daemon) Next() (steps Steps, failures map[string]Failures, wake time.Ti
 // plan sorts the pods by node; what more there is than one pod of today's
 // template and one of earlier ones goes.
 func (d *Daemon) plan() *daemonSteps {
-	s := &daemonSteps{Daemon: d, hashes: map[nodes.UID]string{}, failures: maps.Clone(d.Failures)}
-	byName := map[string]*post{}
+	s := &daemonSteps{Daemon: d, failures: maps.Clone(d.Failures), posts: make([]post, 0, len(d.Nodes))}
 	for i := range d.Nodes {
 		if !d.Nodes[i].Silent {
-			p := &post{DaemonNode: &d.Nodes[i]}
-			s.posts = append(s.posts, p)
-			byName[p.Name] = p
+			s.posts = append(s.posts, post{DaemonNode: &d.Nodes[i]})
 		}
 	}
 	for _, set := range d.sets() {
-		for _, p := range oldestFirst(set.Pods) {
-			s.hashes[p.UID] = set.Hash
-			if at := byName[cmp.Or(p.Node, p.Aim)]; at != nil {
-				s.enter(at, set, p)
+		pods := make([]daemonPod, len(set.Pods))
+		for i, p := range oldestFirst(set.Pods) {
+			pods[i] = daemonPod{p, set.Hash}
+			if at := s.post(cmp.Or(p.Node, p.Aim)); at != nil {
+				s.enter(at, set, &pods[i])
 			}
 		}
 	}
 	return s
 }
 
-func (s *daemonSteps) enter(at *post, set *Set, p *Pod) {
+// post of a node that answers; nil for another.
+func (s *daemonSteps) post(node string) *post {
+	i, found := slices.BinarySearchFunc(s.posts, node, func(p post, name string) int { return strings.Compare(p.Name, name) })
+	if !found {
+		return nil
+	}
+	return &s.posts[i]
+}
+
+func (s *daemonSteps) enter(at *post, set *Set, p *daemonPod) {
 	switch {
 	case p.Leaving:
 		at.leaving = true
@@ -207,7 +220,7 @@ func (s *daemonSteps) enter(at *post, set *Set, p *Pod) {
 
 // keep chooses between a pod and a younger one: the one that serves, else the
 // older.
-func (s *daemonSteps) keep(older, p *Pod) *Pod {
+func (s *daemonSteps) keep(older, p *daemonPod) *daemonPod {
 	if older == nil {
 		return p
 	}
@@ -224,9 +237,12 @@ func oldestFirst(pods []Pod) []*Pod {
 	for i := range pods {
 		out = append(out, &pods[i])
 	}
-	slices.SortFunc(out, func(a, b *Pod) int {
+	order := func(a, b *Pod) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Incarnation, b.Incarnation))
-	})
+	}
+	if !slices.IsSortedFunc(out, order) {
+		slices.SortFunc(out, order)
+	}
 	return out
 }
 
@@ -238,7 +254,7 @@ func (d *Daemon) sets() []*Set {
 	return sets
 }
 
-func (d *Daemon) available(p *Pod) bool {
+func (d *Daemon) available(p *daemonPod) bool {
 	if p == nil {
 		return false
 	}
@@ -246,8 +262,8 @@ func (d *Daemon) available(p *Pod) bool {
 	return ok && !at.After(d.Now)
 }
 
-func (s *daemonSteps) remove(p *Pod, reason string) {
-	s.Removes = append(s.Removes, Remove{UID: p.UID, Hash: s.hashes[p.UID], Reason: reason})
+func (s *daemonSteps) remove(p *daemonPod, reason string) {
+	s.Removes = append(s.Removes, Remove{UID: p.UID, Hash: p.hash, Reason: reason})
 }
 
 func (s *daemonSteps) create(p *post) {
@@ -263,7 +279,7 @@ func (s *daemonSteps) tend(p *post, surging bool) {
 		s.abandon(p)
 		return
 	}
-	p.failed = slices.DeleteFunc(p.failed, func(f *Pod) bool { return s.replaceFailed(p, f) })
+	p.failed = slices.DeleteFunc(p.failed, func(f *daemonPod) bool { return s.replaceFailed(p, f) })
 	switch {
 	case p.new != nil && p.old != nil:
 		s.choose(p, surging)
@@ -284,7 +300,7 @@ func (s *daemonSteps) abandon(p *post) {
 
 // replaceFailed takes away a pod that has ended; false while it must stay, for
 // too many have failed on the node.
-func (s *daemonSteps) replaceFailed(p *post, f *Pod) bool {
+func (s *daemonSteps) replaceFailed(p *post, f *daemonPod) bool {
 	if f.Phase == corev1.PodFailed {
 		known := s.failures[p.Name]
 		if until := known.Last.Add(known.delay()); s.Now.Before(until) {
@@ -296,7 +312,7 @@ func (s *daemonSteps) replaceFailed(p *post, f *Pod) bool {
 		}
 		s.failures[p.Name] = known.next(s.Now)
 	}
-	s.remove(f, ended(f))
+	s.remove(f, ended(f.Pod))
 	p.leaving = true
 	return true
 }
@@ -322,7 +338,8 @@ func (s *daemonSteps) outdated() string { return "replaced by the template " + h
 func (s *daemonSteps) roll(limit int) {
 	missing := s.unheard()
 	var candidates []*post
-	for _, p := range s.posts {
+	for i := range s.posts {
+		p := &s.posts[i]
 		switch {
 		case !p.Stays || !p.Runs && p.old == nil:
 		case p.old != nil && s.available(p.old):
@@ -345,7 +362,8 @@ func (s *daemonSteps) roll(limit int) {
 func (s *daemonSteps) rollSurging(limit int) {
 	surplus, available := s.unheard(), 0
 	var candidates, sunset []*post
-	for _, p := range s.posts {
+	for i := range s.posts {
+		p := &s.posts[i]
 		if s.available(p.old) || p.old == nil && s.available(p.new) {
 			available++
 		}
@@ -402,7 +420,9 @@ func (d *Daemon) Verdict() Verdict {
 func (d *Daemon) silent() map[string]bool {
 	silent := map[string]bool{}
 	for i := range d.Nodes {
-		silent[d.Nodes[i].Name] = d.Nodes[i].Silent
+		if d.Nodes[i].Silent {
+			silent[d.Nodes[i].Name] = true
+		}
 	}
 	return silent
 }
