@@ -22,6 +22,7 @@ func TestMain(m *testing.M) { machine.Main(m) }
 func TestBench(t *testing.T) {
 	all := &figures{}
 	t.Run("size", func(t *testing.T) { benchSize(t, all) })
+	t.Run("planner", func(t *testing.T) { benchPlanner(t, all) })
 	t.Run("routes", func(t *testing.T) { benchRoutes(t, all) })
 	t.Run("pods", func(t *testing.T) { benchPods(t, all) })
 	t.Run("many", func(t *testing.T) { benchMany(t, all) })
