@@ -119,6 +119,9 @@ func givesUpNoMoreThanItMay(s *step) (err error) {
 		if _, wanted := s.intentOf(p.workload); !wanted || s.discarded(p.workload) || p.done {
 			continue
 		}
+		if p.hash != s.after.templates[p.workload] || p.hash != s.before.templates[p.workload] {
+			continue // a rollout replaces it
+		}
 		if why := s.mustStay(uid, p); why != "" {
 			err = violated(s.broken(p.workload), "pod %s of %s on %s is given up: %s", p.name, p.workload, p.node, why)
 		}

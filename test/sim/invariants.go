@@ -30,6 +30,8 @@ type step struct {
 	decided map[nodes.UID]*nodes.Pod
 	git     *repository
 	silence silence
+	// over are pods that had ended when they were given away.
+	over map[nodes.UID]bool
 	// runs reports whether a pod runs on a node in truth.
 	runs func(node string, uid nodes.UID) bool
 }
@@ -154,8 +156,8 @@ func (s *step) available(p *podView) bool {
 	return p.ready && !p.done && s.after.nodes[p.node].Ready && !p.readySince.Add(time.Duration(w.minReady)*time.Second).After(s.now)
 }
 
-// onePodAnOrdinal: invariant 5. The planner's part: no second pod while
-// something is left of the first, and each has the name of its ordinal.
+// onePodAnOrdinal: invariant 5. No second pod while something is left of the
+// first, unless that has certainly ended, and each has the name of its ordinal.
 func onePodAnOrdinal(s *step) error {
 	names := map[string]nodes.UID{}
 	for uid, p := range s.after.pods {
@@ -163,6 +165,9 @@ func onePodAnOrdinal(s *step) error {
 			continue
 		}
 		name := p.namespace + "/" + p.name
+		if s.isOver(uid, p) {
+			continue
+		}
 		if other, twice := names[name]; twice {
 			return violated(5, "the pods %s and %s are both %s", other, uid, name)
 		}
@@ -172,6 +177,14 @@ func onePodAnOrdinal(s *step) error {
 		}
 	}
 	return nil
+}
+
+// isOver reports whether a pod that was given away has truly ended.
+func (s *step) isOver(uid nodes.UID, p podView) bool {
+	if p.stopping && p.node != "" && !s.after.nodes[p.node].Ready && !s.runs(p.node, uid) {
+		s.over[uid] = true
+	}
+	return s.over[uid]
 }
 
 // ordinal of a StatefulSet's pod; -1 when its name has none.

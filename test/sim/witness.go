@@ -55,6 +55,7 @@ type witness struct {
 	data     *ledger
 	crons    map[desired.Key]*cron
 	silence  silence
+	over     map[nodes.UID]bool
 }
 
 func newWitness(w *world) *witness {
@@ -62,7 +63,7 @@ func newWitness(w *world) *witness {
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
 		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
-		silence: silence{},
+		silence: silence{}, over: map[nodes.UID]bool{},
 	}
 }
 
@@ -177,7 +178,7 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 	}
 	st.commit = x.world.repo.commit(st.after.force)
 	st.begun, st.data, st.crons, st.demand = x.runs, x.data, x.crons, x.world.demand
-	st.git, st.silence, st.runs = x.world.repo, x.silence, x.world.runsOn
+	st.git, st.silence, st.over, st.runs = x.world.repo, x.silence, x.over, x.world.runsOn
 	x.silence.note(st)
 	x.putInForce(st)
 	x.noteHold(st)
