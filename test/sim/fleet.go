@@ -151,6 +151,9 @@ func (f *fleet) settle(i *intent, all int) {
 		if k.Kind == kindDaemonSet {
 			fits = !v.recreate
 		}
+		if v.claimSize > 0 {
+			v.claim = "" // which may be on another node
+		}
 		if v.claim != "" || v.claimSize > 0 {
 			v.company = company{prefers: v.prefers, patience: v.patience, failover: v.failover} // its data says where
 		}
