@@ -140,6 +140,7 @@ func (c *containers) Create(ctx context.Context, made runtime.Container) error {
 	c.mu.Lock()
 	c.env[made.ID] = made.Env
 	c.mu.Unlock()
+	defer c.machine.keeper.made(nodes.UID(made.Pod))
 	return c.Runtime.Create(ctx, made)
 }
 

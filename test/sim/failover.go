@@ -111,12 +111,15 @@ func (w *world) runsOn(node string, uid nodes.UID) bool {
 // givesUpNoMoreThanItMay: invariants 5 and 7. What a node that is not heard of
 // may still run is given up when that harms nobody, and its time has come.
 func givesUpNoMoreThanItMay(s *step) (err error) {
+	live := s.live()
 	for uid, p := range s.after.pods {
 		b, known := s.before.pods[uid]
 		if !known || !p.stopping || b.stopping || p.node == "" || s.intent == nil || s.after.nodes[p.node].Ready {
 			continue
 		}
-		if _, wanted := s.intentOf(p.workload); !wanted || s.discarded(p.workload) || p.done {
+		s.abandoned[uid] = true
+		w, wanted := s.intentOf(p.workload)
+		if !wanted || s.discarded(p.workload) || p.done || live[p.workload] > w.replicas {
 			continue
 		}
 		if p.hash != s.after.templates[p.workload] || p.hash != s.before.templates[p.workload] {

@@ -97,7 +97,7 @@ func (w *world) restartServer() error {
 	if w.server == nil {
 		return w.startServer()
 	}
-	lose := w.connected() && time.Since(w.troubled) > 30*time.Second && w.rng.IntN(2) == 0
+	lose := w.connected() && time.Since(w.troubled) > 30*time.Second && w.rng.IntN(2) == 0 && w.witness.toldAll()
 	w.killServer()
 	if lose {
 		if err := w.loseRecord(); err != nil {

@@ -32,6 +32,8 @@ type step struct {
 	silence silence
 	// over are pods that had ended when they were given away.
 	over map[nodes.UID]bool
+	// abandoned are pods that were to go while their node was silent.
+	abandoned map[nodes.UID]bool
 	// runs reports whether a pod runs on a node in truth.
 	runs func(node string, uid nodes.UID) bool
 }
@@ -80,15 +82,25 @@ func onlyValidRevisionsAreInForce(s *step) error {
 	return nil
 }
 
-// neverTooManyPods: invariant 4.
+// neverTooManyPods: invariant 4. Of a DaemonSet it is each node that must not
+// have too many: after a change of the strategy, others may still have two.
 func neverTooManyPods(s *step) (err error) {
-	live, checked := map[desired.Key]int{}, map[desired.Key]bool{}
+	live, checked, there := map[desired.Key]int{}, map[desired.Key]bool{}, map[post]int{}
 	for _, p := range s.after.pods {
 		if !p.stopping && !p.done {
 			live[p.workload]++
+			there[p.post()]++
 		}
 	}
-	s.made(func(_ nodes.UID, p podView) { checked[p.workload] = true })
+	s.made(func(_ nodes.UID, p podView) {
+		w, found := s.intentOf(p.workload)
+		switch most, _ := w.bounds(p.workload.Kind); {
+		case p.workload.Kind != kindDaemonSet:
+			checked[p.workload] = true
+		case found && p.node != "" && w.replicas > 0 && there[p.post()] > most/w.replicas:
+			err = violated(4, "%s has %d pods on %s, at most %d are allowed", p.workload, there[p.post()], p.node, most/w.replicas)
+		}
+	})
 	for k := range checked {
 		if k.Kind == kindStatefulSet {
 			continue // one that shrinks fills its gaps first; see onePodAnOrdinal
@@ -203,12 +215,7 @@ func (p *podView) surplus(w *workload) bool {
 
 // nothingGoesForLackOfKnowledge: invariant 7.
 func nothingGoesForLackOfKnowledge(s *step) (err error) {
-	live := map[desired.Key]int{} // with those that came to light in this step
-	for uid, p := range s.after.pods {
-		if !s.before.pods[uid].stopping && !p.done {
-			live[p.workload]++
-		}
-	}
+	live := s.live()
 	s.leaving(func(p podView) {
 		w, wanted := s.intentOf(p.workload)
 		switch n := s.after.nodes[p.node]; {
@@ -221,6 +228,18 @@ func nothingGoesForLackOfKnowledge(s *step) (err error) {
 		}
 	})
 	return err
+}
+
+// live counts the pods that each workload had, with those that came to light in
+// this step.
+func (s *step) live() map[desired.Key]int {
+	live := map[desired.Key]int{}
+	for uid, p := range s.after.pods {
+		if !s.before.pods[uid].stopping && !p.done {
+			live[p.workload]++
+		}
+	}
+	return live
 }
 
 // nothingVanishes: invariant 7.

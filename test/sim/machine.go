@@ -42,6 +42,7 @@ type machine struct {
 	volumes *volumes
 	disk    *disk
 	kernel  *kernel
+	keeper  *watchman
 	// down and noPull are faults of the runtime, off is one of the power.
 	down, noPull, off bool
 	// forgot tells that the agent's store was lost at some time.
@@ -76,6 +77,7 @@ func newMachine(w *world, index int) (*machine, error) {
 	m.disk = &disk{Persistent: volumefake.New(), machine: m, pace: pace}
 	m.kernel = &kernel{pace: pace}
 	m.runtime = newContainers(m, pace)
+	m.keeper = newWatchman(m)
 	return m, nil
 }
 
@@ -94,7 +96,7 @@ func (m *machine) startAgent() error {
 			corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: *resource.NewQuantity(mostPods, resource.DecimalSI),
 		},
 		DataDir: m.dir, RunDir: m.dir, Key: bytes.Repeat([]byte{7}, 32), BootID: fmt.Sprintf("boot-%d", m.boot),
-		Runtime: m.runtime, Network: m.network, Keeper: idleKeeper{}, Proxy: m.kernel, Volumes: m.volumes, Persistent: m.disk,
+		Runtime: m.runtime, Network: m.network, Keeper: m.keeper, Proxy: m.kernel, Volumes: m.volumes, Persistent: m.disk,
 		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: m.wallClock(), Clock: m.clock.now,
 	})
 	if err != nil {
@@ -174,6 +176,7 @@ func (m *machine) powerOff() {
 	m.line.held.set(false)
 	m.boot++
 	m.clock.reboot()
+	m.keeper.reboot()
 	m.runtime.reboot()
 	m.network.reset()
 	m.volumes.reset()
@@ -218,12 +221,16 @@ func (p *pace) drag(slow int64) {
 	p.slow = slow
 }
 
+// draw is how long something takes.
+func (p *pace) draw(most time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Duration(p.rng.Int64N(int64(most)) * max(1, p.slow))
+}
+
 // take waits for up to most, or until ctx ends.
 func (p *pace) take(ctx context.Context, most time.Duration) error {
-	p.mu.Lock()
-	d := time.Duration(p.rng.Int64N(int64(most)) * max(1, p.slow))
-	p.mu.Unlock()
-	timer := time.NewTimer(d)
+	timer := time.NewTimer(p.draw(most))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -266,6 +273,13 @@ func (k *kernel) reset() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.config = proxy.Config{}
+}
+
+// takes is how long a kill takes: slow disks don't matter to it.
+func (k *kernel) takes() time.Duration {
+	k.pace.mu.Lock()
+	defer k.pace.mu.Unlock()
+	return time.Duration(k.pace.rng.Int64N(int64(killWithin)))
 }
 
 // table is what is in force; nil before the first.

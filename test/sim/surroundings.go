@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
-	"github.com/tallyman-dev/tallyman/nodes/keeper"
 	podnetwork "github.com/tallyman-dev/tallyman/nodes/network"
 	"github.com/tallyman-dev/tallyman/nodes/volume"
 	"github.com/tallyman-dev/tallyman/proxy"
@@ -188,19 +187,6 @@ func (v *volumes) reset() {
 	defer v.mu.Unlock()
 	clear(v.mounted)
 }
-
-// idleKeeper keeps no logs: the fake runtime's containers write none.
-type idleKeeper struct{}
-
-func (idleKeeper) OpenLog(_ context.Context, l keeper.Log) (keeper.Pipes, error) {
-	return keeper.Pipes{Stdout: "/fifo/" + l.ID + ".out", Stderr: "/fifo/" + l.ID + ".err"}, nil
-}
-func (idleKeeper) CloseLog(context.Context, string) error   { return nil }
-func (idleKeeper) SetDNS(context.Context, keeper.DNS) error { return nil }
-
-func (idleKeeper) Fence(context.Context, time.Duration, []keeper.Fence) error { return nil }
-func (idleKeeper) Unfence(context.Context, []nodes.UID) error                 { return nil }
-func (idleKeeper) Fences(context.Context) ([]keeper.HeldFence, error)         { return nil, nil }
 
 func (n *network) addrOf(uid nodes.UID) netip.Addr {
 	n.mu.Lock()

@@ -40,6 +40,8 @@ type witness struct {
 	// suspect is one that the guard should have held.
 	force, suspect *commit
 	source         string
+	// changed is when force last changed.
+	changed time.Time
 	// held are the commits that the guard holds as it should.
 	held map[*commit]bool
 
@@ -56,6 +58,9 @@ type witness struct {
 	crons    map[desired.Key]*cron
 	silence  silence
 	over     map[nodes.UID]bool
+	// abandoned are pods that were to go while their node was silent: one without
+	// its store sweeps them when it is back.
+	abandoned map[nodes.UID]bool
 }
 
 func newWitness(w *world) *witness {
@@ -63,7 +68,7 @@ func newWitness(w *world) *witness {
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
 		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
-		silence: silence{}, over: map[nodes.UID]bool{},
+		silence: silence{}, over: map[nodes.UID]bool{}, abandoned: map[nodes.UID]bool{},
 	}
 }
 
@@ -127,6 +132,14 @@ func (x *witness) sees(node string) bool {
 	return x.last.nodes[node].Ready
 }
 
+// toldAll reports whether what is in force has been in force for long enough
+// that the nodes' ledgers tell it.
+func (x *witness) toldAll() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return time.Since(x.changed) > 5*time.Second
+}
+
 // knowsIntent reports whether the server has known the revision in force for so long.
 func (x *witness) knowsIntent(since time.Duration) bool {
 	x.mu.Lock()
@@ -178,7 +191,7 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 	}
 	st.commit = x.world.repo.commit(st.after.force)
 	st.begun, st.data, st.crons, st.demand = x.runs, x.data, x.crons, x.world.demand
-	st.git, st.silence, st.over, st.runs = x.world.repo, x.silence, x.over, x.world.runsOn
+	st.git, st.silence, st.over, st.abandoned, st.runs = x.world.repo, x.silence, x.over, x.abandoned, x.world.runsOn
 	x.silence.note(st)
 	x.putInForce(st)
 	x.noteHold(st)
@@ -272,7 +285,7 @@ func (x *witness) putInForce(st *step) {
 			return
 		}
 	}
-	x.force, x.source, x.suspect, st.suspect = c, source, nil, nil
+	x.force, x.source, x.suspect, st.suspect, x.changed = c, source, nil, nil, time.Now()
 	x.world.note("in force: %s", c.revision.SHA[36:])
 }
 
@@ -474,7 +487,9 @@ func (x *witness) starts(m *machine, c runtime.Status, beside []runtime.Status) 
 func (x *witness) ends(m *machine, c runtime.Status) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
+	if uid := nodes.UID(c.Labels[labelPod]); !m.forgot || !x.abandoned[uid] {
+		x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
+	}
 	name := c.Labels[labelNamespace] + "/" + c.Labels[labelName] + " " + m.network.addrOf(nodes.UID(c.Labels[labelPod])).String()
 	since, excluded := x.excluded[name]
 	for _, other := range x.world.nodes {

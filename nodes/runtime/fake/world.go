@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
@@ -83,6 +84,24 @@ func (r *Runtime) Running() []runtime.Status {
 	}
 	slices.SortFunc(list, func(a, b runtime.Status) int { return strings.Compare(a.ID, b.ID) })
 	return list
+}
+
+// Destroy kills all processes of a pod, also those that wait for their start, as
+// killing the pod's control group does, and counts the containers.
+func (r *Runtime) Destroy(pod nodes.UID) (killed int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tick()
+	for _, id := range slices.Sorted(maps.Keys(r.containers)) {
+		c := r.containers[id]
+		if c.Container.Pod != string(pod) || c.State == runtime.Exited {
+			continue
+		}
+		c.State = runtime.Running // of a created one it is the first process that ends
+		r.exit(c, 137, false)
+		killed++
+	}
+	return killed
 }
 
 // Container is what a container was made from, with what was updated since.
