@@ -203,6 +203,14 @@ type Nodes struct {
 	Failover string
 }
 
+// FailoverAnnotation says of a workload, or of the pods of a template, what is
+// Nodes.Failover for the cluster: FailoverFenced or FailoverWait.
+const (
+	FailoverAnnotation = "tallyman.dev/failover"
+	FailoverFenced     = "fenced"
+	FailoverWait       = "wait"
+)
+
 // Network are the cluster's addresses. Comparable.
 type Network struct {
 	Services netip.Prefix

@@ -94,7 +94,9 @@ func (st *step) collectWaiting(g *group, waits string) {
 	}
 	stopping := 0
 	for _, p := range g.pods {
+		n, _ := st.nodes.Get(p.Node)
 		switch {
+		case p.lost != "" && !n.live():
 		case p.Stop != nil:
 			stopping++
 			g.waiting = append(g.waiting, nodes.WaitingItem{Object: p.Key(), Reason: fmt.Sprintf("stopping, at most %s: %s", p.Stop.Grace, p.Stop.Reason)})
@@ -114,6 +116,8 @@ func (st *step) collectWaiting(g *group, waits string) {
 // why is one clause that says why a pod is not ready; empty when it is.
 func why(p *pod) string {
 	switch {
+	case p.held != "" && p.departs == "":
+		return clause("NodeNotReady", p.held)
 	case p.refusal == gated:
 		return gated
 	case p.refusal != "":

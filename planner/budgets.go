@@ -1,16 +1,22 @@
 package planner
 
 import (
+	"iter"
+
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/tallyman-dev/tallyman/nodes"
 )
 
 // budget is a PodDisruptionBudget as preemption asks it.
 type budget struct {
 	namespace string
 	selector  labels.Selector
+	// labels are those that all of its pods have.
+	labels map[string]string
 	// allowed is how many of its pods may go now.
 	allowed int
 }
@@ -31,7 +37,7 @@ func (st *step) budgets() (list []budget) {
 		if err != nil || selector.Empty() {
 			continue
 		}
-		b := budget{namespace: o.Key.Namespace, selector: selector}
+		b := budget{namespace: o.Key.Namespace, selector: selector, labels: v.Spec.Selector.MatchLabels}
 		b.allowed = st.allowed(&b, &v.Spec)
 		list = append(list, b)
 	}
@@ -40,15 +46,21 @@ func (st *step) budgets() (list []budget) {
 
 // allowed is how many pods serve beyond those that must.
 func (st *step) allowed(b *budget, spec *policyv1.PodDisruptionBudgetSpec) int {
-	expected, serving := 0, 0
-	for _, g := range entries(st.groups) {
+	expected, serving := st.measure(b, nil)
+	return max(0, serving-mustServe(spec, expected))
+}
+
+// measure counts the pods of a budget that are expected, and those that serve;
+// some may be counted as gone.
+func (st *step) measure(b *budget, gone map[nodes.UID]bool) (expected, serving int) {
+	for g := range st.groupsOf(b) {
 		covered := 0
 		for _, p := range g.pods {
 			if p.leaving != "" || p.Stop != nil || p.done() || !b.covers(p) {
 				continue
 			}
 			covered++
-			if p.serving() {
+			if n, _ := st.nodes.Get(p.Node); p.serving() && !n.silent() && !gone[p.UID] {
 				serving++
 			}
 		}
@@ -57,7 +69,49 @@ func (st *step) allowed(b *budget, spec *policyv1.PodDisruptionBudgetSpec) int {
 		}
 		expected += covered
 	}
-	return max(0, serving-mustServe(spec, expected))
+	return expected, serving
+}
+
+// groupsOf are the groups that may have pods of a budget.
+func (st *step) groupsOf(b *budget) iter.Seq[*group] {
+	return func(yield func(*group) bool) {
+		if len(b.labels) > 0 {
+			for k := range st.groupLabels.all(st.groupLabels.rarest(b.namespace, b.labels)) {
+				if g, ok := st.groups.Get(k); ok && !yield(g) {
+					return
+				}
+			}
+			return
+		}
+		for k, g := range entries(st.groups) {
+			if k.Namespace == b.namespace && !yield(g) {
+				return
+			}
+		}
+	}
+}
+
+// protection is a PodDisruptionBudget as evictions ask it.
+type protection struct {
+	budget
+	name string
+	spec *policyv1.PodDisruptionBudgetSpec
+}
+
+// protections are all that Git has. One with an empty selector covers all pods
+// of its namespace, one without any none.
+func (st *step) protections() (list []protection) {
+	for _, o := range st.snapshot.Kind(kindBudget) {
+		v, ok := o.Value.(*policyv1.PodDisruptionBudget)
+		if !ok || v.Spec.Selector == nil {
+			continue
+		}
+		if selector, err := metav1.LabelSelectorAsSelector(v.Spec.Selector); err == nil {
+			b := budget{namespace: o.Key.Namespace, selector: selector, labels: v.Spec.Selector.MatchLabels}
+			list = append(list, protection{budget: b, name: o.Key.Name, spec: &v.Spec})
+		}
+	}
+	return list
 }
 
 // mustServe rounds as Kubernetes does. Validation has refused what is no number.

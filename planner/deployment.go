@@ -32,8 +32,8 @@ func (deployments) owner(workload desired.Key, hash string) desired.Key {
 func (d deployments) paused(o *desired.Object) bool { return d.spec(o).Paused }
 
 func (d deployments) reconcile(st *step, g *group) {
-	r := st.rollout(g, workload.Deployment(d.spec(g.object)))
-	st.announceScaling(g, st.carryOut(g, r.Next()))
+	r := st.relocate(g, st.rollout(g, workload.Deployment(d.spec(g.object))))
+	st.announceScaling(g, st.carryOut(g, st.within(r.Next())))
 	g.scaledMax = r.Max()
 }
 

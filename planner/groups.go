@@ -92,8 +92,11 @@ func (s *State) frozen(g *group) string {
 			continue
 		}
 		n, _ := s.nodes.Get(p.Node)
-		if n.live() {
+		if n.live() || n.silent() && fungible(g) && s.storm(n) == "" {
 			continue
+		}
+		if p.held != "" && n.silent() {
+			return "pod " + p.Name + " is on node " + p.Node + ", which does not answer; " + p.held
 		}
 		if n == nil || !n.reported {
 			return "waiting for node " + p.Node + " to report what it runs"
@@ -101,6 +104,17 @@ func (s *State) frozen(g *group) string {
 		return "node " + p.Node + " is silent: nothing is changed about its pods"
 	}
 	return ""
+}
+
+// fungible reports whether what is done about a group's pods does not depend on
+// what becomes of each: one that is not heard of counts as not ready, and what
+// was decided about it is carried out when its node is back.
+func fungible(g *group) bool {
+	switch g.kind().(type) {
+	case deployments, replicaSets, jobs:
+		return true
+	}
+	return false
 }
 
 // settleTemplate finds the set of today's template, or makes one.
@@ -167,13 +181,16 @@ func (st *step) rollout(g *group, r workload.Rollout) workload.Rollout {
 		}
 	}
 	for _, p := range g.pods {
+		if p.lost != "" && (p.lost == certain || !r.Recreate) {
+			continue
+		}
 		view := bySet[p.set.hash]
-		view.Pods = append(view.Pods, viewOf(p))
+		view.Pods = append(view.Pods, st.viewOf(p))
 	}
 	return r
 }
 
-func viewOf(p *pod) workload.Pod {
+func (st *step) viewOf(p *pod) workload.Pod {
 	v := workload.Pod{
 		UID: p.UID, Name: p.Name, Node: p.Node, Aim: p.aim, Created: p.Created, Incarnation: p.Incarnation,
 		Ordinal: p.Ordinal, Leaving: p.leaving != "" || p.Stop != nil, Why: why(p),
@@ -183,6 +200,9 @@ func viewOf(p *pod) workload.Pod {
 	}
 	if p.status != nil {
 		v.Phase, v.Ready, v.ReadySince, v.Restarts = p.status.Phase, p.status.Ready, p.status.ReadySince, p.status.Restarts()
+	}
+	if st.unreachable(p) {
+		v.Ready = false
 	}
 	return v
 }

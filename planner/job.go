@@ -164,8 +164,12 @@ func (st *step) job(g *group) *workload.Job {
 	for _, p := range g.pods {
 		switch {
 		case p.Incarnation > r.Run.After:
-			r.Pods = append(r.Pods, workload.JobPod{Pod: viewOf(p), Status: p.status})
-		case !p.done():
+			view := workload.JobPod{Pod: st.viewOf(p), Status: p.status}
+			if p.lost == certain && !p.done() {
+				view.Phase = corev1.PodFailed // as Kubernetes' collector of lost pods has it
+			}
+			r.Pods = append(r.Pods, view)
+		case !p.done() && p.lost == "":
 			r.Earlier++
 		}
 	}

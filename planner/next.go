@@ -42,8 +42,12 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 	st.sampled(c.Samples)
 	if st.snapshot != nil && st.informed {
 		st.wakeUp()
+		st.giveRanges()
+		st.depart()
 		st.autoscale()
 		st.reconcile()
+		st.evict()
+		st.reconcile() // what takes the place of those that go
 		st.settleStorage()
 		for st.schedule(); st.madeRoom; st.schedule() {
 			st.madeRoom = false
@@ -216,8 +220,10 @@ func (st *step) finish() (*State, *Plan) {
 	}
 	st.plan.Waiting = append(st.plan.Waiting, st.storageWaits...)
 	st.plan.Waiting = append(st.plan.Waiting, st.routeWaits()...)
+	st.plan.Waiting = append(st.plan.Waiting, st.drainWaits()...)
 	st.wakeAt(st.storageWake)
 	st.wakeForRoutes()
+	st.wakeForDepartures()
 	if st.snapshot != nil && st.routesWait() {
 		st.wakeAt(st.started.Add(startPatience))
 	}
@@ -248,13 +254,14 @@ func (st *step) emitAssignments() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(st.dirtyNodes)) {
 		if n, ok := st.nodes.Get(name); ok && n.reported {
+			st.unfence(n)
 			st.plan.Assignments = append(st.plan.Assignments, st.assignment(n))
 		}
 	}
 }
 
 func (s *State) assignment(n *node) nodes.Assignment {
-	a := nodes.Assignment{Node: n.Name, Network: s.network, Session: n.Session, Pods: make([]*nodes.Pod, 0, n.pods.Len()), Measured: s.measures(n)}
+	a := nodes.Assignment{Node: n.Name, Network: s.network, PodCIDR: n.podCIDR(), Session: n.heard, Fenced: s.fencedOn(n), Pods: make([]*nodes.Pod, 0, n.pods.Len()), Measured: s.measures(n)}
 	for _, p := range entries(n.pods) {
 		a.Pods = append(a.Pods, p)
 	}

@@ -55,7 +55,8 @@ func (s *State) waiting() []nodes.WaitingItem {
 		}
 	}
 	out = append(out, s.storageWaits...)
-	return append(out, s.routeWaits()...)
+	out = append(out, s.routeWaits()...)
+	return append(out, s.drainWaits()...)
 }
 
 // WorkloadProgress is how far one workload has come, or a node with its routes.
@@ -120,7 +121,7 @@ func (s *State) carriedOut() (done bool, failed string) {
 	if progresses {
 		failed = ""
 	}
-	waits = waits || len(s.storageWaits) > 0
+	waits = waits || len(s.storageWaits) > 0 || s.drains()
 	return failed == "" && !waits && (s.informed || s.groups.Len() == 0), failed
 }
 
@@ -162,7 +163,7 @@ func (s *State) objects() []nodes.ObjectHealth {
 		out = slices.Grow(out, s.snapshot.Len())
 		for o := range s.snapshot.All() {
 			if g, ok := s.groups.Get(o.Key); ok {
-				out = append(out, g.health(o)...)
+				out = append(out, s.groupHealth(g, o)...)
 				continue
 			}
 			h := nodes.ObjectHealth{Key: o.Key, From: o.From, Health: nodes.Healthy}
@@ -179,14 +180,14 @@ func (s *State) objects() []nodes.ObjectHealth {
 	}
 	for k, g := range entries(s.groups) {
 		if g.object == nil || !s.inGit(k) {
-			out = append(out, g.health(nil)...)
+			out = append(out, s.groupHealth(g, nil)...)
 		}
 	}
 	return append(out, s.ownStorage()...)
 }
 
-// health of a workload, then of its ReplicaSets, then of their pods.
-func (g *group) health(o *desired.Object) []nodes.ObjectHealth {
+// groupHealth is that of a workload, then of its ReplicaSets, then of their pods.
+func (s *State) groupHealth(g *group, o *desired.Object) []nodes.ObjectHealth {
 	v := g.verdict
 	top := nodes.ObjectHealth{
 		Key: g.key, Health: v.Health, Reason: v.Reason, Created: g.created,
@@ -207,30 +208,30 @@ func (g *group) health(o *desired.Object) []nodes.ObjectHealth {
 	if len(g.pods) > 0 && g.pods[0].bare() {
 		// The pod is the object itself: one entry, with the pod that stays.
 		i := slices.IndexFunc(g.pods, func(p *pod) bool { return p.leaving == "" })
-		top.Pod = g.pods[max(0, i)].overview()
+		top.Pod = s.podOverview(g.pods[max(0, i)])
 		return append(out, top)
 	}
 	out = append(out, top)
-	for _, s := range g.sets {
-		if g.owner(s) != g.key {
-			out = append(out, g.setHealth(s))
+	for _, set := range g.sets {
+		if g.owner(set) != g.key {
+			out = append(out, s.setHealth(g, set))
 		}
 	}
 	for _, p := range g.pods {
-		out = append(out, p.health())
+		out = append(out, s.podHealth(p))
 	}
 	return out
 }
 
-func (g *group) setHealth(s *set) nodes.ObjectHealth {
-	h := nodes.ObjectHealth{Key: g.owner(s), Owner: g.key, Health: nodes.Healthy, Template: s.hash, Created: s.since}
+func (s *State) setHealth(g *group, set *set) nodes.ObjectHealth {
+	h := nodes.ObjectHealth{Key: g.owner(set), Owner: g.key, Health: nodes.Healthy, Template: set.hash, Created: set.since}
 	for _, p := range g.pods {
-		if p.set.hash != s.hash || p.leaving != "" {
+		if p.set.hash != set.hash || p.leaving != "" {
 			continue
 		}
 		h.Current++
 		h.Wanted++
-		if p.serving() {
+		if p.serving() && !s.unreachable(p) {
 			h.Ready++
 		}
 	}
@@ -241,8 +242,22 @@ func (g *group) setHealth(s *set) nodes.ObjectHealth {
 	return h
 }
 
-func (p *pod) health() nodes.ObjectHealth {
-	h := nodes.ObjectHealth{Key: p.Key(), Owner: p.Owner, Health: nodes.Healthy, Created: p.Created, Template: p.TemplateHash, Pod: p.overview()}
+func (s *State) podHealth(p *pod) nodes.ObjectHealth {
+	h := nodes.ObjectHealth{Key: p.Key(), Owner: p.Owner, Health: nodes.Healthy, Created: p.Created, Template: p.TemplateHash, Pod: s.podOverview(p)}
+	switch {
+	case p.lost == certain && s.unreachable(p):
+		h.Health, h.Reason = nodes.Progressing, "Terminating: "+p.leaving
+	case p.lost == givenUp && s.unreachable(p):
+		h.Health, h.Reason = nodes.Progressing, "Terminating: "+p.leaving+"; it is stopped when its node is back"
+	case p.departs != "" && p.leaving == "":
+		h.Health, h.Reason = nodes.Progressing, clause("to be evicted, "+p.departs, p.held)
+	case p.done(), p.Stop != nil, p.leaving != "":
+	case s.unreachable(p):
+		h.Health, h.Reason = nodes.Degraded, clause("not ready", clause("NodeLost: node "+p.Node+" does not answer", p.held))
+	}
+	if h.Health != nodes.Healthy {
+		return h
+	}
 	switch {
 	case p.Stop != nil:
 		h.Health, h.Reason = nodes.Progressing, "Terminating: "+p.Stop.Reason
@@ -259,11 +274,22 @@ func (p *pod) health() nodes.ObjectHealth {
 	return h
 }
 
-func (p *pod) overview() *nodes.PodOverview {
+// unreachable reports whether a pod's node is not heard of, while others are.
+func (s *State) unreachable(p *pod) bool {
+	n, _ := s.nodes.Get(p.Node)
+	return n.silent() && s.anyLive()
+}
+
+func (s *State) podOverview(p *pod) *nodes.PodOverview {
 	o := &nodes.PodOverview{UID: p.UID, Node: p.Node, Revision: p.Revision, Stopping: p.leaving != "" || p.Stop != nil}
 	o.Status.UID, o.Status.Phase = p.UID, corev1.PodPending
 	if p.status != nil {
 		o.Status, o.IP = *p.status, p.status.IP
+	}
+	if s.unreachable(p) && !p.done() && o.Status.Ready {
+		n, _ := s.nodes.Get(p.Node)
+		o.Status.Ready, o.Status.ReadySince = false, n.Since
+		o.Status.Reason, o.Status.Message = "NodeLost", "Node "+p.Node+" which was running pod "+p.Name+" is unresponsive"
 	}
 	for i := range p.Template.Spec.Containers {
 		o.Images = append(o.Images, p.Template.Spec.Containers[i].Image)

@@ -29,6 +29,9 @@ type Config struct {
 	// must be a pure function. Nil compares records as they are, and leaves
 	// templates as they are written.
 	Default func(*corev1.PodSpec)
+	// Several tells that more than one server can run the cluster: pods that one
+	// node at a time may hold are then fenced unless Git says otherwise.
+	Several bool
 	// Location finds a time zone by its name; it must give the same one as long
 	// as the process runs. Nil knows UTC only.
 	Location func(name string) (*time.Location, error)

@@ -273,7 +273,11 @@ func (c *chaos) checkRollouts(before *State) {
 	}
 }
 
+// available: what a silent node runs counts for nothing while another lives.
 func (c *chaos) available(p *pod, r workload.Rollout) bool {
+	if n, _ := c.s.nodes.Get(p.Node); n.silent() && c.s.anyLive() {
+		return false
+	}
 	return p.status != nil && p.status.Ready && !p.done() && !p.status.ReadySince.Add(r.MinReady).After(c.now)
 }
 

@@ -29,6 +29,7 @@ const (
 	kindOfVolume    = "volume"
 	kindOfScale     = "scale"
 	kindOfSnapshot  = "volumesnapshot"
+	kindOfMachine   = "machine"
 )
 
 // theOne is the key of kinds that have a single decision.
@@ -38,7 +39,9 @@ type podRecord struct {
 	nodes.Pod
 	Leaving string `json:"leaving,omitempty"`
 	// Aim is the one node that a pod without a node is for.
-	Aim string `json:"aim,omitempty"`
+	Aim    string   `json:"aim,omitempty"`
+	Lost   lostness `json:"lost,omitempty"`
+	Fenced bool     `json:"fenced,omitempty"`
 }
 
 type workloadRecord struct {
@@ -84,7 +87,7 @@ type inventoryRecord struct {
 func setKey(workload desired.Key, hash string) string { return keyText(workload) + "/" + hash }
 
 func (st *step) recordPod(p *pod) {
-	st.decide(kindOfPod, string(p.UID), podRecord{Pod: *p.Pod, Leaving: p.leaving, Aim: p.aim})
+	st.decide(kindOfPod, string(p.UID), podRecord{Pod: *p.Pod, Leaving: p.leaving, Aim: p.aim, Lost: p.lost, Fenced: p.fenced})
 }
 
 func (st *step) recordWorkload(g *group) {
@@ -126,6 +129,7 @@ type restored struct {
 	jobs      []jobRecord
 	cronJobs  []cronRecord
 	sizes     []size
+	machines  []machineRecord
 }
 
 func parseRecord(decisions []nodes.Decision) *restored {
@@ -165,6 +169,8 @@ func parseRecord(decisions []nodes.Decision) *restored {
 			r.claims = appendParsed(r.claims, d)
 		case kindOfVolume:
 			r.volumes = appendParsed(r.volumes, d)
+		case kindOfMachine:
+			r.machines = appendParsed(r.machines, d)
 		case kindOfSnapshot:
 			r.snapshots = appendParsed(r.snapshots, d)
 		}
@@ -207,6 +213,9 @@ func (st *step) takeOver(r *restored) {
 	}
 	if (st.snapshot == nil || st.blind) && len(r.inventory) > 0 {
 		st.inventory = r.inventory
+	}
+	for i := range r.machines {
+		st.restoreMachine(&r.machines[i])
 	}
 	for _, w := range r.workloads {
 		g := st.groupFor(w.Key)
@@ -324,10 +333,10 @@ func (st *step) restorePod(r *podRecord) {
 	if n.Node != "" && len(n.Seal) == 0 {
 		n.Seal = st.sealPod(&n, n.Node) // recorded by an earlier version
 	}
-	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim}
+	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim, lost: r.Lost, fenced: r.Fenced}
 	st.insertPod(g, p)
 	st.wait(p)
-	if p.leaving != "" && p.Stop == nil {
+	if p.leaving != "" && p.Stop == nil && p.lost == "" {
 		st.draining = st.draining.Set(p.UID, struct{}{})
 	}
 }
@@ -364,7 +373,9 @@ func (st *step) insertPod(g *group, p *pod) {
 		st.groupLabels.add(pair{g.key.Namespace, k, v}, g.key)
 	}
 	p.claims = claimsOf(p.Pod)
-	st.use(p)
+	if p.lost != certain {
+		st.use(p)
+	}
 	g.pods = slices.Insert(g.pods, i, p)
 	g.counter = max(g.counter, p.Incarnation)
 	st.pods = st.pods.Set(p.UID, podRef{g.key, p.Incarnation})

@@ -43,8 +43,8 @@ func (s replicaSets) rules(st *step, g *group) workload.Rollout {
 }
 
 func (s replicaSets) reconcile(st *step, g *group) {
-	r := s.rules(st, g)
-	st.carryOut(g, r.Next())
+	r := st.relocate(g, s.rules(st, g))
+	st.carryOut(g, st.within(r.Next()))
 }
 
 func (s replicaSets) assess(st *step, g *group) (workload.Verdict, string) {

@@ -18,7 +18,7 @@ func (st *step) connect(state *nodes.NodeState) {
 	if n.Session != state.Session {
 		st.dirtyNodes[n.Name] = true // it is told that its complete report was heard
 	}
-	n.NodeState = *state
+	n.NodeState, n.told = *state, true
 	if state.Allocatable == nil && known.Allocatable != nil {
 		n.Node = known
 	}
@@ -53,6 +53,7 @@ func (st *step) nodeFor(name string) *node {
 		configs: immutable.NewSortedMap[desired.Key, int](comparer[desired.Key](desired.Key.Compare)),
 	}
 	n.Name, n.Since = name, st.now
+	n.state = n.NodeState
 	n.load = place.NewNode(&n.NodeState, "has not reported yet")
 	return n
 }
@@ -65,11 +66,18 @@ func (st *step) putNode(n *node) {
 		refuses = "is silent"
 	case !n.reported:
 		refuses = "has not reported yet"
+	case !n.podCIDR().IsValid():
+		refuses = "has no range of pod addresses: all of " + st.network.Pods.String() + " are given"
+		st.rangeless = st.rangeless.Set(n.Name, struct{}{})
 	}
-	state := n.NodeState
+	n.state = effective(n, st.said(n.Name))
+	state := n.state
 	before := n.load
 	n.load = n.load.Change(&state, refuses)
+	st.noteTaints(n)
+	st.count(n)
 	st.nodes = st.nodes.Set(n.Name, n)
+	st.putPeer(n)
 	st.storageDirty = true
 	st.stir.rooms[n.Name] = true
 	if !place.Alike(before, n.load) {
@@ -80,6 +88,9 @@ func (st *step) putNode(n *node) {
 
 // nodeTurned looks again at everything that has pods on a node.
 func (st *step) nodeTurned(n *node) {
+	if n.live() {
+		st.returned(n)
+	}
 	for uid := range keys(n.pods) {
 		ref, _ := st.pods.Get(uid)
 		st.dirtyGroups[ref.group] = true
@@ -104,7 +115,7 @@ func (st *step) report(r *nodes.Report) {
 		if !n.Ready && n.Session == 0 { // else its state, which may be newer, has said it
 			n.Ready, n.Since, n.Reason = true, st.now, ""
 		}
-		n.reported = true
+		n.reported, n.heard = true, n.Session
 	}
 	n.Routes = max(n.Routes, r.Routes)
 	if changed {
@@ -122,6 +133,7 @@ func (st *step) report(r *nodes.Report) {
 		}
 	}
 	st.reportVolumes(r)
+	st.reportFences(r)
 	for i := range r.Statuses {
 		st.observe(&r.Statuses[i], r.Node)
 	}
@@ -200,7 +212,7 @@ func (st *step) adopt(r *nodes.Report) {
 	// what was said last holds, or its services would be cut off for that moment.
 	for uid, p := range entries(n.pods) {
 		switch {
-		case !held[uid] && (p.Stop != nil || st.counted(uid)):
+		case !held[uid] && (p.Stop != nil || st.counted(uid) || st.lost(uid)):
 			st.forget(uid, "gone from the node")
 		case !reported[uid] && p.Stop != nil:
 			st.unobserve(uid)

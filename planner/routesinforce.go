@@ -7,7 +7,6 @@ import (
 
 	"github.com/benbjohnson/immutable"
 
-	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 )
 
@@ -197,5 +196,3 @@ func (s *State) Unrouted() string {
 		return clean("nodes " + strings.Join(names, ", ") + " are silent and may route as before")
 	}
 }
-
-func nodeKey(name string) desired.Key { return desired.Key{Kind: kindNode, Name: name} }

@@ -322,7 +322,7 @@ func (st *step) table() *proxy.Table {
 		generation = st.routes.Generation + 1
 	}
 	generation = max(generation, st.newest+1)
-	t := &proxy.Table{Generation: generation, Domain: st.network.Domain, Services: make([]*proxy.Service, 0, st.services.Len())}
+	t := &proxy.Table{Generation: generation, Domain: st.network.Domain, Services: make([]*proxy.Service, 0, st.services.Len()), Nodes: st.peers}
 	for _, s := range entries(st.services) {
 		if s.entry != nil {
 			t.Services = append(t.Services, s.entry)

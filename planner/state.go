@@ -93,6 +93,7 @@ type State struct {
 	troubled int
 
 	autoscaling
+	muster
 
 	// differences and actions are those of the newest revision and step, to show.
 	differences, actions []string
@@ -115,6 +116,7 @@ func New(c Config) *State {
 	return &State{
 		config:        c,
 		autoscaling:   newAutoscaling(),
+		muster:        newMuster(),
 		groups:        immutable.NewSortedMap[desired.Key, *group](comparer[desired.Key](desired.Key.Compare)),
 		services:      immutable.NewSortedMap[desired.Key, *service](comparer[desired.Key](desired.Key.Compare)),
 		nodes:         immutable.NewSortedMap[string, *node](comparer[string](strings.Compare)),
@@ -233,6 +235,17 @@ type pod struct {
 	refusal string
 	// released is set once an ended pod no longer counts on its node.
 	released bool
+
+	// lost is what is thought of a pod whose node does not answer.
+	lost lostness
+	// fenced is set once its keeper has promised to kill it with the node's lease.
+	fenced bool
+	// departs says why the pod is to leave its node, which is drained; since
+	// departing. Empty for one that stays.
+	departs   string
+	departing time.Time
+	// held says why a pod that should be elsewhere is where it is.
+	held string
 }
 
 func (p *pod) done() bool { return p.status != nil && p.status.Done() }
@@ -251,15 +264,29 @@ type podRef struct {
 // node is a machine with what is bound to it. Immutable.
 type node struct {
 	nodes.NodeState
-	// reported is set once the node has reported completely since our start.
-	reported bool
-	load     *place.Node
-	pods     *immutable.SortedMap[nodes.UID, *nodes.Pod]
+	// told is set once the server has said whether the node is connected,
+	// reported once the node has reported completely since our start.
+	told, reported bool
+	// kept is what is recorded of it, state what it is to the cluster.
+	kept  machineRecord
+	state nodes.NodeState
+	// heard is the session of its last complete report.
+	heard uint64
+	// seat is how it is counted, look when one of its pods may be due.
+	seat seat
+	look time.Time
+	// waits is set while nothing is given up for a storm.
+	waits bool
+	load  *place.Node
+	pods  *immutable.SortedMap[nodes.UID, *nodes.Pod]
 	// configs counts the pods that read each ConfigMap or Secret.
 	configs *immutable.SortedMap[desired.Key, int]
 }
 
 func (n *node) live() bool { return n != nil && n.Ready && n.reported }
+
+// silent reports whether the server has given up hearing from the node.
+func (n *node) silent() bool { return n != nil && n.told && !n.Ready }
 
 // service is one Service with its addresses and its entry of the route table.
 // Immutable.

@@ -149,7 +149,8 @@ func (s *State) unheard(g *group) map[int]string {
 	}
 	var out map[int]string
 	for ordinal, name := range g.holders {
-		if n, _ := s.nodes.Get(name); known[ordinal] || n != nil && n.reported {
+		n, _ := s.nodes.Get(name)
+		if known[ordinal] || n != nil && n.reported || s.declaredDead(name) {
 			continue
 		}
 		if out == nil {

@@ -129,6 +129,7 @@ func (st *step) apply(c *comparison, source string) {
 		st.attach(next)
 	}
 	st.applyReaders(c.changed)
+	st.applyFailover(c)
 	st.revise(altered)
 }
 
@@ -246,6 +247,8 @@ func (st *step) applyObject(k desired.Key, o *desired.Object, old *desired.Snaps
 		}
 	case k.Kind == kindNamespace:
 		st.stir.all = true
+	case k.Kind == kindNode && k.Group == "":
+		st.applyMachine(k.Name)
 	}
 }
 

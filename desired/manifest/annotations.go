@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -12,6 +13,27 @@ import (
 
 // checkAnnotations reads the annotations that ask something of Tallyman.
 func (w *world) checkAnnotations() {
+	for _, e := range w.objects {
+		if meta, ok := e.object.Value.(metav1.Object); ok {
+			w.checkFailover(e, meta.GetAnnotations(), "metadata")
+		}
+		if t, ok := templateOf(e.object); ok && e.key.Kind != "Pod" {
+			w.checkFailover(e, t.meta.Annotations, strings.TrimSuffix(t.path, "spec")+"metadata")
+		}
+	}
+	w.checkDeadlines()
+}
+
+func (w *world) checkFailover(e *entry, annotations map[string]string, path string) {
+	switch annotations[desired.FailoverAnnotation] {
+	case "", desired.FailoverFenced, desired.FailoverWait:
+	default:
+		w.found.report(e, desired.Error, "invalid", path+".annotations["+desired.FailoverAnnotation+"]",
+			"must be "+desired.FailoverFenced+" or "+desired.FailoverWait, "")
+	}
+}
+
+func (w *world) checkDeadlines() {
 	const field = "metadata.annotations[" + desired.ProgressDeadlineAnnotation + "]"
 	for _, e := range w.objects {
 		meta, ok := e.object.Value.(metav1.Object)

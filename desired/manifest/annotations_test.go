@@ -44,3 +44,30 @@ func TestProgressDeadlineAnnotation(t *testing.T) {
 		})
 	}
 }
+
+func TestFailoverAnnotation(t *testing.T) {
+	tests := map[string]struct{ own, pods, want string }{
+		"right":          {"fenced", "wait", ""},
+		"wrong":          {"always", "wait", "metadata.annotations[tallyman.dev/failover]"},
+		"wrong for pods": {"fenced", "never", "spec.template.metadata.annotations[tallyman.dev/failover]"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			text := fmt.Sprintf("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x, annotations: {tallyman.dev/failover: %s}}\nspec: {selector: {matchLabels: {a: b}}, "+
+				"template: {metadata: {labels: {a: b}, annotations: {tallyman.dev/failover: %s}}, spec: {containers: [{name: c, image: c:1}]}}}\n", test.own, test.pods)
+			_, problems, err := NewLoader().Load(context.Background(), newTree(map[string]string{"a.yaml": text}), desired.Revision{SHA: "1"}, LoadOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got string
+			for _, p := range problems {
+				if p.Severity == desired.Error {
+					got += p.Field
+				}
+			}
+			if got != test.want {
+				t.Errorf("got %q, want %q: %v", got, test.want, problems)
+			}
+		})
+	}
+}

@@ -38,7 +38,7 @@ func fieldRules() []typeRule {
 	var all []typeRule
 	for _, part := range [][]typeRule{
 		metaFields(), workloadFields(), setFields(), jobFields(), podFields(), schedulingFields(), containerFields(), securityFields(), volumeFields(),
-		storageFields(), serviceFields(), scalingFields(), limitFields(), clusterFields(),
+		storageFields(), serviceFields(), scalingFields(), limitFields(), nodeFields(), clusterFields(),
 	} {
 		all = append(all, part...)
 	}
@@ -136,8 +136,7 @@ func schedulingFields() []typeRule {
 		on[corev1.PodAntiAffinity]("requiredDuringSchedulingIgnoredDuringExecution preferredDuringSchedulingIgnoredDuringExecution"),
 		on[corev1.WeightedPodAffinityTerm]("weight podAffinityTerm"),
 		on[corev1.PodAffinityTerm]("labelSelector namespaces topologyKey namespaceSelector matchLabelKeys mismatchLabelKeys"),
-		on[corev1.Toleration]("key operator value effect",
-			noEffect("tolerationSeconds", "taints keep new pods away; they evict none")),
+		on[corev1.Toleration]("key operator value effect tolerationSeconds"),
 		on[corev1.TopologySpreadConstraint]("maxSkew topologyKey whenUnsatisfiable labelSelector minDomains nodeAffinityPolicy nodeTaintsPolicy matchLabelKeys"),
 	}
 }
@@ -262,9 +261,9 @@ func serviceFields() []typeRule {
 func clusterFields() []typeRule {
 	return []typeRule{
 		on[desired.Cluster]("metadata spec"),
-		on[desired.ClusterSpec]("unsupported guard network podSecurity storage metrics serviceAccounts placement",
-			unsupported("nodes", "a node that is not heard of keeps its pods for now")),
+		on[desired.ClusterSpec]("unsupported guard network podSecurity storage metrics serviceAccounts placement nodes"),
 		on[desired.PlacementSpec]("strategy"),
+		on[desired.NodesSpec]("silentAfter tolerate lease failover"),
 		on[desired.PodSecuritySpec]("enforce"),
 		on[desired.StorageSpec]("keep"),
 		on[desired.MetricsSpec]("prometheus queries"),

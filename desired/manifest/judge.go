@@ -77,6 +77,7 @@ func (l *Loader) judge(found *findings, rev desired.Revision, o LoadOptions) *de
 	w.checkSysctls()
 	w.checkStorage()
 	w.checkSizes()
+	w.checkMachines()
 	if o.Previous != nil {
 		w.checkImmutable(config, o.Previous)
 	}

@@ -75,6 +75,8 @@ parameters: {a: b}`, "driverName"},
 		{"v1 Secret", "immutable: true\ndata: {a: YQ==}", "data: {a: '%'}", "data[a]"},
 		{"v1 ResourceQuota", `spec: {hard: {pods: 3}}`, `spec: {hard: {pods: -3}}`, "spec.hard[pods]"},
 		{"v1 LimitRange", `spec: {limits: [{type: Container, max: {cpu: 1}}]}`, `spec: {limits: [{type: Container, max: {cpu: 1}, min: {cpu: 2}}]}`, "spec.limits[0].min[cpu]"},
+		{"v1 Node", `spec: {unschedulable: true, taints: [{key: a, effect: NoExecute}]}`, `spec: {taints: [{key: a, effect: Never}]}`, "spec.taints[0].effect"},
+		{"v1 Node", `spec: {taints: [{key: a, effect: NoExecute}, {key: a, effect: NoSchedule}]}`, `spec: {taints: [{key: a, effect: NoExecute}, {key: a, effect: NoExecute}]}`, "spec.taints[1]"},
 		{"node.k8s.io/v1 RuntimeClass", `handler: runsc`, `handler: Run_SC`, "handler"},
 		{"coordination.k8s.io/v1 Lease", `spec: {leaseDurationSeconds: 1}`, `spec: {leaseDurationSeconds: 0}`, "spec.leaseDurationSeconds"},
 	}

@@ -163,6 +163,7 @@ func admissionKinds() []kindRule {
 
 func nodeKinds() []kindRule {
 	return []kindRule{
+		{kind: "Node", version: "v1", status: Works, clusterScoped: true, make: fresh[corev1.Node], validate: validateNode},
 		{kind: "RuntimeClass", group: "node.k8s.io", version: "v1", status: Works, clusterScoped: true, make: fresh[nodev1.RuntimeClass], validate: validateRuntimeClass},
 		{kind: "Lease", group: "coordination.k8s.io", version: "v1", status: NoEffect, reason: controllersWrite, make: fresh[coordinationv1.Lease], validate: validateLease},
 	}
@@ -184,7 +185,6 @@ func unreadKinds() []kindRule {
 		return out
 	}
 	return slices.Concat(
-		no("", "v1", "nodes join with tally agent; they are not written", "Node"),
 		no("", "v1", "controllers write it, people do not", "Event", "Binding", "ComponentStatus"),
 		no("events.k8s.io", "v1", "controllers write it, people do not", "Event"),
 		no(networkingGroup, "v1", "the addresses of services are set in the Cluster object", "ServiceCIDR", "IPAddress"),

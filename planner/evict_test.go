@@ -1,0 +1,206 @@
+package planner
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+)
+
+// atLeast is a PodDisruptionBudget for the pods of a workload.
+func atLeast(app string, least int) *policyv1.PodDisruptionBudget {
+	min := intstr.FromInt(least)
+	return &policyv1.PodDisruptionBudget{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "policy/v1", Kind: "PodDisruptionBudget"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: app},
+		Spec:       policyv1.PodDisruptionBudgetSpec{MinAvailable: &min, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}},
+	}
+}
+
+// serving counts the pods of a workload that serve.
+func (w *world) serving(name string) (n int) {
+	for _, p := range w.pods(name) {
+		if p.serving() {
+			n++
+		}
+	}
+	return n
+}
+
+// workWatching lets the nodes work and fails when fewer than least pods serve.
+func (w *world) workWatching(t *testing.T, name string, least int) {
+	t.Helper()
+	for range 200 {
+		if n := w.serving(name); n < least {
+			t.Fatalf("only %d pods of %s serve", n, name)
+		}
+		if !w.turn() {
+			return
+		}
+	}
+	t.Fatalf("the cluster does not settle: %v", w.s.Progress())
+}
+
+func TestDrain(t *testing.T) {
+	tests := map[string]struct {
+		objects []runtime.Object
+		name    string
+		least   int
+	}{
+		"a single pod":       {[]runtime.Object{deployment("a", 1)}, "a", 1},
+		"several":            {[]runtime.Object{deployment("a", 4)}, "a", 3},
+		"without a surge":    {[]runtime.Object{deployment("a", 3, strategy("0", "1")), atLeast("a", 2)}, "a", 2},
+		"recreated":          {[]runtime.Object{deployment("a", 2, recreate), atLeast("a", 1)}, "a", 1},
+		"paused":             {[]runtime.Object{deployment("a", 2, paused), atLeast("a", 1)}, "a", 1},
+		"a stateful set":     {[]runtime.Object{statefulSet("a", 3)}, "a", 2},
+		"with a wide budget": {[]runtime.Object{statefulSet("a", 3), atLeast("a", 1)}, "a", 2},
+		"a bare pod":         {[]runtime.Object{barePod("a", "app:1")}, "a", 0},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "n1", "n2")
+			for _, o := range test.objects {
+				if d, ok := o.(*appsDeployment); ok && d.Spec.Paused {
+					// A paused Deployment begins nothing.
+					running := d.DeepCopy()
+					running.Spec.Paused = false
+					w.push(append([]runtime.Object{running, serviceFor("a")}, test.objects[1:]...)...)
+					w.settle()
+				}
+			}
+			objects := slices.Clone(test.objects)
+			if test.least > 0 {
+				objects = append(objects, serviceFor("a"))
+			}
+			w.push(objects...)
+			w.work()
+			if on := w.nodesOf(test.name); !slices.Contains(on, "n1") {
+				t.Fatalf("on %v", on)
+			}
+			w.push(append(objects, machineOf("n1", drainNow))...)
+			if converged, _ := w.s.Settled(); converged {
+				t.Error("converged before it is drained")
+			}
+			w.workWatching(t, test.name, test.least)
+			if on := w.nodesOf(test.name); slices.Contains(on, "n1") || len(on) == 0 {
+				t.Fatalf("on %v: %v", on, w.last.Waiting)
+			}
+			if converged, failed := w.s.Settled(); !converged {
+				t.Errorf("not converged: %s %v", failed, w.last.Waiting)
+			}
+			w.checkHeldOnce(t)
+		})
+	}
+}
+
+// TestDrainWaitsForBudget: a budget that allows nothing holds the drain, says
+// so, and lets it go on when it allows something; taking the taint back ends it.
+func TestDrainWaitsForBudget(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	objects := []runtime.Object{statefulSet("a", 2), serviceFor("a")}
+	w.push(append(objects, atLeast("a", 2))...)
+	w.settle()
+	before := w.uids("a")
+	w.push(append(objects, atLeast("a", 2), machineOf("n1", drainNow))...)
+	w.work()
+	if after := w.uids("a"); !slices.Equal(before, after) {
+		t.Fatalf("evicted against the budget: %v", after)
+	}
+	said := fmt.Sprint(w.last.Waiting)
+	for _, want := range []string{"is drained: 2 pods left", "PodDisruptionBudget default/a needs 2 of its 2 pods ready, and 2 are"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("nobody says %q: %s", want, said)
+		}
+	}
+	w.push(append(objects, atLeast("a", 2))...)
+	w.settle()
+	if after := w.uids("a"); !slices.Equal(before, after) {
+		t.Fatalf("evicted after it was taken back: %v", after)
+	}
+	w.push(append(objects, atLeast("a", 1), machineOf("n1", drainNow))...)
+	w.workWatching(t, "a", 1)
+	if on := w.nodesOf("a"); !slices.Equal(on, []string{"n2", "n2"}) {
+		t.Fatalf("on %v", on)
+	}
+}
+
+// TestDrainWithoutRoom: where no other can be made first, the pod goes as far as
+// budgets allow.
+func TestDrainWithoutRoom(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	d := deployment("a", 2, apart)
+	w.push(d)
+	w.settle()
+	w.push(d, machineOf("n1", drainNow))
+	w.work()
+	if on := w.nodesOf("a"); slices.Contains(on, "n1") {
+		t.Fatalf("on %v", on)
+	}
+}
+
+func TestDrainAfterTolerationSeconds(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	d := deployment("a", 2, tolerating("drain", 300))
+	w.push(d)
+	w.settle()
+	cordoned := machineOf("n1", drainNow)
+	cordoned.Spec.Unschedulable = true
+	w.push(d, cordoned)
+	w.elapse(299 * time.Second)
+	if on := w.nodesOf("a"); !slices.Equal(on, []string{"n1", "n1"}) {
+		t.Fatalf("too early: %v", on)
+	}
+	w.elapse(2 * time.Second)
+	w.work()
+	if on := w.nodesOf("a"); slices.Contains(on, "n1") {
+		t.Fatalf("on %v", on)
+	}
+}
+
+// TestDrainLeavesDaemons: a DaemonSet's pods go by its own rules.
+func TestDrainLeavesDaemons(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	everywhere := daemonSet("logs")
+	everywhere.Spec.Template.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}}
+	w.push(everywhere, daemonSet("other"))
+	w.settle()
+	w.push(everywhere, daemonSet("other"), machineOf("n1", drainNow))
+	w.work()
+	if on := w.nodesOf("logs"); !slices.Equal(on, []string{"n1", "n2"}) {
+		t.Errorf("logs on %v", on)
+	}
+	if on := w.nodesOf("other"); !slices.Equal(on, []string{"n2"}) {
+		t.Errorf("other on %v", on)
+	}
+}
+
+// TestUnhealthyPods: a pod that is not ready goes unless its budget is broken
+// already, or says that it may go always.
+func TestUnhealthyPods(t *testing.T) {
+	for name, policy := range map[string]policyv1.UnhealthyPodEvictionPolicyType{"if the budget is healthy": policyv1.IfHealthyBudget, "always": policyv1.AlwaysAllow} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "n1", "n2")
+			b := atLeast("a", 1)
+			b.Spec.UnhealthyPodEvictionPolicy = &policy
+			set := statefulSet("a", 1)
+			w.push(set, b)
+			w.settle()
+			p := w.pods("a")[0]
+			s := w.machines["n1"].setReady(p.UID, false, w.now)
+			w.next(Change{Reports: []nodes.Report{{Node: "n1", Statuses: []nodes.PodStatus{s}}}})
+			w.push(set, b, machineOf("n1", drainNow))
+			if _, p := w.s.pod(p.UID); (p.leaving != "") != (policy == policyv1.AlwaysAllow) {
+				t.Errorf("leaving: %q, held: %q", p.leaving, p.held)
+			}
+		})
+	}
+}
