@@ -51,7 +51,7 @@ func TestMachines(t *testing.T) {
 func TestMachineBeforeItJoins(t *testing.T) {
 	w := newWorld(t, "n1")
 	w.machines["n2"] = &machine{name: "n2", held: map[nodes.UID]*nodes.Pod{}, status: map[nodes.UID]*nodes.PodStatus{}, disk: map[string]*nodes.Volume{}}
-	w.push(deployment("a", 2, apart), machineOf("n2", drainNow))
+	w.push(deployment("a", 2, spreadOut), machineOf("n2", drainNow))
 	w.settleBut(t)
 	w.join("n2")
 	if on := w.nodesOf("a"); slices.Contains(on, "n2") {
@@ -129,7 +129,9 @@ func TestRangesRunOut(t *testing.T) {
 	if n, _ := w.s.nodes.Get("z"); n.kept.PodCIDR != "" {
 		t.Fatalf("z has %s", n.kept.PodCIDR)
 	}
-	w.push(namespace("default"), deployment("a", 1, func(d *appsDeployment) { d.Spec.Template.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "z"} }))
+	w.push(namespace("default"), deployment("a", 1, func(d *appsDeployment) {
+		d.Spec.Template.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "z"}
+	}))
 	want := "0/257 nodes fit: 256 do not match the pod's node selector or affinity, 1 has no range of pod addresses: all of 10.244.0.0/16 are given"
 	if p := w.pods("a")[0]; p.refusal != want {
 		t.Errorf("refused: %q", p.refusal)

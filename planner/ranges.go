@@ -77,14 +77,14 @@ func (st *step) giveRange(n *node, p netip.Prefix) {
 }
 
 // freeRange is the smallest that no node has.
-func (s *State) freeRange() (netip.Prefix, bool) {
-	bits := s.bitsOfRange()
-	base := binary.BigEndian.Uint32(s.network.Pods.Masked().Addr().AsSlice())
-	for i := range 1 << (bits - s.network.Pods.Bits()) {
+func (st *step) freeRange() (netip.Prefix, bool) {
+	bits := st.bitsOfRange()
+	base := binary.BigEndian.Uint32(st.network.Pods.Masked().Addr().AsSlice())
+	for ; st.taken < 1<<(bits-st.network.Pods.Bits()); st.taken++ {
 		var addr [4]byte
-		binary.BigEndian.PutUint32(addr[:], base+uint32(i)<<(32-bits))
+		binary.BigEndian.PutUint32(addr[:], base+uint32(st.taken)<<(32-bits))
 		p := netip.PrefixFrom(netip.AddrFrom4(addr), bits)
-		if _, taken := s.ranges.Get(p); !taken {
+		if _, taken := st.ranges.Get(p); !taken {
 			return p, true
 		}
 	}

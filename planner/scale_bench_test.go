@@ -2,6 +2,7 @@ package planner
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 )
 
@@ -29,8 +31,15 @@ func fleet(n int) *State {
 		states = append(states, nodes.NodeState{Node: node, Ready: true, Since: epoch})
 		reports = append(reports, nodes.Report{Node: node.Name, Complete: true, Info: &node})
 	}
-	s, _ := Next(New(testConfig), Change{Nodes: states, Reports: reports}, epoch)
+	s, _ := Next(New(testConfig), Change{Nodes: states, Reports: reports, Snapshot: roomy(0, "nothing yet")}, epoch)
 	return s
+}
+
+// roomy is a revision whose pod range has room for thousands of nodes.
+func roomy(serial int, message string, objects ...apiruntime.Object) *desired.Snapshot {
+	settings := desired.DefaultSettings()
+	settings.Network.Pods = netip.MustParsePrefix("100.64.0.0/10")
+	return snapshotWith(settings, serial, message, objects...)
 }
 
 func requesting(cpu, memory string) option {
@@ -61,7 +70,7 @@ func manyDeployments(n int, replicas int32, change ...option) (list []apiruntime
 
 func benchmarkPlacement(b *testing.B, change ...option) {
 	s := fleet(5000)
-	snapshot := snapshotOf(1, "all", manyDeployments(100, 100, change...)...)
+	snapshot := roomy(1, "all", manyDeployments(100, 100, change...)...)
 	b.ReportAllocs()
 	begun, cpu := time.Now(), 0
 	for b.Loop() {
@@ -88,7 +97,7 @@ func busyFleet(b *testing.B) (*State, []apiruntime.Object) {
 	objects := manyDeployments(1500, 100)
 	objects = append(objects, deployment("small", 10, requesting("100m", "128Mi")))
 	now := epoch
-	s, p := Next(s, Change{Snapshot: snapshotOf(1, "all", objects...), Source: "embedded"}, now)
+	s, p := Next(s, Change{Snapshot: roomy(1, "all", objects...), Source: "embedded"}, now)
 	var reports []nodes.Report
 	serial := 0
 	for i := range p.Assignments {
@@ -126,7 +135,7 @@ func runningStatus(uid nodes.UID, serial int, now time.Time) nodes.PodStatus {
 func BenchmarkOneChangeOf150000(b *testing.B) {
 	s, objects := busyFleet(b)
 	objects = append(objects[:1500:1500], deployment("small", 10, requesting("100m", "128Mi"), image("app:2")))
-	snapshot := snapshotOf(2, "one", objects...)
+	snapshot := roomy(2, "one", objects...)
 	b.ReportAllocs()
 	for b.Loop() {
 		_, p := Next(s, Change{Snapshot: snapshot, Source: "embedded"}, epoch.Add(time.Minute))

@@ -28,8 +28,10 @@ const (
 
 // muster is what is kept about all nodes together.
 type muster struct {
-	// ranges by owner; rangeless are nodes that wait for one.
+	// ranges by owner; the first of them, taken in number, all have one. rangeless
+	// are nodes that wait for one.
 	ranges    *immutable.Map[netip.Prefix, string]
+	taken     int
 	rangeless *immutable.SortedMap[string, struct{}]
 	// peers are the nodes of the route table, sorted. Never changed in place.
 	peers []proxy.Node

@@ -96,14 +96,12 @@ func (w *world) nodesOf(name string) (out []string) {
 	return out
 }
 
-func onNodes(d *appsv1.Deployment, apart string) {
+// spreadOut spreads pods over the nodes.
+func spreadOut(d *appsv1.Deployment) {
 	d.Spec.Template.Spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{
-		MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.UnsatisfiableConstraintAction(apart), LabelSelector: d.Spec.Selector,
+		MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.DoNotSchedule, LabelSelector: d.Spec.Selector,
 	}}
 }
-
-// apart spreads pods over the nodes.
-func apart(d *appsv1.Deployment) { onNodes(d, string(corev1.DoNotSchedule)) }
 
 func tolerating(key string, seconds int64) option {
 	return func(d *appsv1.Deployment) {
@@ -132,7 +130,7 @@ func TestSilentNode(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, "n1", "n2")
-			options := []option{apart}
+			options := []option{spreadOut}
 			if test.pods != nil {
 				options = append(options, test.pods)
 			}
@@ -153,7 +151,7 @@ func TestSilentNode(t *testing.T) {
 // when that is back, after it has taken the routes.
 func TestGiveUp(t *testing.T) {
 	w := newWorld(t, "n1", "n2", "n3")
-	w.push(deployment("a", 3, apart), serviceFor("a"), barePod("solo", "app:1"))
+	w.push(deployment("a", 3, spreadOut), serviceFor("a"), barePod("solo", "app:1"))
 	w.settle()
 	gone := w.pods("solo")[0].Node
 	w.fallSilent(gone)
@@ -189,7 +187,7 @@ func (w *world) checkHeldOnce(t *testing.T) {
 // they were given up.
 func TestReturnInTime(t *testing.T) {
 	w := newWorld(t, "n1", "n2")
-	w.push(deployment("a", 4, apart), serviceFor("a"))
+	w.push(deployment("a", 4, spreadOut), serviceFor("a"))
 	w.settle()
 	before := w.uids("a")
 	w.fallSilent("n1")
@@ -204,7 +202,7 @@ func TestReturnInTime(t *testing.T) {
 // TestTolerationSurvivesRestart: a pod's time goes on while the server is away.
 func TestTolerationSurvivesRestart(t *testing.T) {
 	w := newWorld(t, "n1", "n2")
-	w.push(deployment("a", 2, apart, tolerating(corev1.TaintNodeUnreachable, 600)))
+	w.push(deployment("a", 2, spreadOut, tolerating(corev1.TaintNodeUnreachable, 600)))
 	w.settle()
 	w.fallSilent("n1")
 	w.elapse(9 * time.Minute)
@@ -230,7 +228,7 @@ func TestStorm(t *testing.T) {
 	names := []string{"n1", "n2", "n3", "n4", "n5"}
 	begin := func(t *testing.T) (*world, *appsv1.Deployment) {
 		w := newWorld(t, names...)
-		d := deployment("a", 5, apart)
+		d := deployment("a", 5, spreadOut)
 		w.push(d)
 		w.settle()
 		w.fallSilent("n1", "n2", "n3")
@@ -261,7 +259,7 @@ func TestStorm(t *testing.T) {
 	})
 	t.Run("one after the other", func(t *testing.T) {
 		w := newWorld(t, names...)
-		w.push(deployment("a", 5, apart))
+		w.push(deployment("a", 5, spreadOut))
 		w.settle()
 		for _, name := range names[:3] {
 			w.fallSilent(name)
@@ -277,7 +275,7 @@ func TestStorm(t *testing.T) {
 func TestStormOfZone(t *testing.T) {
 	names := []string{"n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8"}
 	w := newWorld(t, names...)
-	objects := []runtime.Object{deployment("a", 8, apart)}
+	objects := []runtime.Object{deployment("a", 8, spreadOut)}
 	for i, name := range names {
 		m := machineOf(name)
 		m.Labels = map[string]string{corev1.LabelTopologyZone: fmt.Sprintf("z%d", i/4)}
@@ -407,12 +405,12 @@ func TestWaitsForItsNode(t *testing.T) {
 func TestOutOfService(t *testing.T) {
 	w := newWorld(t, "n1", "n2", "n3")
 	set := fencedSet(nil)
-	w.push(set, deployment("a", 3, apart))
+	w.push(set, deployment("a", 3, spreadOut))
 	w.settle()
 	uid, node := w.holderOf(1)
 	w.fallSilent(node)
 	w.elapse(time.Minute)
-	w.push(set, deployment("a", 3, apart), machineOf(node, dead))
+	w.push(set, deployment("a", 3, spreadOut), machineOf(node, dead))
 	w.work(node)
 	now, other := w.holderOf(1)
 	if now == uid || other == node || other == "" {
@@ -422,7 +420,7 @@ func TestOutOfService(t *testing.T) {
 		t.Fatalf("settled %v, %q", converged, failed)
 	}
 	w.join(node)
-	w.push(set, deployment("a", 3, apart))
+	w.push(set, deployment("a", 3, spreadOut))
 	w.settle()
 	w.checkHeldOnce(t)
 }

@@ -291,12 +291,16 @@ func (w *world) pushWith(message string, objects ...runtime.Object) *Plan {
 }
 
 func snapshotOf(serial int, message string, objects ...runtime.Object) *desired.Snapshot {
+	return snapshotWith(desired.DefaultSettings(), serial, message, objects...)
+}
+
+func snapshotWith(settings desired.Settings, serial int, message string, objects ...runtime.Object) *desired.Snapshot {
 	var list []*desired.Object
 	for i, v := range objects {
 		list = append(list, &desired.Object{Key: keyOf(v), From: desired.Place{File: "all.yaml", Line: i + 1}, Value: v, Fingerprint: string(mustJSON(v))})
 	}
 	r := desired.Revision{SHA: fmt.Sprintf("%040x", serial), Message: message, Time: epoch}
-	return desired.NewSnapshot(r, desired.DefaultSettings(), list, nil)
+	return desired.NewSnapshot(r, settings, list, nil)
 }
 
 func keyOf(v runtime.Object) desired.Key {
