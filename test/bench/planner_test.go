@@ -4,6 +4,7 @@ package bench
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"testing"
 	"time"
@@ -85,13 +86,16 @@ func newFleet(size int) *fleet {
 		c.Nodes = append(c.Nodes, nodes.NodeState{Node: n, Ready: true, Since: f.now})
 		c.Reports = append(c.Reports, nodes.Report{Node: n.Name, Complete: true, Info: &n})
 	}
+	c.Snapshot, c.Source = f.snapshot(0, nil), "bench" // fixes the addresses: each node gets its range
 	f.state, _ = planner.Next(f.state, c, f.now)
 	return f
 }
 
 func (f *fleet) snapshot(serial int, list []*desired.Object) *desired.Snapshot {
 	r := desired.Revision{SHA: fmt.Sprintf("%040x", serial), Message: "bench", Time: f.now}
-	return desired.NewSnapshot(r, desired.DefaultSettings(), list, nil)
+	settings := desired.DefaultSettings()
+	settings.Network.Pods = netip.MustParsePrefix("10.128.0.0/9")
+	return desired.NewSnapshot(r, settings, list, nil)
 }
 
 // busyFleet runs 150,000 pods of 1,500 Deployments, and one Deployment of 10.
