@@ -7,9 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	_ "k8s.io/kubernetes/pkg/apis/coordination/install" // registers types, defaults and conversions
 	coordinationvalidation "k8s.io/kubernetes/pkg/apis/coordination/validation"
-	_ "k8s.io/kubernetes/pkg/apis/node/install" // registers types, defaults and conversions
 	"k8s.io/kubernetes/pkg/apis/core"
 	corevalidation "k8s.io/kubernetes/pkg/apis/core/validation"
+	_ "k8s.io/kubernetes/pkg/apis/node/install" // registers types, defaults and conversions
 	nodevalidation "k8s.io/kubernetes/pkg/apis/node/validation"
 )
 
