@@ -4,22 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/trust"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 )
 
-// Member says which machine a node's name belongs to. A session of another one ends.
+// Member says which machine a node's name belongs to. A session of another one
+// ends; the next machine must wait until that one's lease is over, for it may
+// run fenced pods until then.
 func (r *Registry) Member(m nodes.Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known := r.member(m.Name)
+	before := known.owner
 	known.owner = m
 	if s := known.session; s != nil {
 		if err := r.contradicts(known, s); err != nil {
-			s.end(err)
+			r.shut(known, err)
 		}
+	}
+	if before.Identity != "" && before.Identity != m.Identity {
+		known.after = max(known.until, r.began+over(r.longest))
 	}
 }
 
@@ -31,10 +38,18 @@ func (r *Registry) Revoke(names []string) {
 	for _, name := range names {
 		r.revoked[name] = true
 		if m := r.members[name]; m != nil && m.session != nil {
-			m.session.end(revoked(name))
-			r.o.Log.Warn("node is revoked in Git: its session ends", "node", name)
+			r.shut(m, revoked(name))
 		}
 	}
+}
+
+// shut ends a session that may not be: nothing that it says counts any more. The
+// caller holds mu.
+func (r *Registry) shut(m *member, why error) {
+	r.o.Log.Warn("the session of a node ends", "node", m.session.node, "reason", why)
+	m.session.end(why)
+	r.retire(m)
+	r.appointLedger()
 }
 
 func revoked(name string) error {
@@ -50,6 +65,9 @@ func (r *Registry) contradicts(m *member, s *session) error {
 		return nil
 	case m.owner.Identity != s.caller.Identity:
 		return &nodes.TakenError{Member: m.owner}
+	}
+	if left := m.after - r.o.Clock(); left > 0 {
+		return fmt.Errorf("node %s was another machine, whose lease may hold for %s more: wait", s.node, left.Round(time.Second))
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/nodes/trust"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/nodes/wire/pb"
@@ -35,6 +36,8 @@ type town struct {
 	addr, private string
 	// ahead is how far the authority's clock is before the machine's.
 	ahead atomic.Int64
+	// later is how much longer the registry has lived than it really has.
+	later atomic.Int64
 
 	mu sync.Mutex
 	// owners stand for the loop's decisions.
@@ -71,7 +74,7 @@ func newTown(t *testing.T) *town {
 	signs := func(p *nodes.Pod, q nodes.TokenRequest) (nodes.Token, error) {
 		return nodes.Token{Value: "token of " + p.Name}, nil
 	}
-	r, err := New(Options{Log: slog.New(slog.DiscardHandler), Authority: w.authority, Members: w, Token: signs})
+	r, err := New(Options{Log: slog.New(slog.DiscardHandler), Authority: w.authority, Members: w, Token: signs, Clock: func() time.Duration { return boottime.Now() + time.Duration(w.later.Load()) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,6 +330,9 @@ func TestASecondMachineOfOneName(t *testing.T) {
 	request, _ := first.Request("a")
 	_, err = w.service(w.tls(first)).Renew(t.Context(), &pb.RenewRequest{Request: request})
 	w.refused("its renewal", err, "already joined from")
+	_, err = w.session(w.tls(second), "a", &pb.Report{})
+	w.refused("the second, while the first may run fenced pods", err, "whose lease may hold for")
+	w.later.Store(int64(time.Minute))
 	if _, err := w.session(w.tls(second), "a", &pb.Report{}); err != nil {
 		t.Errorf("the second: %v", err)
 	}

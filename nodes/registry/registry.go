@@ -117,6 +117,8 @@ type member struct {
 	assignment *nodes.Assignment
 	// owner is the machine that has the name, as far as it was decided.
 	owner nodes.Member
+	// after is when the machine that had the name before holds no lease any more.
+	after time.Duration
 	// session is nil while there is none, number that of the newest.
 	session *session
 	number  uint64
