@@ -6,7 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// revokedAnnotation, set to "true" on a v1 Node, shuts the machine of that name out.
+// revokedAnnotation on a v1 Node shuts the machine of that name out, unless it is
+// "false"; any other value may say why.
 const revokedAnnotation = "tallyman.dev/revoked"
 
 // Revoked are the names of the nodes that the revision in force shuts out, sorted.
@@ -16,7 +17,11 @@ func (s *State) Revoked() []string {
 	}
 	var names []string
 	for _, o := range s.snapshot.Kind(kindNode) {
-		if n, ok := o.Value.(*corev1.Node); ok && n.Annotations[revokedAnnotation] == "true" {
+		n, ok := o.Value.(*corev1.Node)
+		if !ok {
+			continue
+		}
+		if value, found := n.Annotations[revokedAnnotation]; found && value != "false" {
 			names = append(names, n.Name)
 		}
 	}

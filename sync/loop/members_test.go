@@ -182,7 +182,7 @@ func TestRevokedNodesAreHandedOut(t *testing.T) {
 	run(t, func(w *world) {
 		web := deployment("web", "app:1", 1)
 		w.repository.commit("one", web, node("a", "true"), node("b", "false"))
-		w.repository.commit("two", web, node("a", "false"), node("b", "true"))
+		w.repository.commit("two", web, node("a", "false"), node("b", "stolen"))
 		for _, c := range []struct{ sha, want string }{{"one", "a"}, {"two", "b"}} {
 			w.push(c.sha)
 			w.machine.mu.Lock()
