@@ -109,7 +109,9 @@ func (f *fencing) killed(ctx context.Context, uid nodes.UID, after, now time.Tim
 func (f *fencing) recall(ctx context.Context) {
 	all, err := f.keeper.Fences(ctx)
 	if err != nil {
-		f.log.Warn("the keeper's fences are not known until the next lease", "err", err)
+		if ctx.Err() == nil {
+			f.log.Warn("the keeper's fences are not known until the next lease", "err", err)
+		}
 		return
 	}
 	f.mu.Lock()
