@@ -2,7 +2,11 @@ package registry
 
 import (
 	"errors"
+	"maps"
 	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -14,6 +18,11 @@ import (
 // holds the rest to what it decided. The caller holds mu.
 func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
 	report.Local = s.caller.Local
+	if report.Info != nil {
+		info := *report.Info
+		info.Labels = ownLabels(info.Labels)
+		report.Info = &info
+	}
 	if len(report.Events) == 0 {
 		return
 	}
@@ -25,6 +34,18 @@ func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
 		r.o.Log.Warn("events about what is not the node's are not taken", "node", s.node, "events", n)
 	}
 	report.Events = kept
+}
+
+// ownLabels leaves out those that Kubernetes keeps nodes from giving themselves:
+// pods that must not run anywhere are placed by them.
+func ownLabels(labels map[string]string) map[string]string {
+	restricted := func(key, _ string) bool {
+		domain, _, found := strings.Cut(key, "/")
+		return found && (domain == corev1.LabelNamespaceNodeRestriction || strings.HasSuffix(domain, "."+corev1.LabelNamespaceNodeRestriction))
+	}
+	own := maps.Clone(labels)
+	maps.DeleteFunc(own, restricted)
+	return own
 }
 
 // ownObjects are the pods that a node has or is to have, and the claims of its

@@ -222,7 +222,9 @@ func (w *town) session(c credentials.TransportCredentials, name string, report *
 	}
 	hello := &pb.AgentMessage{Message: &pb.AgentMessage_Hello{Hello: &pb.Hello{MinVersion: 1, MaxVersion: 1, Node: name}}}
 	if stream.Send(hello) == nil {
-		report.Complete, report.Info = true, &pb.Node{Name: name}
+		report.Complete, report.Info = true, &pb.Node{Name: name, Labels: map[string]string{
+			"disk": "ssd", "node-restriction.kubernetes.io/pci": "yes", "x.node-restriction.kubernetes.io/pci": "yes",
+		}}
 		_ = stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Report{Report: report}}) // Recv tells why not
 	}
 	for {
@@ -575,8 +577,8 @@ func TestWhatNodesSayOfOthersIsNotTaken(t *testing.T) {
 		for _, e := range heard.Events {
 			got += e.Object.Kind + "/" + e.Object.Name + " "
 		}
-		if got != c.want || heard.Local != (c.name == "home") {
-			t.Errorf("of %s is taken %q, want %q", c.name, got, c.want)
+		if got != c.want || heard.Local != (c.name == "home") || len(heard.Info.Labels) != 1 {
+			t.Errorf("of %s is taken %q and the labels %v, want %q and its disk", c.name, got, heard.Info.Labels, c.want)
 		}
 	}
 	_, err := w.session(insecure.NewCredentials(), "b", &pb.Report{})
