@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 )
 
 // fenced is a keeper's fences over groups of imagined processes, in virtual time.
@@ -244,6 +246,52 @@ func TestMemoryIsLockedWhileFencesAreHeld(t *testing.T) {
 func TestRehearsal(t *testing.T) {
 	if err := (hardy{log: slog.New(slog.DiscardHandler), dir: t.TempDir()}).rehearse(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAKeeperHoldsTheWatchdogItIsGiven, from the first fence to the last.
+func TestAKeeperHoldsTheWatchdogItIsGiven(t *testing.T) {
+	path, runDir := filepath.Join(t.TempDir(), "watchdog"), t.TempDir()
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := os.OpenFile(path, os.O_RDWR, 0) // stays open for reading
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	next := func() byte {
+		var one [1]byte
+		if err := pipe.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pipe.Read(one[:]); err != nil {
+			t.Fatal(err)
+		}
+		return one[0]
+	}
+	c, err := Start(t.Context(), StartOptions{
+		Command: []string{"/proc/self/exe", "run-keeper", runDir, "/sys/fs/cgroup", path}, RunDir: runDir, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Stop(context.Background()) })
+	for range 2 {
+		if err := c.Fence(t.Context(), boottime.Now()+time.Hour, []Fence{{Pod: "u1", Groups: []string{"/tallyman-test/u1"}}}); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if got := next(); got != 0 {
+				t.Fatalf("heard %q, want a sign of life", got)
+			}
+		}
+		if err := c.Unfence(t.Context(), []nodes.UID{"u1"}); err != nil {
+			t.Fatal(err)
+		}
+		for got := byte(0); got != 'V'; {
+			got = next()
+		}
 	}
 }
 

@@ -23,6 +23,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
@@ -33,6 +35,9 @@ func TestMain(m *testing.M) {
 		o := Options{RunDir: os.Args[2], Log: log}
 		if len(os.Args) > 3 {
 			o.Cgroups = os.Args[3]
+		}
+		if len(os.Args) > 4 {
+			o.Watchdog = os.Args[4]
 		}
 		if err := Run(context.Background(), o); err != nil {
 			log.Error("keeper ended", "error", err)
@@ -297,6 +302,10 @@ func TestReplaceKeepsProcessAndPipes(t *testing.T) {
 		return nil
 	})
 	f.Close() // the pipe now lives by the keeper's descriptor alone
+	ends := boottime.Now() + time.Hour
+	if err := c.Fence(t.Context(), ends, []Fence{{Pod: "u1", Groups: []string{"/tallyman-test/u1"}}}); err != nil {
+		t.Fatal(err)
+	}
 	newer := filepath.Join(t.TempDir(), "newer")
 	copyFile(t, "/proc/self/exe", newer)
 	successor, err := Start(t.Context(), StartOptions{
@@ -308,6 +317,15 @@ func TestReplaceKeepsProcessAndPipes(t *testing.T) {
 	after, err := successor.hello(t.Context())
 	if err != nil || after.PID != before.PID || after.Binary == before.Binary {
 		t.Fatalf("before %+v, after %+v, %v", before, after, err)
+	}
+	if held, err := successor.Fences(t.Context()); err != nil || len(held) != 1 || held[0].Pod != "u1" || held[0].Ends != ends {
+		t.Errorf("fences %+v, %v", held, err)
+	}
+	if err := successor.Unfence(t.Context(), []nodes.UID{"u1"}); err != nil {
+		t.Error(err)
+	}
+	if held, err := successor.Fences(t.Context()); err != nil || len(held) != 0 {
+		t.Errorf("fences %+v, %v", held, err)
 	}
 	fmt.Fprint(container(t, pipes.Stdout), " and the end\n")
 	eventually(t, "the rest", func() error { return want(text(t, path, ReadOptions{}), "before\nunfinished and the end\n") })
