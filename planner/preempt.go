@@ -57,33 +57,48 @@ func preempts(p *pod) bool {
 	return p.leaving == "" && (policy == nil || *policy == corev1.PreemptLowerPriority)
 }
 
-// bestRoom compares the nodes that might give room; of many those from a place
-// on that follows from the pod.
+// bestRoom compares the nodes that might give room, of many only some.
 func (s *scheduler) bestRoom(p *pod, storage place.Storage) (best *room) {
-	rooms := s.field.Rooms(p.request)
-	if p.aim != "" {
-		rooms = slices.DeleteFunc(rooms, func(n *place.Node) bool { return n.Name() != p.aim })
-	}
-	if len(rooms) == 0 {
-		return nil
-	}
-	budgets, found, start := s.budgets(), 0, 0
-	if len(rooms) > maxRooms {
-		start = int(hashText(string(p.UID)) % uint32(len(rooms)))
-	}
-	for k := range rooms {
-		r := s.roomOn(p, rooms[(start+k)%len(rooms)], storage, budgets)
-		if r == nil {
+	var budgets []budget
+	found := 0
+	for n := range s.field.Rooms(p.request, maxRooms) {
+		if p.aim != "" && n.Name() != p.aim {
 			continue
 		}
-		if best == nil || r.compare(best) < 0 {
+		if found == 0 {
+			budgets = s.budgets()
+		}
+		found++
+		r := s.knownRoom(p, n, storage, budgets)
+		if r != nil && (best == nil || r.compare(best) < 0) {
 			best = r
 		}
-		if found++; found == maxRooms {
+		if found >= maxRooms && best != nil || best != nil && len(best.victims) == 0 {
 			break
 		}
 	}
 	return best
+}
+
+// roomKey is a node as it is now, asked for pods that are alike.
+type roomKey struct {
+	request *place.Request
+	node    *place.Node
+}
+
+// knownRoom is roomOn, once for pods that are alike, where nothing but the node's
+// own pods can change the answer.
+func (s *scheduler) knownRoom(p *pod, on *place.Node, storage place.Storage, budgets []budget) *room {
+	if storage != nil || len(budgets) > 0 || !s.field.Alone(p.request) {
+		return s.roomOn(p, on, storage, budgets)
+	}
+	k := roomKey{s.field.Like(p.request), on}
+	r, known := s.rooms[k]
+	if !known {
+		r = s.roomOn(p, on, storage, budgets)
+		s.rooms[k] = r
+	}
+	return r
 }
 
 // roomOn says what it takes on one node; nil where it would not help.

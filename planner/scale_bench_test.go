@@ -192,3 +192,59 @@ func BenchmarkReportOfADaemonAmong5000(b *testing.B) {
 		Next(s, Change{Reports: []nodes.Report{one}}, epoch.Add(time.Minute))
 	}
 }
+
+func ranked(priority int32) option {
+	return func(d *appsv1.Deployment) { d.Spec.Template.Spec.Priority = &priority }
+}
+
+// fullFleet has 5,000 nodes without room: 16 pods of 2 cpus on each.
+func fullFleet(b *testing.B, more ...apiruntime.Object) (*State, []apiruntime.Object) {
+	var objects []apiruntime.Object
+	for i := range 80 {
+		objects = append(objects, deployment(fmt.Sprintf("app-%d", i), 1000, requesting("2", "1Gi"), ranked(-1)))
+	}
+	objects = append(objects, more...)
+	s, p := Next(fleet(5000), Change{Snapshot: snapshotOf(1, "all", objects...), Source: "embedded"}, epoch)
+	bound := 0
+	for i := range p.Assignments {
+		bound += len(p.Assignments[i].Pods)
+	}
+	if bound != 80000 {
+		b.Fatalf("%d pods were placed", bound)
+	}
+	return s, objects
+}
+
+// BenchmarkPreempt100On5000 makes room for 100 pods on full nodes.
+func BenchmarkPreempt100On5000(b *testing.B) {
+	s, objects := fullFleet(b)
+	snapshot := snapshotOf(2, "urgent", append(objects, deployment("urgent", 100, requesting("3", "1Gi")))...)
+	b.ReportAllocs()
+	for b.Loop() {
+		_, p := Next(s, Change{Snapshot: snapshot, Source: "embedded"}, epoch.Add(time.Second))
+		if len(p.Actions) == 0 {
+			b.Fatal("nobody goes")
+		}
+	}
+}
+
+// BenchmarkRoomFor10000Waiting has one pod end while 10,000 wait for room of
+// another size.
+func BenchmarkRoomFor10000Waiting(b *testing.B) {
+	var waiting []apiruntime.Object
+	for i := range 10 {
+		waiting = append(waiting, deployment(fmt.Sprintf("large-%d", i), 1000, requesting("5", "1Gi"), ranked(-1)))
+	}
+	s, _ := fullFleet(b, waiting...)
+	n, _ := s.nodes.Get("node-2500")
+	var gone nodes.UID
+	for uid := range keys(n.pods) {
+		gone = uid
+	}
+	failed := runningStatus(gone, 1, epoch)
+	failed.Phase, failed.Ready = corev1.PodFailed, false
+	b.ReportAllocs()
+	for b.Loop() {
+		Next(s, Change{Reports: []nodes.Report{{Node: n.Name, Statuses: []nodes.PodStatus{failed}}}}, epoch.Add(time.Second))
+	}
+}

@@ -18,6 +18,8 @@ type scheduler struct {
 	refused map[alike]*refused
 	// promised are the pods for which room is kept.
 	promised map[nodes.UID]bool
+	// rooms are those found for pods of higher priority.
+	rooms map[roomKey]*room
 }
 
 // alike tells apart pods that a node may answer differently.
@@ -65,7 +67,7 @@ func (st *step) schedule() {
 }
 
 func (st *step) newScheduler() *scheduler {
-	s := &scheduler{step: st, company: &company{step: st}, refused: map[alike]*refused{}, promised: map[nodes.UID]bool{}}
+	s := &scheduler{step: st, company: &company{step: st}, refused: map[alike]*refused{}, promised: map[nodes.UID]bool{}, rooms: map[roomKey]*room{}}
 	list := make([]*place.Node, 0, st.nodes.Len())
 	for _, n := range entries(st.nodes) {
 		list = append(list, n.load)

@@ -1,6 +1,9 @@
 package place
 
-import "slices"
+import (
+	"iter"
+	"slices"
+)
 
 // Trial is one node as it would be without some of its pods. Nothing else may be
 // asked of the field before End.
@@ -15,16 +18,24 @@ type Trial struct {
 }
 
 // Rooms are the nodes that might take a pod once pods of lower priority were
-// gone, sorted by name.
-func (f *Field) Rooms(r *Request) []*Node {
-	var out []*Node
-	for _, n := range f.nodes {
-		if n.mightHold(r) && admits(r, n) {
-			out = append(out, n)
+// gone, by name; in a cluster of more than a number of nodes they begin at a
+// place that follows from the pod's template.
+func (f *Field) Rooms(r *Request, number int) iter.Seq[*Node] {
+	start, size := 0, len(f.nodes)
+	if size > number {
+		start = int(r.start % uint32(size))
+	}
+	return func(yield func(*Node) bool) {
+		for k := range size {
+			if n := f.nodes[(start+k)%size]; n.mightHold(r) && admits(r, n) && !yield(n) {
+				return
+			}
 		}
 	}
-	return out
 }
+
+// Alone reports whether no other pod, wherever it runs, may keep a pod from a node.
+func (f *Field) Alone(r *Request) bool { return !f.accompanied(r) }
 
 // Try begins a trial on a node of the field.
 func (f *Field) Try(r *Request, storage Storage, node *Node) *Trial {
