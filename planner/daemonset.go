@@ -145,8 +145,12 @@ func (k daemonSets) change(was, is *desired.Object) (Op, string) {
 	}
 }
 
-// wakeDaemons looks again at the workloads that have a pod on each node.
+// wakeDaemons looks again at the workloads that have a pod on each node, when a
+// node is another.
 func (st *step) wakeDaemons() {
+	if !st.stir.nodes {
+		return
+	}
 	for k := range keys(st.groups) {
 		if k.Kind == kindDaemonSet && k.Group == "apps" {
 			st.dirtyGroups[k] = true

@@ -44,6 +44,7 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 		st.wakeUp()
 		st.giveRanges()
 		st.depart()
+		st.wakeDaemons()
 		st.autoscale()
 		st.reconcile()
 		st.evict()

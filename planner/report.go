@@ -82,7 +82,6 @@ func (st *step) putNode(n *node) {
 	st.stir.rooms[n.Name] = true
 	if !place.Alike(before, n.load) {
 		st.stir.nodes = true
-		st.wakeDaemons()
 	}
 }
 
