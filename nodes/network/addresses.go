@@ -47,6 +47,9 @@ func openAddresses(db *bbolt.DB, cidr netip.Prefix) (*addresses, error) {
 		if err != nil {
 			return err
 		}
+		if !cidr.IsValid() {
+			return nil // what is recorded is of a range that is not known yet
+		}
 		if last, ok := netip.AddrFromSlice(meta.Get(lastKey)); ok && cidr.Contains(last) {
 			s.last = last
 		}

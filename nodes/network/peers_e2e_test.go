@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-dev/tallyman/proxy"
 )
 
 // wireguardSite has WireGuard of the kernel where there is one, of a program
@@ -463,6 +465,42 @@ func TestAKernelWithoutWireGuardSaysSo(t *testing.T) {
 	}
 }
 
+// TestManyPeers has a node know as many others as a large cluster has, and one
+// of them move.
+func TestManyPeers(t *testing.T) {
+	const many = 4000
+	s := newSite(t, VXLAN, 2)
+	a := s.members[0]
+	peers := described(s.members)
+	for i := range many {
+		peers = append(peers, proxy.Node{
+			Name: fmt.Sprintf("far-%d", i), Addr: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}),
+			PodCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(128 + i>>8), byte(i), 0}), 24),
+		})
+	}
+	told := func(what string) {
+		begun := time.Now()
+		a.do(func() error { return a.n.SetPeers(t.Context(), peers) })
+		t.Logf("%s: %s", what, time.Since(begun).Round(time.Millisecond))
+	}
+	told("all are new")
+	if lines := strings.Count(a.sees(), "\n") + 1; lines != 3*(many+1) {
+		s.Errorf("%d entries, want three for each peer", lines)
+	}
+	peers[many].Addr = netip.MustParseAddr("203.0.113.1")
+	told("one has another address")
+	if sees := a.sees(); !strings.Contains(sees, "203.0.113.1") || strings.Count(sees, "\n")+1 != 3*(many+1) {
+		s.Error("the peer that moved is not where it is")
+	}
+	told("nothing changed")
+	s.must(reaches(a, s.members[1]))
+	peers = peers[:2]
+	told("all but one leave")
+	if lines := strings.Count(a.sees(), "\n") + 1; lines != 3 {
+		s.Errorf("%d entries are left, want three", lines)
+	}
+}
+
 func TestWithoutARangeNothingIsSetUp(t *testing.T) {
 	o := options(t)
 	o.PodCIDR = netip.Prefix{}
@@ -482,8 +520,13 @@ func TestWithoutARangeNothingIsSetUp(t *testing.T) {
 	if known, err := KnownRange(o.DB, ""); err != nil || known != o.PodCIDR {
 		t.Errorf("a node that had pods of %s knows %s (%v)", o.PodCIDR, known, err)
 	}
+	o.PodCIDR = netip.Prefix{}
+	open(t, o)
+	if known, err := KnownRange(o.DB, ""); err != nil || known.String() != "10.244.7.0/24" {
+		t.Errorf("a node that was opened without its range knows %s (%v)", known, err)
+	}
 	fresh := options(t)
-	if known, err := KnownRange(fresh.DB, ""); err != nil || known != o.PodCIDR {
-		t.Errorf("a node that lost its store knows %s from its bridge (%v), want %s", known, err, o.PodCIDR)
+	if known, err := KnownRange(fresh.DB, ""); err != nil || known.String() != "10.244.7.0/24" {
+		t.Errorf("a node that lost its store knows %s from its bridge (%v)", known, err)
 	}
 }

@@ -23,6 +23,8 @@ const (
 	lookEvery = 30 * time.Second
 	// mendAfter gathers events about the ways to other nodes.
 	mendAfter = 20 * time.Millisecond
+	// mendAgain is when they are looked at again that could not be repaired.
+	mendAgain = time.Second
 )
 
 // Run watches the node's links until ctx ends: it repairs bridge, rules and the
@@ -183,6 +185,9 @@ func (w *watcher) mendSoon() {
 
 // mend looks whether pods still reach other nodes, at the right MTU.
 func (w *watcher) mend(ctx context.Context) {
+	if !w.n.o.PodCIDR.IsValid() {
+		return
+	}
 	if w.n.fittingMTU() != w.n.MTU() {
 		w.n.log.Info("packets to other nodes have another size now: changing the pods' links", "mtu", w.n.fittingMTU(), "before", w.n.MTU())
 		if err := w.n.Setup(ctx); err != nil && ctx.Err() == nil {
@@ -193,7 +198,8 @@ func (w *watcher) mend(ctx context.Context) {
 	w.n.setting.Lock()
 	defer w.n.setting.Unlock()
 	if err := w.n.connect(); err != nil {
-		w.n.log.Error("cannot repair the ways to other nodes", "error", err)
+		w.n.log.Error("cannot repair the ways to other nodes", "error", err, "retry_in", mendAgain)
+		w.mending = time.After(mendAgain)
 	}
 }
 
