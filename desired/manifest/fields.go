@@ -233,11 +233,10 @@ func serviceFields() []typeRule {
 	return []typeRule{
 		on[corev1.Service]("metadata spec", statusField()),
 		on[corev1.ServiceSpec](
-			"ports selector clusterIP clusterIPs type externalIPs sessionAffinity externalName publishNotReadyAddresses sessionAffinityConfig externalTrafficPolicy internalTrafficPolicy allocateLoadBalancerNodePorts healthCheckNodePort",
+			"ports selector clusterIP clusterIPs type externalIPs sessionAffinity externalName publishNotReadyAddresses sessionAffinityConfig externalTrafficPolicy internalTrafficPolicy allocateLoadBalancerNodePorts healthCheckNodePort trafficDistribution",
 			noEffect("loadBalancerIP loadBalancerClass", "no cloud gives load balancers; the node port works"),
 			notEnforced("loadBalancerSourceRanges", "no cloud gives load balancers; the node port is open to all"),
 			unsupported("ipFamilies ipFamilyPolicy", "services have IPv4 addresses").unless(`["IPv4"] "SingleStack" "PreferDualStack"`),
-			noEffect("trafficDistribution", "it is a preference, and all endpoints of a node are equally near"),
 		),
 		on[corev1.ServicePort]("name protocol port targetPort nodePort",
 			noEffect("appProtocol", "traffic is passed on unseen, whatever it carries")),
@@ -251,7 +250,7 @@ func serviceFields() []typeRule {
 		on[discoveryv1.EndpointSlice]("metadata endpoints ports",
 			unsupported("addressType", "endpoints have IPv4 addresses").unless(`"IPv4"`)),
 		on[discoveryv1.Endpoint]("addresses conditions hostname targetRef nodeName",
-			noEffect("deprecatedTopology zone hints", "it is a preference, and all endpoints of a node are equally near")),
+			noEffect("deprecatedTopology zone hints", "endpoints by hand are equally near: preferences are for pods")),
 		on[discoveryv1.EndpointConditions]("ready serving terminating"),
 		on[discoveryv1.EndpointPort]("name protocol port",
 			noEffect("appProtocol", "traffic is passed on unseen, whatever it carries")),
@@ -269,8 +268,7 @@ func clusterFields() []typeRule {
 		on[desired.MetricsSpec]("prometheus queries"),
 		on[desired.ServiceAccountsSpec]("issuer"),
 		on[desired.GuardSpec]("objects percent"),
-		on[desired.NetworkSpec]("serviceCIDR podCIDR domain nodePorts",
-			unsupported("overlay", "pods reach those of their own node only for now")),
+		on[desired.NetworkSpec]("serviceCIDR podCIDR domain nodePorts overlay"),
 	}
 }
 

@@ -24,8 +24,9 @@ const (
 
 // Setup makes the bridge, forwarding and the rules for traffic to outside, or
 // repairs what is missing of them, hangs the pods' links on the bridge and
-// connects the peers that SetPeers told last. Without a range there is nothing
-// to set up.
+// connects the peers that SetPeers told last: that those cannot be reached is
+// for SetPeers to say, pods of this node work all the same. Without a range
+// there is nothing to set up.
 func (n *Network) Setup(ctx context.Context) error {
 	n.setting.Lock()
 	defer n.setting.Unlock()
@@ -52,7 +53,10 @@ func (n *Network) Setup(ctx context.Context) error {
 	if err := n.rules.Apply(ctx, want, jumps); err != nil {
 		return fmt.Errorf("apply the pod network's rules: %w", err)
 	}
-	return n.connect()
+	if err := n.connect(); err != nil {
+		n.log.Error("cannot set up the ways to other nodes", "error", err)
+	}
+	return nil
 }
 
 // wantedRules let pods' traffic through and give what leaves the cluster the

@@ -24,7 +24,7 @@ const (
 	// mendAfter gathers events about the ways to other nodes.
 	mendAfter = 20 * time.Millisecond
 	// mendAgain is when they are looked at again that could not be repaired.
-	mendAgain = time.Second
+	mendAgain = 5 * time.Second
 )
 
 // Run watches the node's links until ctx ends: it repairs bridge, rules and the
