@@ -129,7 +129,7 @@ func (s *server) wireSync(key clusterKey) error {
 	}
 	options := loop.Options{
 		Source: s.source, Load: loader(s.o.path), Record: s.record, Executor: s.registry, Inputs: s.registry.Inputs(),
-		Planner:    planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones()},
+		Planner:    planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones(), Several: s.term != nil},
 		SourceName: strings.Join([]string{s.o.shownRepo(), s.o.branch, s.o.path}, " "),
 		SyncInfo:   nodes.Sync{Repo: s.o.shownRepo(), Branch: s.o.branch, Path: s.o.path},
 		Metrics:    (&prometheus.Source{}).Ask,
