@@ -238,10 +238,9 @@ type link struct {
 	credentials credentials.TransportCredentials
 	// identity is renewed over the link; nil where none is needed.
 	identity *trust.Node
-	// elsewhere is told of the leader, maxRetry the longest pause between two
-	// dials: see wire.ClientOptions.
-	elsewhere func(leader string)
-	maxRetry  time.Duration
+	// These are told and bounded where there are several: see wire.ClientOptions.
+	elsewhere          func(leader string)
+	maxRetry, greeting time.Duration
 }
 
 // localLink leads to the server in this process.
@@ -257,7 +256,7 @@ func remoteLink(addresses []string, config *tls.Config, identity *trust.Node) *l
 	servers := &servers{addresses: addresses}
 	l := &link{credentials: credentials.NewTLS(config), identity: identity, dial: servers.dial}
 	if len(addresses) > 1 {
-		l.elsewhere, l.maxRetry = servers.elsewhere, severalRetry
+		l.elsewhere, l.maxRetry, l.greeting = servers.elsewhere, severalRetry, severalGreeting
 	}
 	return l
 }

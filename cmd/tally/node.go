@@ -237,7 +237,7 @@ var errNetworkChanged = errors.New("addresses changed")
 func (n *node) run(ctx context.Context, l *link) error {
 	changed := make(chan knownNetwork, 1)
 	client, err := wire.NewClient(wire.ClientOptions{
-		Dial: l.dial, Credentials: l.credentials, Elsewhere: l.elsewhere, MaxRetry: l.maxRetry,
+		Dial: l.dial, Credentials: l.credentials, Elsewhere: l.elsewhere, MaxRetry: l.maxRetry, Greeting: l.greeting,
 		Node: n.o.name, Version: version, Handler: networkWatch{n.agent, n.known, changed}, Log: n.log.With("part", "wire"),
 	})
 	if err != nil {

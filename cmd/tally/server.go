@@ -122,7 +122,7 @@ func (s *server) wireSync(key clusterKey) error {
 		Log: s.log.With("part", "registry"), Version: version, Token: s.sign, Authority: s.authority, Members: admission{s},
 	}
 	if s.term != nil {
-		registryOptions.Leads = s.term.Leads
+		registryOptions.Leads, registryOptions.Settle = s.term.Leads, settleTime
 	}
 	if s.registry, err = registry.New(registryOptions); err != nil {
 		return err

@@ -12,6 +12,9 @@ const (
 	// severalRetry is the longest pause between two dials where there are several
 	// servers: a new leader is to have its agents within seconds.
 	severalRetry = time.Second
+	// severalGreeting is how long a server may take to its welcome at first, where
+	// another one may answer: one that is stopped still takes connections.
+	severalGreeting = time.Second
 	// nextDial is how long one server may take to answer before the next is tried, too.
 	nextDial = 300 * time.Millisecond
 )

@@ -22,9 +22,12 @@ import (
 )
 
 const (
+	// settleTime is what agents may need, beyond the silence that is allowed them, to
+	// notice that a server which was stopped is none, and to find the one that leads.
+	settleTime = 3 * time.Second
 	// takeoverGrace is how long a new leader waits for nodes that it knows of: as
-	// long as a node may be silent by default. Agents look for a leader every second.
-	takeoverGrace = 4 * time.Second
+	// long as a node may be silent by default, and to settle.
+	takeoverGrace = 4*time.Second + settleTime
 	// stopTimeout is how long a server that was deposed may take to stop. It hands
 	// nothing out meanwhile.
 	stopTimeout = 10 * time.Second

@@ -33,7 +33,7 @@ func (r *Registry) Tune(t desired.Nodes) {
 		return
 	}
 	// Until the nodes know the new rhythm, they keep to the old one.
-	r.blameless = r.o.Clock() + heartbeatOf(before)
+	r.blameless = max(r.blameless, r.o.Clock()+heartbeatOf(before))
 	for _, m := range r.members {
 		if m.session != nil {
 			poke(m.session.paced)
@@ -48,6 +48,7 @@ func (r *Registry) Expect(known []nodes.NodeState, longest time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.began, r.longest = r.o.Clock(), max(r.longest, longest)
+	r.blameless = max(r.blameless, r.began+r.o.Settle)
 	for i := range known {
 		m := r.member(known[i].Name)
 		m.number = max(m.number, known[i].Session)
@@ -125,7 +126,7 @@ func (r *Registry) sweep() {
 	defer r.mu.Unlock()
 	now, times := r.o.Clock(), r.times.Load()
 	if now-r.swept > times.SilentAfter/2 {
-		r.blameless = now // we were away, not they: what they said waits to be read
+		r.blameless = max(r.blameless, now) // we were away, not they: what they said waits to be read
 	}
 	r.swept = now
 	var silent, lapsed []string

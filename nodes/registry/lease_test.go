@@ -295,3 +295,15 @@ func TestOnlyALeaderGrants(t *testing.T) {
 		t.Errorf("a server that leads no more grants %v", got)
 	}
 }
+
+// TestNodesMaySettle lets nodes come later from a server that led before.
+func TestNodesMaySettle(t *testing.T) {
+	q := newQuiet(t)
+	q.o.Settle = 3 * time.Second
+	q.Tune(testTimes)
+	q.Expect([]nodes.NodeState{{Node: nodes.Node{Name: "n1"}, Ready: true}}, testTimes.Lease)
+	q.pass(testTimes.SilentAfter + q.o.Settle - time.Second)
+	q.expect("n1")
+	q.pass(2 * time.Second)
+	q.expect("n1", "silent")
+}

@@ -50,6 +50,9 @@ type Options struct {
 	// Leads tells that no other server can lead at this instant, so that a lease may
 	// be granted; nil where there is no other.
 	Leads func() bool
+	// Settle is how much longer than the silence that is allowed them nodes may take
+	// to come here from a server that led before; 0 where there is no other.
+	Settle time.Duration
 	// Version of the program, told to agents.
 	Version string
 	// Authority gives certificates to machines that come through public doors, and

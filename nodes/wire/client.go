@@ -51,6 +51,9 @@ type ClientOptions struct {
 	// Elsewhere, when set, is told what a server says that does not lead: host:port
 	// of the one that does, or empty when it does not know. Dial may go there next.
 	Elsewhere func(leader string)
+	// Greeting is how long a server may take from the dialling to its welcome,
+	// before it is dialled anew and given twice that; default, and the longest, 10 s.
+	Greeting time.Duration
 	// MaxRetry is the longest pause between two dials; default 10 s.
 	MaxRetry time.Duration
 	// Clock counts what Handler.Lease is told; default boottime.Now.
@@ -85,6 +88,9 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if o.Clock == nil {
 		o.Clock = boottime.Now
 	}
+	if o.Greeting <= 0 {
+		o.Greeting = greetTimeout
+	}
 	if o.MaxRetry <= 0 {
 		o.MaxRetry = lastRetry
 	}
@@ -99,16 +105,21 @@ func (c *Client) Send(r nodes.Report) { c.pending.add(r) }
 // Run keeps a session with the server until ctx ends, and dials again, ever
 // less often, while there is none. It returns nil.
 func (c *Client) Run(ctx context.Context) error {
-	retry := firstRetry
+	retry, greeting := firstRetry, c.o.Greeting
 	silent, leader := "", ""
 	for ctx.Err() == nil {
 		began := time.Now()
-		connected, err := c.session(ctx)
+		connected, err := c.session(ctx, greeting)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if connected && time.Since(began) > c.o.MaxRetry { // a session that is refused again and again is no success
 			retry, silent = firstRetry, ""
+		}
+		if connected {
+			greeting = c.o.Greeting
+		} else if errors.Is(err, errNoAnswer) { // it may be stopped, or have much to do
+			greeting = min(2*greeting, greetTimeout)
 		}
 		var elsewhere *StandbyError
 		if errors.As(err, &elsewhere) && c.o.Elsewhere != nil {
@@ -135,7 +146,8 @@ func (c *Client) Run(ctx context.Context) error {
 }
 
 // session runs one session; connected tells that the server welcomed it.
-func (c *Client) session(ctx context.Context) (connected bool, err error) {
+// It waits for the welcome as long as greeting.
+func (c *Client) session(ctx context.Context, greeting time.Duration) (connected bool, err error) {
 	conn, err := grpc.NewClient(
 		"passthrough:///server",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.o.Dial(ctx) }),
@@ -153,7 +165,7 @@ func (c *Client) session(ctx context.Context) (connected bool, err error) {
 	defer c.serve(nil)
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	heart := newHeart(c.o.Clock, end)
+	heart := newHeart(c.o.Clock, greeting, end)
 	defer heart.silence.Stop()
 	connected, err = c.converse(ctx, service, heart)
 	if cause := context.Cause(ctx); errors.Is(cause, errNoAnswer) {

@@ -24,7 +24,8 @@ var errNoAnswer = errors.New("the server does not answer")
 // heart is the agent's sense of whether the server lives: it asks in the
 // rhythm that the server has set, and ends the session when no word comes.
 type heart struct {
-	clock func() time.Duration
+	clock    func() time.Duration
+	greeting time.Duration
 	// silence ends the session when it fires; every message from the server sets it back.
 	silence *time.Timer
 	paced   chan struct{}
@@ -36,9 +37,10 @@ type heart struct {
 	sent     map[uint64]time.Duration // when those without an answer were sent
 }
 
-func newHeart(clock func() time.Duration, end func(error)) *heart {
-	h := &heart{clock: clock, paced: make(chan struct{}, 1), sent: map[uint64]time.Duration{}}
-	h.silence = time.AfterFunc(greetTimeout, func() { end(fmt.Errorf("%w for %s", errNoAnswer, h.patience())) })
+// newHeart makes one that waits for the welcome as long as greeting.
+func newHeart(clock func() time.Duration, greeting time.Duration, end func(error)) *heart {
+	h := &heart{clock: clock, greeting: greeting, paced: make(chan struct{}, 1), sent: map[uint64]time.Duration{}}
+	h.silence = time.AfterFunc(greeting, func() { end(fmt.Errorf("%w for %s", errNoAnswer, h.patience())) })
 	return h
 }
 
@@ -47,7 +49,7 @@ func (h *heart) patience() time.Duration {
 	if interval := h.every(); interval > 0 {
 		return missedAnswers * interval
 	}
-	return greetTimeout
+	return h.greeting
 }
 
 func (h *heart) every() time.Duration {

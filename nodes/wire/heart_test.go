@@ -207,7 +207,7 @@ func TestAServerThatNeverWelcomesIsDialledAnew(t *testing.T) {
 func TestHeartEndsWithAReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reason error
-		h := newHeart(func() time.Duration { return 0 }, func(err error) { reason = err })
+		h := newHeart(func() time.Duration { return 0 }, greetTimeout, func(err error) { reason = err })
 		h.pace(2 * time.Second)
 		time.Sleep(time.Minute)
 		synctest.Wait()
