@@ -22,7 +22,7 @@ func fleet(n int) *State {
 	var reports []nodes.Report
 	for i := range n {
 		list := corev1.ResourceList{
-			corev1.ResourceCPU: resource.MustParse("32"), corev1.ResourceMemory: resource.MustParse("128Gi"), corev1.ResourcePods: resource.MustParse("110"),
+			corev1.ResourceCPU: resource.MustParse("32"), corev1.ResourceMemory: resource.MustParse("128Gi"), corev1.ResourcePods: resource.MustParse("32"),
 		}
 		node := nodes.Node{
 			Name: fmt.Sprintf("node-%04d", i), Capacity: list, Allocatable: list, OS: "linux", Arch: "amd64",
@@ -112,12 +112,13 @@ func busyFleet(b *testing.B) (*State, []apiruntime.Object) {
 		b.Fatalf("%d pods were placed", serial)
 	}
 	s, _ = Next(s, Change{Reports: reports}, now.Add(time.Second))
-	for i := range reports {
-		reports[i] = nodes.Report{Node: reports[i].Node, Routes: s.routes.Generation}
+	reports = nil
+	for name := range keys(s.nodes) {
+		reports = append(reports, nodes.Report{Node: name, Routes: s.routes.Generation})
 	}
 	s, _ = Next(s, Change{Reports: reports}, now.Add(2*time.Second))
 	if converged, failed := s.Settled(); !converged {
-		b.Fatalf("not converged: %s %v", failed, s.Progress())
+		b.Fatalf("not converged: %s", failed)
 	}
 	return s, objects
 }

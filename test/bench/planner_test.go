@@ -77,7 +77,7 @@ func newFleet(size int) *fleet {
 	var c planner.Change
 	for i := range size {
 		room := corev1.ResourceList{
-			corev1.ResourceCPU: resource.MustParse("32"), corev1.ResourceMemory: resource.MustParse("128Gi"), corev1.ResourcePods: resource.MustParse("110"),
+			corev1.ResourceCPU: resource.MustParse("32"), corev1.ResourceMemory: resource.MustParse("128Gi"), corev1.ResourcePods: resource.MustParse("32"),
 		}
 		n := nodes.Node{
 			Name: fmt.Sprintf("node-%04d", i), Capacity: room, Allocatable: room, OS: "linux", Arch: "amd64",
@@ -128,8 +128,9 @@ func busyFleet(t *testing.T) *fleet {
 	if s, p = planner.Next(s, planner.Change{Reports: reports}, f.now.Add(time.Second)); p.Routes != nil {
 		routes = p.Routes
 	}
-	for i := range reports {
-		reports[i] = nodes.Report{Node: reports[i].Node, Routes: routes.Generation}
+	reports = nil
+	for i := range fleetSize {
+		reports = append(reports, nodes.Report{Node: fmt.Sprintf("node-%04d", i), Routes: routes.Generation})
 	}
 	f.now = f.now.Add(time.Minute)
 	f.state, _ = planner.Next(s, planner.Change{Reports: reports}, f.now)
