@@ -1,0 +1,378 @@
+//go:build e2e
+
+// Package servers_test runs three servers on three machines, with an etcd of
+// three members and a node on each, and breaks them in turn: somebody takes
+// over, no container notices, and what Git says still happens.
+package servers_test
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/test/machine"
+	"github.com/tallyman-dev/tallyman/test/machine/cluster"
+)
+
+func TestMain(m *testing.M) { cluster.Main(m) }
+
+// patience is how long anything may take before it counts as broken.
+const patience = 2 * time.Minute
+
+const image = cluster.RegistryAddress + "/inside:1"
+
+// world is a cluster of servers.
+type world struct {
+	*cluster.Cluster
+	t        *testing.T
+	machines []*server
+	// remote is the repository that all follow, clone a working copy of it.
+	remote string
+	clone  *machine.Clone
+	newest string // commit
+}
+
+// server is a machine with a member of etcd, a server and a node.
+type server struct {
+	*cluster.Machine
+	etcd, server *cluster.Process
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{Cluster: cluster.New(t), t: t, remote: filepath.Join(t.TempDir(), "remote.git")}
+	w.PushImage("github.com/tallyman-dev/tallyman/test/e2e/inside", "inside:1")
+	for _, name := range []string{"a", "b", "c"} {
+		w.machines = append(w.machines, &server{Machine: w.Machine(name)})
+	}
+	for _, m := range w.machines {
+		m.startEtcd(w)
+	}
+	w.git("init", "--quiet", "--bare", "--initial-branch", "main", w.remote)
+	w.clone = machine.NewClone(t, w.machines[0].Machine, w.remote, "")
+	w.commit(3, "first")
+	return w
+}
+
+func (w *world) git(args ...string) {
+	w.t.Helper()
+	if r := w.machines[0].Run("git", args...); r.Code != 0 {
+		w.t.Fatalf("git %v: %+v", args, r)
+	}
+}
+
+// commit says how many pods there are.
+func (w *world) commit(replicas int, message string) {
+	w.t.Helper()
+	w.clone.Write("web.yaml", fmt.Sprintf(`apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: %d
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: main, image: %s}]}
+`, replicas, image))
+	w.newest = w.clone.Commit(message)
+	if r := w.clone.Push(); r.Code != 0 {
+		w.t.Fatalf("push: %+v", r)
+	}
+}
+
+func (m *server) startEtcd(w *world) {
+	w.t.Helper()
+	var members []string
+	for _, other := range w.machines {
+		members = append(members, fmt.Sprintf("%s=http://%s:2380", other.Name, other.Address))
+	}
+	m.etcd = m.Start("etcd", "--name", m.Name, "--data-dir", "/var/lib/etcd",
+		"--listen-client-urls", "http://"+m.Address+":2379", "--advertise-client-urls", "http://"+m.Address+":2379",
+		"--listen-peer-urls", "http://"+m.Address+":2380", "--initial-advertise-peer-urls", "http://"+m.Address+":2380",
+		"--initial-cluster", strings.Join(members, ","), "--logger", "zap", "--log-level", "error")
+}
+
+// list is what is said of each machine, with commas.
+func (w *world) list(format string) string {
+	var out []string
+	for _, m := range w.machines {
+		out = append(out, fmt.Sprintf(format, m.Address))
+	}
+	return strings.Join(out, ",")
+}
+
+func (w *world) flags() []string {
+	return []string{"server", "--store", "etcd://" + w.list("%s:2379") + "/cluster", "--repo", w.remote, "--interval", "2s"}
+}
+
+func (w *world) startServer(m *server) { m.server = m.Start("tally", w.flags()...) }
+
+func (w *world) tally(m *server, args ...string) machine.Result {
+	w.t.Helper()
+	r := m.Run("tally", args...)
+	if r.Code != 0 {
+		w.t.Fatalf("tally %v on %s: %+v", args, m.Name, r)
+	}
+	return r
+}
+
+// begin starts the servers as the guide has it: the first makes the key, the
+// others are given it.
+func (w *world) begin() {
+	w.t.Helper()
+	first := w.machines[0]
+	w.startServer(first)
+	passphrase, key := filepath.Join(w.t.TempDir(), "passphrase"), filepath.Join(w.t.TempDir(), "key")
+	if err := os.WriteFile(passphrase, []byte("correct horse\n"), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	w.awaitLeader(first)
+	w.tally(first, "key", "export", key, "--passphrase-file", passphrase)
+	for _, m := range w.machines[1:] {
+		if r := m.Run("tally", w.flags()...); r.Code != 1 || !strings.Contains(r.Err, "tally key import") {
+			w.t.Fatalf("a server without the key: %+v", r)
+		}
+		w.tally(m, "key", "import", key, "--passphrase-file", passphrase)
+		w.startServer(m)
+	}
+}
+
+// join makes all machines nodes, with a token of a standby.
+func (w *world) join() {
+	w.t.Helper()
+	standby := w.machines[2]
+	var line []string
+	w.Eventually(patience, "a standby makes a token", func() error {
+		r := standby.Run("tally", "token", "create", "--server", w.list("https://%s:7400"))
+		if r.Code != 0 {
+			return fmt.Errorf("%+v", r)
+		}
+		line = strings.Fields(r.Out)
+		return nil
+	})
+	for _, m := range w.machines {
+		m.Start("tally", append(line[1:], "--data-dir", "/var/lib/tallyman-node", "--run-dir", "/run/tallyman-node")...)
+	}
+}
+
+// leader is the machine whose server leads; nil while that is nobody's.
+func (w *world) leader(except ...*server) *server {
+	for _, m := range w.machines {
+		if slices.Contains(except, m) {
+			continue
+		}
+		content, err := os.ReadFile(m.Log("tally"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // its server has yet to start
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		text := string(content)
+		begun := strings.LastIndex(text, "this server leads\"")
+		if begun > strings.LastIndex(text, "this server leads no more") && begun > strings.LastIndex(text, "another server leads") {
+			return m
+		}
+	}
+	return nil
+}
+
+func (w *world) awaitLeader(m *server) {
+	w.t.Helper()
+	w.Eventually(patience, m.Name+" leads", func() error {
+		if w.leader() != m {
+			return fmt.Errorf("%s", m.show())
+		}
+		return nil
+	})
+}
+
+func (m *server) show() string {
+	content, err := os.ReadFile(m.Log("tally"))
+	return fmt.Sprint(string(content), err)
+}
+
+// taken waits until another server than those leads, and returns it.
+func (w *world) taken(except ...*server) (next *server) {
+	w.t.Helper()
+	w.Eventually(patience, "another server leads", func() error {
+		if next = w.leader(except...); next == nil {
+			return fmt.Errorf("nobody")
+		}
+		return nil
+	})
+	return next
+}
+
+// settled waits until a server shows so many ready pods and nodes, and returns
+// the pods.
+func (w *world) settled(at *server, pods, ready int) (out []container) {
+	w.t.Helper()
+	w.Eventually(patience, fmt.Sprintf("%s shows %d pods and %d nodes ready", at.Name, pods, ready), func() error {
+		o, err := at.Overview()
+		if err != nil {
+			return err
+		}
+		up := 0
+		for _, n := range o.Nodes {
+			if n.Ready {
+				up++
+			}
+		}
+		var notReady int
+		out, notReady = containers(o)
+		if len(out) != pods || notReady > 0 || up != ready {
+			return fmt.Errorf("%d pods, %d not ready; %d nodes ready; sync %s %s", len(out), notReady, up, o.Sync.State, o.Sync.Message)
+		}
+		return nil
+	})
+	return out
+}
+
+// container is a pod's, as it would not be after a restart.
+type container struct {
+	Pod, Node, ID string
+	UID           nodes.UID
+	Restarts      int
+}
+
+func containers(o *nodes.Overview) (out []container, notReady int) {
+	for _, p := range machine.Pods(o, "default", "web-") {
+		if p.Pod.Stopping {
+			continue // on a machine without power for as long as that lasts
+		}
+		if len(p.Pod.Status.Containers) == 0 || !p.Pod.Status.Ready {
+			notReady++
+			continue
+		}
+		s := p.Pod.Status
+		out = append(out, container{p.Key.Name, p.Pod.Node, s.Containers[0].ID, p.Pod.UID, s.Restarts()})
+	}
+	slices.SortFunc(out, func(a, b container) int { return cmp.Compare(a.Pod, b.Pod) })
+	return out, notReady
+}
+
+func (w *world) same(before, after []container, what string) {
+	w.t.Helper()
+	if diff := gocmp.Diff(before, after); diff != "" {
+		w.t.Errorf("%s: containers before -, after +:\n%s", what, diff)
+	}
+}
+
+func TestServers(t *testing.T) {
+	w := newWorld(t)
+	w.begin()
+	w.join()
+	first := w.machines[0]
+	pods := w.settled(first, 3, 3)
+	w.everywhere()
+
+	t.Run("leader killed", func(*testing.T) {
+		begun := time.Now()
+		first.server.Kill()
+		next := w.taken(first)
+		t.Logf("another server led after %v", time.Since(begun))
+		w.same(pods, w.settled(next, 3, 3), "the leader was killed")
+		t.Logf("all nodes were there after %v", time.Since(begun))
+		w.startServer(first)
+		w.settled(first, 3, 3) // a standby, which shows what the leader does
+		w.commit(4, "one more")
+		pods = w.settled(next, 4, 3)
+	})
+	t.Run("leader stopped", func(*testing.T) {
+		old := w.leader()
+		old.server.Signal(syscall.SIGSTOP)
+		next := w.taken(old)
+		w.same(pods, w.settled(next, 4, 3), "the leader was stopped")
+		w.commit(3, "one less")
+		pods = w.settled(next, 3, 3)
+		old.server.Signal(syscall.SIGCONT)
+		w.Eventually(patience, "the old leader is a standby", func() error {
+			if leader := w.leader(); leader != next {
+				return fmt.Errorf("%v leads", leader)
+			}
+			return nil
+		})
+		w.same(pods, w.settled(old, 3, 3), "it went on")
+		w.everywhere()
+	})
+	t.Run("etcd without a majority", func(*testing.T) {
+		for _, m := range w.machines[:2] {
+			m.etcd.Kill()
+		}
+		w.Eventually(patience, "nobody leads", func() error {
+			if leader := w.leader(); leader != nil {
+				return fmt.Errorf("%s leads", leader.Name)
+			}
+			return nil
+		})
+		for _, m := range w.machines {
+			w.Eventually(patience, m.Name+" says that nobody leads", func() error {
+				if status, text := w.get(m, "/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(text, "No server leads") {
+					return fmt.Errorf("%d %s", status, text)
+				}
+				return nil
+			})
+			if status, _ := w.get(m, "/healthz"); status != http.StatusOK {
+				t.Errorf("health of a standby: %d", status)
+			}
+		}
+		for _, m := range w.machines[:2] {
+			m.startEtcd(w)
+		}
+		w.same(pods, w.settled(w.taken(), 3, 3), "etcd was gone")
+	})
+	t.Run("a machine without power", func(*testing.T) {
+		old := w.leader()
+		begun := time.Now()
+		old.Die()
+		next := w.taken(old)
+		t.Logf("another server led after %v", time.Since(begun))
+		w.settled(next, 3, 2)
+		t.Logf("all pods were ready elsewhere after %v", time.Since(begun))
+	})
+}
+
+// everywhere looks that all servers answer alike.
+func (w *world) everywhere() {
+	w.t.Helper()
+	for _, m := range w.machines {
+		w.Eventually(patience, m.Name+" answers", func() error {
+			for _, command := range []string{"status", "history"} {
+				if r := m.Run("tally", command); r.Code != 0 || !strings.Contains(r.Out, w.newest[:7]) {
+					return fmt.Errorf("tally %s: %+v", command, r)
+				}
+			}
+			if status, text := w.get(m, "/readyz"); status != http.StatusOK {
+				return fmt.Errorf("%d %s", status, text)
+			}
+			return nil
+		})
+	}
+}
+
+func (w *world) get(m *server, path string) (int, string) {
+	answer, err := m.Client().Get("http://" + machine.PageAddress + path)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return answer.StatusCode, string(text)
+}
