@@ -52,8 +52,8 @@ test-e2e: # packages with tests that start real parts, one after the other
 	@test/run.sh $(GO) test $(E2E) -p 1 -timeout 30m $$(grep -rl --include='*_test.go' '^//go:build e2e' cmd nodes proxy status sync test | xargs -n1 dirname | sort -u | grep -v '^test/bench$$' | sed 's,^,./,')
 
 .PHONY: test-long
-test-long: setup-test build ## hours: fuzzing and tens of thousands of simulated clusters
-	$(GO) test ./test/sim -count=1 -timeout 12h -seeds=50000
+test-long: setup-test build ## hours: fuzzing and hundreds of thousands of simulated clusters
+	$(GO) test ./test/sim -count=1 -timeout 24h -seeds=200000
 	@for target in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
 		for fuzz in $$(grep -rhoE '^func Fuzz[A-Za-z0-9]+' $$target/*_test.go | awk '{print $$2}'); do \
 			echo "fuzz $$target $$fuzz"; $(GO) test $$target -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime 10m || exit 1; \

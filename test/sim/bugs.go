@@ -15,12 +15,15 @@ type Bug struct {
 	// Name says what goes wrong; Invariants are those that may notice first.
 	Name       string
 	Invariants []int
-	// Rich wants clusters that have everything, Many those of many machines.
-	Rich, Many bool
+	// Rich wants clusters that have everything, Many those of many machines,
+	// Fenced those of them that are about StatefulSets which fail over.
+	Rich, Many, Fenced bool
 	// Next stands in for the planner.
 	Next func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan)
 	// Load changes what was read, Assign and Route what is handed to nodes.
 	Load   func(s *desired.Snapshot) *desired.Snapshot
 	Assign func(w *world, a nodes.Assignment) nodes.Assignment
 	Route  func(w *world, t *proxy.Table) *proxy.Table
+	// Hastes has the server's clock run twice as fast, Spares has keepers never kill.
+	Hastes, Spares bool
 }

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -206,12 +207,46 @@ var bugs = []Bug{
 		}
 		return planner.Next(s, c, now)
 	}},
+	{Name: "takes silence for the end of leases", Invariants: []int{5}, Fenced: true, Next: withNodes(func(n *nodes.NodeState) {
+		n.Lapsed = !n.Ready
+	})},
+	{Name: "takes silence for death", Invariants: []int{5, 7}, Fenced: true, Next: withNodes(func(n *nodes.NodeState) {
+		if !n.Ready {
+			n.Taints = append(slices.Clip(n.Taints), corev1.Taint{Key: corev1.TaintNodeOutOfService, Effect: corev1.TaintEffectNoExecute})
+		}
+	})},
+	{Name: "gives up what would wait", Invariants: []int{5}, Fenced: true, Load: withoutWishes(func(spec *corev1.PodSpec) {
+		spec.Tolerations = nil
+	})},
+	{Name: "counts leases by a clock that runs ahead", Invariants: []int{5}, Fenced: true, Hastes: true},
+	{Name: "forgets at its start what earlier servers granted", Invariants: []int{5}, Fenced: true, Next: withNodes(func(n *nodes.NodeState) {
+		n.Lapsed = n.Lapsed || !n.Ready && strings.Contains(n.Reason, "since the server started")
+	})},
+	{Name: "never kills what is fenced", Invariants: []int{5}, Fenced: true, Spares: true},
+	{Name: "gives leases to nodes that were not told what was given away", Invariants: []int{5}, Fenced: true, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+		if old := w.witness.assignmentOf(a.Node); old.Node != "" && old.Session != a.Session {
+			old.Session = a.Session
+			return old
+		}
+		return a
+	}},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
 		chance++
 		plan.Actions = append(plan.Actions, planner.Action{Verb: "start", Reason: time.Duration(chance).String()})
 		return state, plan
 	}},
+}
+
+// withNodes changes what the planner hears of connections.
+func withNodes(change func(*nodes.NodeState)) func(*planner.State, planner.Change, time.Time) (*planner.State, *planner.Plan) {
+	return func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		c.Nodes = slices.Clone(c.Nodes)
+		for i := range c.Nodes {
+			change(&c.Nodes[i])
+		}
+		return planner.Next(s, c, now)
+	}
 }
 
 // withoutWishes changes what the pods of Deployments and StatefulSets ask for.
@@ -307,7 +342,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			for n := range uint64(tries) {
-				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Many: b.Many, Bug: &b})
+				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Many: b.Many, Fenced: b.Fenced, Bug: &b})
 				if r.Err == nil {
 					continue
 				}

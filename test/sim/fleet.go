@@ -21,6 +21,8 @@ type fleet struct {
 	zones int
 	// clocks tells that wall clocks differ and jump.
 	clocks bool
+	// fenced worlds are about StatefulSets that fail over.
+	fenced bool
 }
 
 // time draws how long nodes may be silent, and what follows.
@@ -31,9 +33,12 @@ func (f *fleet) time(i *intent) {
 	seconds := func(list ...int) time.Duration { return time.Duration(pick(f.rng, list...)) * time.Second }
 	i.nodes = desired.Nodes{SilentAfter: seconds(2, 4, 4, 10), Lease: seconds(3, 6, 6, 20), Tolerate: seconds(0, 0, 5, 60)}
 	i.nodes.Failover = pick(f.rng, "", failoverWait, failoverFenced, failoverFenced)
+	if f.fenced {
+		i.nodes = desired.Nodes{SilentAfter: seconds(2, 4), Lease: seconds(3, 6, 10), Failover: failoverFenced}
+	}
 }
 
-func drawFleet(seed uint64) (*fleet, shape) {
+func drawFleet(seed uint64, fenced bool) (*fleet, shape) {
 	f := &fleet{rng: rand.New(rand.NewPCG(seed, 0xf1ee7))}
 	f.zones, f.clocks = 1+f.rng.IntN(3), f.rng.IntN(3) == 0
 	s := shape{nodes: 3 + f.rng.IntN(5), workloads: 2 + f.rng.IntN(4), events: 8 + f.rng.IntN(14), cpu: 64}
@@ -47,6 +52,9 @@ func drawFleet(seed uint64) (*fleet, shape) {
 		s.cpu = 1
 	}
 	s.replicas = 2 + f.rng.IntN(s.nodes)
+	if f.fenced = fenced || f.rng.IntN(4) == 0; f.fenced {
+		f.zones, s.nodes, s.cpu, s.replicas = 1, 5+f.rng.IntN(3), 64, 5
+	}
 	return f, s
 }
 
@@ -112,6 +120,9 @@ func (f *fleet) draw(k desired.Key) (c company) {
 	if f.rng.IntN(4) == 0 {
 		c.patience = pick(f.rng, 1, 20, 20, forEver)
 	}
+	if f.fenced {
+		return c
+	}
 	if k.Kind == kindStatefulSet && f.rng.IntN(4) == 0 {
 		c.failover = pick(f.rng, failoverWait, failoverFenced)
 	}
@@ -132,6 +143,14 @@ func (f *fleet) draw(k desired.Key) (c company) {
 		c.port = true
 	}
 	return c
+}
+
+// kind is that of a new workload, instead of the one that was drawn.
+func (f *fleet) kind(drawn string) string {
+	if f != nil && f.fenced {
+		return kindStatefulSet
+	}
+	return drawn
 }
 
 // settle gives up wishes that could not be fulfilled while a rollout makes pods

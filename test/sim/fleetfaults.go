@@ -6,10 +6,13 @@ import (
 
 // anyEvent lets one thing happen, of those that the world may suffer.
 func (w *world) anyEvent() error {
-	if w.fleet == nil || w.fleet.rng.IntN(5) < 3 {
+	if w.fleet == nil || !w.fleet.fenced && w.fleet.rng.IntN(5) < 3 || w.fleet.rng.IntN(5) == 0 {
 		return w.event()
 	}
 	w.result.Faults++
+	if w.fleet.fenced {
+		time.Sleep(time.Duration(w.fleet.rng.IntN(8000)) * time.Millisecond)
+	}
 	return w.fleet.event(w)
 }
 
@@ -33,6 +36,8 @@ func (f *fleet) event(w *world) error {
 		return f.forget(w, m)
 	case n < 80:
 		return f.dieBetween(w)
+	case f.fenced:
+		return w.restartServer()
 	case n < 88:
 		slow := pick(f.rng, 0, 3, 30)
 		w.note("machine %s takes %d times as long", m.name, slow)

@@ -78,6 +78,7 @@ func newIntent(keep time.Duration) *intent {
 func (w *world) addWorkload(i *intent) {
 	namespace := pick(w.rng, w.namespaces()...)
 	kind := pick(w.rng, kindDeployment, kindDeployment, kindDeployment, kindReplicaSet, kindPod, kindStatefulSet, kindStatefulSet, kindDaemonSet, kindJob)
+	kind = w.fleet.kind(kind)
 	name := fmt.Sprintf("app-%d", w.rng.IntN(2*w.shape.workloads+2))
 	key := desired.Key{Kind: kind, Namespace: namespace, Name: name}
 	switch kind {

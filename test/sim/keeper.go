@@ -90,10 +90,11 @@ func (k *watchman) strike(h *fence) {
 	k.mu.Lock()
 	held := k.held[h.Pod] == h
 	k.mu.Unlock()
-	if !held {
+	if b := k.machine.world.o.Bug; !held || b != nil && b.Spares {
 		return
 	}
 	if killed := k.machine.runtime.Destroy(h.Pod); killed > 0 {
+		k.machine.world.witness.kills()
 		k.machine.world.note("keeper of %s kills pod %s", k.machine.name, h.Pod)
 		k.mu.Lock()
 		h.Killed = k.machine.clock.now()

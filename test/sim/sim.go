@@ -12,8 +12,10 @@
 // are nodes/volume/fake), keeper and the kernel's routes. Every fake takes its
 // time, so that faults hit operations half-way.
 //
-// A world is small, one machine or a few, or it is one of many machines (fleet.go): zones, pods that
-// care where they run, and the faults of a data centre.
+// A world is small, one machine or a few, or it is one of many machines
+// (fleet.go): zones, pods that care where they run, clocks that drift, and the
+// faults of a data centre. Its keepers kill fenced pods by their own clocks,
+// and no two machines may run one ordinal, by what truly runs on them.
 //
 // A seed fixes the cluster, the revisions and the faults. It does not fix the
 // order in which goroutines run at one instant, nor the jitter of retries: a
@@ -40,8 +42,9 @@ type Options struct {
 	Plain bool
 	// Rich has them all.
 	Rich bool
-	// Many is a world of many machines.
-	Many bool
+	// Many is a world of many machines, Fenced one of those that is about
+	// StatefulSets which fail over.
+	Many, Fenced bool
 	// Dir is an empty directory for what the machines store.
 	Dir string
 	// Bug is planted; nil for none.
@@ -58,6 +61,8 @@ type Result struct {
 	Steps, Pods, Faults, Revisions int
 	// Volumes that pods were given, and Ends of data that were ordered.
 	Volumes, Ends int
+	// Away are the pods that were given away, Killed those that a keeper killed.
+	Away, Killed int
 }
 
 // world is one simulated cluster.
@@ -98,10 +103,13 @@ func Run(o Options) Result {
 	case o.Rich:
 		w.extras = richExtras(o.Seed)
 	}
-	if o.Many {
-		w.fleet, w.shape = drawFleet(o.Seed)
+	if o.Many || o.Fenced {
+		w.fleet, w.shape = drawFleet(o.Seed, o.Fenced)
 	}
 	w.clock = newBoottime(w.fleet.drift())
+	if o.Bug != nil && o.Bug.Hastes {
+		w.clock = newBoottime(100_000)
+	}
 	w.repo, w.demand = newRepository(), newDemand()
 	w.witness = newWitness(w)
 	err := w.play()

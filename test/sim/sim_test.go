@@ -127,11 +127,13 @@ func (s *sums) add(r *Result) {
 	s.Revisions += r.Revisions
 	s.Volumes += r.Volumes
 	s.Ends += r.Ends
+	s.Away += r.Away
+	s.Killed += r.Killed
 }
 
 func (s *sums) String() string {
-	return fmt.Sprintf("%d revisions, %d faults, %d pods, %d volumes with data of which %d were to end, %d steps of the planner",
-		s.Revisions, s.Faults, s.Pods, s.Volumes, s.Ends, s.Steps)
+	return fmt.Sprintf("%d revisions, %d faults, %d pods, %d volumes with data of which %d were to end, %d pods given away, %d killed by keepers, %d steps of the planner",
+		s.Revisions, s.Faults, s.Pods, s.Volumes, s.Ends, s.Away, s.Killed, s.Steps)
 }
 
 // kind is the flag that plays a seed as this one.

@@ -58,6 +58,7 @@ type witness struct {
 	crons    map[desired.Key]*cron
 	silence  silence
 	over     map[nodes.UID]bool
+	killed   int
 	// abandoned are pods that were to go while their node was silent: one without
 	// its store sweeps them when it is back.
 	abandoned map[nodes.UID]bool
@@ -97,6 +98,7 @@ func (x *witness) count(r *Result) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	r.Steps, r.Pods, r.Volumes, r.Ends = x.steps, len(x.decided), len(x.data.owners), len(x.data.ordered)
+	r.Away, r.Killed = len(x.over), x.killed
 }
 
 // truth is the commit in force; nil before the first.
@@ -471,6 +473,20 @@ func (x *witness) assigned(a nodes.Assignment) {
 	x.handed[a.Node] = a
 	x.fail(nodeHoldsItsPods(&a, x.last, 1000*x.world.shape.cpu))
 	x.fail(portsAreFree(&a, x.last, x.world.repo))
+}
+
+// assignmentOf is what a node was handed last; the zero one before the first.
+func (x *witness) assignmentOf(node string) nodes.Assignment {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.handed[node]
+}
+
+// kills is told that a keeper killed a pod.
+func (x *witness) kills() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.killed++
 }
 
 // starts is told before a container starts on m, beside those that run there.
