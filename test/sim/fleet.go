@@ -156,6 +156,7 @@ func (f *fleet) kind(drawn string) string {
 // settle gives up wishes that could not be fulfilled while a rollout makes pods
 // before it ends others, and all but one claim on the port.
 func (f *fleet) settle(i *intent, all int) {
+	keepTogether(i, all)
 	if f == nil {
 		return
 	}
@@ -170,9 +171,6 @@ func (f *fleet) settle(i *intent, all int) {
 		if k.Kind == kindDaemonSet {
 			fits = !v.recreate
 		}
-		if v.claimSize > 0 {
-			v.claim = "" // which may be on another node
-		}
 		if v.claim != "" || v.claimSize > 0 {
 			v.company = company{prefers: v.prefers, patience: v.patience, failover: v.failover} // its data says where
 		}
@@ -182,6 +180,17 @@ func (f *fleet) settle(i *intent, all int) {
 		v.port = v.port && fits && !taken && k.Kind != kindCronJob
 		taken = taken || v.port
 		i.workloads[k] = v
+	}
+}
+
+// keepTogether gives up claims whose data may be on another node than that of
+// a set's own.
+func keepTogether(i *intent, all int) {
+	for k, v := range i.workloads {
+		if all > 1 && v.claimSize > 0 && v.claim != "" {
+			v.claim = ""
+			i.workloads[k] = v
+		}
 	}
 }
 

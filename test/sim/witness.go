@@ -503,9 +503,10 @@ func (x *witness) starts(m *machine, c runtime.Status, beside []runtime.Status) 
 func (x *witness) ends(m *machine, c runtime.Status) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if uid := nodes.UID(c.Labels[labelPod]); !m.forgot || !x.abandoned[uid] {
-		x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
+	if m.forgot && x.abandoned[nodes.UID(c.Labels[labelPod])] {
+		return
 	}
+	x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
 	name := c.Labels[labelNamespace] + "/" + c.Labels[labelName] + " " + m.network.addrOf(nodes.UID(c.Labels[labelPod])).String()
 	since, excluded := x.excluded[name]
 	for _, other := range x.world.nodes {
