@@ -62,6 +62,9 @@ func encodeNode(n *nodes.Node) *pb.Node {
 		Name: n.Name, Labels: n.Labels, Addrs: each(n.Addrs, encodeAddr), PodCidr: encodePrefix(n.PodCIDR),
 		Capacity: encodeResources(n.Capacity), Allocatable: encodeResources(n.Allocatable),
 		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID, Drivers: n.Drivers, Wireguard: n.WireGuard,
+		Taints: each(n.Taints, func(t corev1.Taint) *pb.Taint {
+			return &pb.Taint{Key: t.Key, Value: t.Value, Effect: string(t.Effect)}
+		}),
 	}
 }
 

@@ -812,6 +812,7 @@ type Node struct {
 	BootId        string                 `protobuf:"bytes,12,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	Drivers       []string               `protobuf:"bytes,13,rep,name=drivers,proto3" json:"drivers,omitempty"`
 	Wireguard     string                 `protobuf:"bytes,14,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
+	Taints        []*Taint               `protobuf:"bytes,15,rep,name=taints,proto3" json:"taints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -944,6 +945,73 @@ func (x *Node) GetWireguard() string {
 	return ""
 }
 
+func (x *Node) GetTaints() []*Taint {
+	if x != nil {
+		return x.Taints
+	}
+	return nil
+}
+
+type Taint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Effect        string                 `protobuf:"bytes,3,opt,name=effect,proto3" json:"effect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Taint) Reset() {
+	*x = Taint{}
+	mi := &file_wire_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Taint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Taint) ProtoMessage() {}
+
+func (x *Taint) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Taint.ProtoReflect.Descriptor instead.
+func (*Taint) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Taint) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Taint) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Taint) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
 // AssignmentDelta changes the node's assignment. The receiver counts seq; a
 // hole ends the session. The first of a stream has complete set and replaces
 // all. Parts with more set take effect together with the first one without.
@@ -974,7 +1042,7 @@ type AssignmentDelta struct {
 
 func (x *AssignmentDelta) Reset() {
 	*x = AssignmentDelta{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1054,7 @@ func (x *AssignmentDelta) String() string {
 func (*AssignmentDelta) ProtoMessage() {}
 
 func (x *AssignmentDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1067,7 @@ func (x *AssignmentDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentDelta.ProtoReflect.Descriptor instead.
 func (*AssignmentDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AssignmentDelta) GetSeq() uint64 {
@@ -1130,7 +1198,7 @@ type Fenced struct {
 
 func (x *Fenced) Reset() {
 	*x = Fenced{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1210,7 @@ func (x *Fenced) String() string {
 func (*Fenced) ProtoMessage() {}
 
 func (x *Fenced) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1223,7 @@ func (x *Fenced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fenced.ProtoReflect.Descriptor instead.
 func (*Fenced) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Fenced) GetPods() []string {
@@ -1174,7 +1242,7 @@ type Measured struct {
 
 func (x *Measured) Reset() {
 	*x = Measured{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1254,7 @@ func (x *Measured) String() string {
 func (*Measured) ProtoMessage() {}
 
 func (x *Measured) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1267,7 @@ func (x *Measured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measured.ProtoReflect.Descriptor instead.
 func (*Measured) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Measured) GetPods() []string {
@@ -1223,7 +1291,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1303,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1316,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Network) GetServices() string {
@@ -1310,7 +1378,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1390,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1403,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Template) GetRef() uint64 {
@@ -1392,7 +1460,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1472,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1485,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Key) GetGroup() string {
@@ -1477,7 +1545,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1557,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1570,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Pod) GetUid() string {
@@ -1648,7 +1716,7 @@ type Stop struct {
 
 func (x *Stop) Reset() {
 	*x = Stop{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1728,7 @@ func (x *Stop) String() string {
 func (*Stop) ProtoMessage() {}
 
 func (x *Stop) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1741,7 @@ func (x *Stop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stop.ProtoReflect.Descriptor instead.
 func (*Stop) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Stop) GetGrace() int64 {
@@ -1703,7 +1771,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1783,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1796,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Config) GetKey() *Key {
@@ -1795,7 +1863,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1875,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1888,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Volume) GetName() string {
@@ -1961,7 +2029,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2041,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2054,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VolumeStatus) GetName() string {
@@ -2064,7 +2132,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2144,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2157,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Usage) GetPod() string {
@@ -2131,7 +2199,7 @@ type ContainerUsage struct {
 
 func (x *ContainerUsage) Reset() {
 	*x = ContainerUsage{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2211,7 @@ func (x *ContainerUsage) String() string {
 func (*ContainerUsage) ProtoMessage() {}
 
 func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2224,7 @@ func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerUsage.ProtoReflect.Descriptor instead.
 func (*ContainerUsage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ContainerUsage) GetName() string {
@@ -2192,7 +2260,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2204,7 +2272,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2217,7 +2285,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TokenRequest) GetNode() string {
@@ -2259,7 +2327,7 @@ type TokenAnswer struct {
 
 func (x *TokenAnswer) Reset() {
 	*x = TokenAnswer{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2339,7 @@ func (x *TokenAnswer) String() string {
 func (*TokenAnswer) ProtoMessage() {}
 
 func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2352,7 @@ func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAnswer.ProtoReflect.Descriptor instead.
 func (*TokenAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TokenAnswer) GetToken() string {
@@ -2328,7 +2396,7 @@ type PodStatus struct {
 
 func (x *PodStatus) Reset() {
 	*x = PodStatus{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2408,7 @@ func (x *PodStatus) String() string {
 func (*PodStatus) ProtoMessage() {}
 
 func (x *PodStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2421,7 @@ func (x *PodStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodStatus.ProtoReflect.Descriptor instead.
 func (*PodStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PodStatus) GetUid() string {
@@ -2463,7 +2531,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2543,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2556,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ContainerStatus) GetName() string {
@@ -2610,7 +2678,7 @@ type Termination struct {
 
 func (x *Termination) Reset() {
 	*x = Termination{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2690,7 @@ func (x *Termination) String() string {
 func (*Termination) ProtoMessage() {}
 
 func (x *Termination) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2703,7 @@ func (x *Termination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Termination.ProtoReflect.Descriptor instead.
 func (*Termination) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Termination) GetReason() string {
@@ -2696,7 +2764,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2708,7 +2776,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2721,7 +2789,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Event) GetObject() *Key {
@@ -2793,7 +2861,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2873,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2886,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Decision) GetKind() string {
@@ -2867,7 +2935,7 @@ type RouteDelta struct {
 
 func (x *RouteDelta) Reset() {
 	*x = RouteDelta{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +2947,7 @@ func (x *RouteDelta) String() string {
 func (*RouteDelta) ProtoMessage() {}
 
 func (x *RouteDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +2960,7 @@ func (x *RouteDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteDelta.ProtoReflect.Descriptor instead.
 func (*RouteDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RouteDelta) GetSeq() uint64 {
@@ -2972,7 +3040,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2984,7 +3052,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2997,7 +3065,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Peer) GetName() string {
@@ -3045,7 +3113,7 @@ type ServiceName struct {
 
 func (x *ServiceName) Reset() {
 	*x = ServiceName{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3125,7 @@ func (x *ServiceName) String() string {
 func (*ServiceName) ProtoMessage() {}
 
 func (x *ServiceName) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3138,7 @@ func (x *ServiceName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceName.ProtoReflect.Descriptor instead.
 func (*ServiceName) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ServiceName) GetNamespace() string {
@@ -3107,7 +3175,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3187,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3200,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Service) GetNamespace() string {
@@ -3232,7 +3300,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3312,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3325,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Port) GetName() string {
@@ -3308,7 +3376,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3388,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3401,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Endpoint) GetAddr() []byte {
@@ -3383,7 +3451,7 @@ type LedgerDelta struct {
 
 func (x *LedgerDelta) Reset() {
 	*x = LedgerDelta{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3395,7 +3463,7 @@ func (x *LedgerDelta) String() string {
 func (*LedgerDelta) ProtoMessage() {}
 
 func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3408,7 +3476,7 @@ func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerDelta.ProtoReflect.Descriptor instead.
 func (*LedgerDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LedgerDelta) GetSeq() uint64 {
@@ -3456,7 +3524,7 @@ type OpenLog struct {
 
 func (x *OpenLog) Reset() {
 	*x = OpenLog{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3536,7 @@ func (x *OpenLog) String() string {
 func (*OpenLog) ProtoMessage() {}
 
 func (x *OpenLog) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3549,7 @@ func (x *OpenLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenLog.ProtoReflect.Descriptor instead.
 func (*OpenLog) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *OpenLog) GetId() string {
@@ -3553,7 +3621,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3633,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3646,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LogChunk) GetId() string {
@@ -3610,7 +3678,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3622,7 +3690,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3635,7 +3703,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 var File_wire_proto protoreflect.FileDescriptor
@@ -3697,7 +3765,7 @@ const file_wire_proto_rawDesc = "" +
 	" \x03(\v2\x17.tallyman.wire.v1.EventR\x06events\x128\n" +
 	"\avolumes\x18\v \x03(\v2\x1e.tallyman.wire.v1.VolumeStatusR\avolumes\x12-\n" +
 	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\x12\x16\n" +
-	"\x06fenced\x18\r \x03(\tR\x06fenced\"\x8d\x05\n" +
+	"\x06fenced\x18\r \x03(\tR\x06fenced\"\xbe\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
@@ -3713,7 +3781,8 @@ const file_wire_proto_rawDesc = "" +
 	"\aversion\x18\v \x01(\tR\aversion\x12\x17\n" +
 	"\aboot_id\x18\f \x01(\tR\x06bootId\x12\x18\n" +
 	"\adrivers\x18\r \x03(\tR\adrivers\x12\x1c\n" +
-	"\twireguard\x18\x0e \x01(\tR\twireguard\x1a9\n" +
+	"\twireguard\x18\x0e \x01(\tR\twireguard\x12/\n" +
+	"\x06taints\x18\x0f \x03(\v2\x17.tallyman.wire.v1.TaintR\x06taints\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -3722,7 +3791,11 @@ const file_wire_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AllocatableEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa9\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\x05Taint\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06effect\x18\x03 \x01(\tR\x06effect\"\xa9\x05\n" +
 	"\x0fAssignmentDelta\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
@@ -4019,7 +4092,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_wire_proto_goTypes = []any{
 	(*JoinRequest)(nil),     // 0: tallyman.wire.v1.JoinRequest
 	(*RenewRequest)(nil),    // 1: tallyman.wire.v1.RenewRequest
@@ -4032,115 +4105,117 @@ var file_wire_proto_goTypes = []any{
 	(*Welcome)(nil),         // 8: tallyman.wire.v1.Welcome
 	(*Report)(nil),          // 9: tallyman.wire.v1.Report
 	(*Node)(nil),            // 10: tallyman.wire.v1.Node
-	(*AssignmentDelta)(nil), // 11: tallyman.wire.v1.AssignmentDelta
-	(*Fenced)(nil),          // 12: tallyman.wire.v1.Fenced
-	(*Measured)(nil),        // 13: tallyman.wire.v1.Measured
-	(*Network)(nil),         // 14: tallyman.wire.v1.Network
-	(*Template)(nil),        // 15: tallyman.wire.v1.Template
-	(*Key)(nil),             // 16: tallyman.wire.v1.Key
-	(*Pod)(nil),             // 17: tallyman.wire.v1.Pod
-	(*Stop)(nil),            // 18: tallyman.wire.v1.Stop
-	(*Config)(nil),          // 19: tallyman.wire.v1.Config
-	(*Volume)(nil),          // 20: tallyman.wire.v1.Volume
-	(*VolumeStatus)(nil),    // 21: tallyman.wire.v1.VolumeStatus
-	(*Usage)(nil),           // 22: tallyman.wire.v1.Usage
-	(*ContainerUsage)(nil),  // 23: tallyman.wire.v1.ContainerUsage
-	(*TokenRequest)(nil),    // 24: tallyman.wire.v1.TokenRequest
-	(*TokenAnswer)(nil),     // 25: tallyman.wire.v1.TokenAnswer
-	(*PodStatus)(nil),       // 26: tallyman.wire.v1.PodStatus
-	(*ContainerStatus)(nil), // 27: tallyman.wire.v1.ContainerStatus
-	(*Termination)(nil),     // 28: tallyman.wire.v1.Termination
-	(*Event)(nil),           // 29: tallyman.wire.v1.Event
-	(*Decision)(nil),        // 30: tallyman.wire.v1.Decision
-	(*RouteDelta)(nil),      // 31: tallyman.wire.v1.RouteDelta
-	(*Peer)(nil),            // 32: tallyman.wire.v1.Peer
-	(*ServiceName)(nil),     // 33: tallyman.wire.v1.ServiceName
-	(*Service)(nil),         // 34: tallyman.wire.v1.Service
-	(*Port)(nil),            // 35: tallyman.wire.v1.Port
-	(*Endpoint)(nil),        // 36: tallyman.wire.v1.Endpoint
-	(*LedgerDelta)(nil),     // 37: tallyman.wire.v1.LedgerDelta
-	(*OpenLog)(nil),         // 38: tallyman.wire.v1.OpenLog
-	(*LogChunk)(nil),        // 39: tallyman.wire.v1.LogChunk
-	(*LogEnd)(nil),          // 40: tallyman.wire.v1.LogEnd
-	nil,                     // 41: tallyman.wire.v1.Node.LabelsEntry
-	nil,                     // 42: tallyman.wire.v1.Node.CapacityEntry
-	nil,                     // 43: tallyman.wire.v1.Node.AllocatableEntry
-	nil,                     // 44: tallyman.wire.v1.Template.LabelsEntry
-	nil,                     // 45: tallyman.wire.v1.Template.AnnotationsEntry
-	nil,                     // 46: tallyman.wire.v1.Pod.LabelsEntry
-	nil,                     // 47: tallyman.wire.v1.Pod.AnnotationsEntry
-	nil,                     // 48: tallyman.wire.v1.Pod.ClaimsEntry
-	nil,                     // 49: tallyman.wire.v1.Config.DataEntry
-	nil,                     // 50: tallyman.wire.v1.Volume.ParametersEntry
+	(*Taint)(nil),           // 11: tallyman.wire.v1.Taint
+	(*AssignmentDelta)(nil), // 12: tallyman.wire.v1.AssignmentDelta
+	(*Fenced)(nil),          // 13: tallyman.wire.v1.Fenced
+	(*Measured)(nil),        // 14: tallyman.wire.v1.Measured
+	(*Network)(nil),         // 15: tallyman.wire.v1.Network
+	(*Template)(nil),        // 16: tallyman.wire.v1.Template
+	(*Key)(nil),             // 17: tallyman.wire.v1.Key
+	(*Pod)(nil),             // 18: tallyman.wire.v1.Pod
+	(*Stop)(nil),            // 19: tallyman.wire.v1.Stop
+	(*Config)(nil),          // 20: tallyman.wire.v1.Config
+	(*Volume)(nil),          // 21: tallyman.wire.v1.Volume
+	(*VolumeStatus)(nil),    // 22: tallyman.wire.v1.VolumeStatus
+	(*Usage)(nil),           // 23: tallyman.wire.v1.Usage
+	(*ContainerUsage)(nil),  // 24: tallyman.wire.v1.ContainerUsage
+	(*TokenRequest)(nil),    // 25: tallyman.wire.v1.TokenRequest
+	(*TokenAnswer)(nil),     // 26: tallyman.wire.v1.TokenAnswer
+	(*PodStatus)(nil),       // 27: tallyman.wire.v1.PodStatus
+	(*ContainerStatus)(nil), // 28: tallyman.wire.v1.ContainerStatus
+	(*Termination)(nil),     // 29: tallyman.wire.v1.Termination
+	(*Event)(nil),           // 30: tallyman.wire.v1.Event
+	(*Decision)(nil),        // 31: tallyman.wire.v1.Decision
+	(*RouteDelta)(nil),      // 32: tallyman.wire.v1.RouteDelta
+	(*Peer)(nil),            // 33: tallyman.wire.v1.Peer
+	(*ServiceName)(nil),     // 34: tallyman.wire.v1.ServiceName
+	(*Service)(nil),         // 35: tallyman.wire.v1.Service
+	(*Port)(nil),            // 36: tallyman.wire.v1.Port
+	(*Endpoint)(nil),        // 37: tallyman.wire.v1.Endpoint
+	(*LedgerDelta)(nil),     // 38: tallyman.wire.v1.LedgerDelta
+	(*OpenLog)(nil),         // 39: tallyman.wire.v1.OpenLog
+	(*LogChunk)(nil),        // 40: tallyman.wire.v1.LogChunk
+	(*LogEnd)(nil),          // 41: tallyman.wire.v1.LogEnd
+	nil,                     // 42: tallyman.wire.v1.Node.LabelsEntry
+	nil,                     // 43: tallyman.wire.v1.Node.CapacityEntry
+	nil,                     // 44: tallyman.wire.v1.Node.AllocatableEntry
+	nil,                     // 45: tallyman.wire.v1.Template.LabelsEntry
+	nil,                     // 46: tallyman.wire.v1.Template.AnnotationsEntry
+	nil,                     // 47: tallyman.wire.v1.Pod.LabelsEntry
+	nil,                     // 48: tallyman.wire.v1.Pod.AnnotationsEntry
+	nil,                     // 49: tallyman.wire.v1.Pod.ClaimsEntry
+	nil,                     // 50: tallyman.wire.v1.Config.DataEntry
+	nil,                     // 51: tallyman.wire.v1.Volume.ParametersEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: tallyman.wire.v1.AgentMessage.hello:type_name -> tallyman.wire.v1.Hello
 	9,  // 1: tallyman.wire.v1.AgentMessage.report:type_name -> tallyman.wire.v1.Report
 	3,  // 2: tallyman.wire.v1.AgentMessage.heartbeat:type_name -> tallyman.wire.v1.Heartbeat
 	8,  // 3: tallyman.wire.v1.ServerMessage.welcome:type_name -> tallyman.wire.v1.Welcome
-	11, // 4: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
-	31, // 5: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
-	37, // 6: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
-	38, // 7: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
+	12, // 4: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
+	32, // 5: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
+	38, // 6: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
+	39, // 7: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
 	4,  // 8: tallyman.wire.v1.ServerMessage.lease:type_name -> tallyman.wire.v1.Lease
 	10, // 9: tallyman.wire.v1.Report.info:type_name -> tallyman.wire.v1.Node
-	26, // 10: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
-	15, // 11: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
-	17, // 12: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
-	30, // 13: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
-	29, // 14: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
-	21, // 15: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
-	22, // 16: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
-	41, // 17: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
-	42, // 18: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
-	43, // 19: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
-	14, // 20: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
-	15, // 21: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
-	17, // 22: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
-	19, // 23: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
-	16, // 24: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
-	20, // 25: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
-	13, // 26: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
-	12, // 27: tallyman.wire.v1.AssignmentDelta.fenced:type_name -> tallyman.wire.v1.Fenced
-	44, // 28: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
-	45, // 29: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
-	16, // 30: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
-	16, // 31: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
-	18, // 32: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
-	46, // 33: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
-	47, // 34: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
-	48, // 35: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
-	16, // 36: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
-	49, // 37: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
-	16, // 38: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
-	50, // 39: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
-	20, // 40: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
-	23, // 41: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
-	27, // 42: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
-	27, // 43: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
-	28, // 44: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
-	16, // 45: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
-	34, // 46: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
-	33, // 47: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
-	32, // 48: tallyman.wire.v1.RouteDelta.nodes:type_name -> tallyman.wire.v1.Peer
-	35, // 49: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
-	36, // 50: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
-	30, // 51: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
-	5,  // 52: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
-	39, // 53: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
-	24, // 54: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
-	0,  // 55: tallyman.wire.v1.Tallyman.Join:input_type -> tallyman.wire.v1.JoinRequest
-	1,  // 56: tallyman.wire.v1.Tallyman.Renew:input_type -> tallyman.wire.v1.RenewRequest
-	6,  // 57: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
-	40, // 58: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
-	25, // 59: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
-	2,  // 60: tallyman.wire.v1.Tallyman.Join:output_type -> tallyman.wire.v1.Certificate
-	2,  // 61: tallyman.wire.v1.Tallyman.Renew:output_type -> tallyman.wire.v1.Certificate
-	57, // [57:62] is the sub-list for method output_type
-	52, // [52:57] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	27, // 10: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
+	16, // 11: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
+	18, // 12: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
+	31, // 13: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
+	30, // 14: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
+	22, // 15: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
+	23, // 16: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
+	42, // 17: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
+	43, // 18: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
+	44, // 19: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
+	11, // 20: tallyman.wire.v1.Node.taints:type_name -> tallyman.wire.v1.Taint
+	15, // 21: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
+	16, // 22: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
+	18, // 23: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
+	20, // 24: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
+	17, // 25: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
+	21, // 26: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
+	14, // 27: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
+	13, // 28: tallyman.wire.v1.AssignmentDelta.fenced:type_name -> tallyman.wire.v1.Fenced
+	45, // 29: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
+	46, // 30: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
+	17, // 31: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
+	17, // 32: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
+	19, // 33: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
+	47, // 34: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
+	48, // 35: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
+	49, // 36: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
+	17, // 37: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
+	50, // 38: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
+	17, // 39: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
+	51, // 40: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
+	21, // 41: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
+	24, // 42: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
+	28, // 43: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
+	28, // 44: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
+	29, // 45: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
+	17, // 46: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
+	35, // 47: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
+	34, // 48: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
+	33, // 49: tallyman.wire.v1.RouteDelta.nodes:type_name -> tallyman.wire.v1.Peer
+	36, // 50: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
+	37, // 51: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
+	31, // 52: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
+	5,  // 53: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
+	40, // 54: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
+	25, // 55: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
+	0,  // 56: tallyman.wire.v1.Tallyman.Join:input_type -> tallyman.wire.v1.JoinRequest
+	1,  // 57: tallyman.wire.v1.Tallyman.Renew:input_type -> tallyman.wire.v1.RenewRequest
+	6,  // 58: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
+	41, // 59: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
+	26, // 60: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
+	2,  // 61: tallyman.wire.v1.Tallyman.Join:output_type -> tallyman.wire.v1.Certificate
+	2,  // 62: tallyman.wire.v1.Tallyman.Renew:output_type -> tallyman.wire.v1.Certificate
+	58, // [58:63] is the sub-list for method output_type
+	53, // [53:58] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -4167,7 +4242,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
