@@ -32,7 +32,7 @@ const (
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
 
-	firstRetry, lastRetry = 50 * time.Millisecond, 10 * time.Second
+	firstRetry, lastRetry = 50 * time.Millisecond, 3 * time.Second
 	// logChunk is the largest piece of a log in one message.
 	logChunk = 32 << 10
 )
@@ -54,7 +54,7 @@ type ClientOptions struct {
 	// Greeting is how long a server may take from the dialling to its welcome,
 	// before it is dialled anew and given twice that; default, and the longest, 10 s.
 	Greeting time.Duration
-	// MaxRetry is the longest pause between two dials; default 10 s.
+	// MaxRetry is the longest pause between two dials; default 3 s.
 	MaxRetry time.Duration
 	// Clock counts what Handler.Lease is told; default boottime.Now.
 	Clock func() time.Duration
