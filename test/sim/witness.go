@@ -499,6 +499,9 @@ func (x *witness) starts(m *machine, c runtime.Status, beside []runtime.Status) 
 	x.fail(x.world.startsAlone(m, c))
 }
 
+// atOnce is how long what a node says may wait while a step is made.
+const atOnce = 50 * time.Millisecond
+
 // ends is told before an agent ends a container that runs.
 func (x *witness) ends(m *machine, c runtime.Status) {
 	x.mu.Lock()
@@ -514,7 +517,7 @@ func (x *witness) ends(m *machine, c runtime.Status) {
 		// A node that came back since has the routes of its time; so has an agent
 		// that died in the moment between a table's coming into force and its storing,
 		// and the pod's own node when its agent does not know what it routes.
-		away := excluded && ((other != m || other.forgot) && n.Since.After(since) || !other.since.Before(since))
+		away := excluded && ((other != m || other.forgot) && n.Since.After(since.Add(-atOnce)) || !other.since.Before(since))
 		if other.agent != nil && known && n.Ready && !away && routed(other.kernel.table())[name] {
 			if !excluded || time.Since(since) < time.Second {
 				x.fail(violated(10, "pod %s is ended while node %s still routes to it by %s; excluded: %v, %v ago; newest table %s", name, other.name,
