@@ -117,7 +117,6 @@ func givesUpNoMoreThanItMay(s *step) (err error) {
 		if !known || !p.stopping || b.stopping || p.node == "" || s.intent == nil || s.after.nodes[p.node].Ready {
 			continue
 		}
-		s.abandoned[uid] = true
 		w, wanted := s.intentOf(p.workload)
 		if !wanted || s.discarded(p.workload) || p.done || live[p.workload] > w.replicas {
 			continue

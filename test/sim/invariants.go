@@ -32,8 +32,6 @@ type step struct {
 	silence silence
 	// over are pods that had ended when they were given away.
 	over map[nodes.UID]bool
-	// abandoned are pods that were to go while their node was silent.
-	abandoned map[nodes.UID]bool
 	// runs reports whether a pod runs on a node in truth.
 	runs func(node string, uid nodes.UID) bool
 }

@@ -59,9 +59,6 @@ type witness struct {
 	silence  silence
 	over     map[nodes.UID]bool
 	killed   int
-	// abandoned are pods that were to go while their node was silent: one without
-	// its store sweeps them when it is back.
-	abandoned map[nodes.UID]bool
 }
 
 func newWitness(w *world) *witness {
@@ -69,7 +66,7 @@ func newWitness(w *world) *witness {
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, held: map[*commit]bool{},
 		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
-		silence: silence{}, over: map[nodes.UID]bool{}, abandoned: map[nodes.UID]bool{},
+		silence: silence{}, over: map[nodes.UID]bool{},
 	}
 }
 
@@ -193,7 +190,7 @@ func (x *witness) next(s *planner.State, c planner.Change, now time.Time) (*plan
 	}
 	st.commit = x.world.repo.commit(st.after.force)
 	st.begun, st.data, st.crons, st.demand = x.runs, x.data, x.crons, x.world.demand
-	st.git, st.silence, st.over, st.abandoned, st.runs = x.world.repo, x.silence, x.over, x.abandoned, x.world.runsOn
+	st.git, st.silence, st.over, st.runs = x.world.repo, x.silence, x.over, x.world.runsOn
 	x.silence.note(st)
 	x.putInForce(st)
 	x.noteHold(st)
@@ -506,8 +503,8 @@ const atOnce = 50 * time.Millisecond
 func (x *witness) ends(m *machine, c runtime.Status) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if m.forgot && x.abandoned[nodes.UID(c.Labels[labelPod])] {
-		return
+	if m.forgot {
+		return // its agent sweeps what it no longer knows and is not assigned
 	}
 	x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
 	name := c.Labels[labelNamespace] + "/" + c.Labels[labelName] + " " + m.network.addrOf(nodes.UID(c.Labels[labelPod])).String()
