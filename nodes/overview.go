@@ -30,11 +30,26 @@ type Overview struct {
 	// Issuer of service-account tokens; empty before the first revision.
 	Issuer string `json:"issuer,omitempty"`
 
-	Nodes    []NodeState       `json:"nodes"`
+	Nodes    []NodeOverview    `json:"nodes"`
 	Objects  []ObjectHealth    `json:"objects"`
 	Services []ServiceOverview `json:"services"`
 	Plan     PlanOverview      `json:"plan"`
 	History  []HistoryEntry    `json:"history"`
+}
+
+// NodeOverview is a node as the cluster sees it: with the labels and taints that
+// Git gives it, and those that follow from its state.
+type NodeOverview struct {
+	NodeState
+	// Pods that count on it, and what they request: CPU in thousandths of a core,
+	// memory in bytes.
+	Pods            int   `json:"pods"`
+	RequestedCPU    int64 `json:"requested_cpu"`
+	RequestedMemory int64 `json:"requested_memory"`
+	// Leaving are the pods that are to leave it, for it is drained.
+	Leaving int `json:"leaving,omitempty"`
+	// Notes are sentences about what is special: cordon, drain, silence.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Sync is how the repository is followed.

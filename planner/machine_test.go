@@ -151,3 +151,33 @@ func TestTableFollowsNodes(t *testing.T) {
 		t.Errorf("generation %d after %d: %+v", table.Generation, before, table.Nodes)
 	}
 }
+
+// TestNodeOverview: page and commands tell what a node carries and what is
+// special about it.
+func TestNodeOverview(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	d := deployment("a", 2, spreadOut, requesting("500m", "1Gi"))
+	w.push(d)
+	w.settle()
+	cordoned := machineOf("n1", corev1.Taint{Key: "gpu", Effect: corev1.TaintEffectNoSchedule})
+	cordoned.Spec.Unschedulable = true
+	w.push(d, cordoned, machineOf("n9"))
+	w.fallSilent("n2")
+	o := w.s.Overview(w.now)
+	n1, n2 := o.Nodes[0], o.Nodes[1]
+	if n1.Pods != 1 || n1.RequestedCPU != 500 || n1.RequestedMemory != 1<<30 || !slices.Equal(n1.Notes, []string{"is cordoned: no new pods"}) {
+		t.Errorf("n1: %d pods, %d cpu, %d memory, %q", n1.Pods, n1.RequestedCPU, n1.RequestedMemory, n1.Notes)
+	}
+	if got := fmt.Sprint(n1.Taints); len(n1.Taints) != 2 {
+		t.Errorf("n1 has taints %s", got)
+	}
+	if len(n2.Taints) != 2 || n2.Taints[1].Key != corev1.TaintNodeUnreachable {
+		t.Errorf("n2 has taints %v", n2.Taints)
+	}
+	if h := w.health(nodeKey("n9")); h.Health != nodes.Healthy || h.Reason != "no machine of this name has joined" {
+		t.Errorf("n9 is %s: %s", h.Health, h.Reason)
+	}
+	if h := w.health(w.pods("a")[1].Key()); h.Health != nodes.Degraded && w.pods("a")[1].Node == "n2" {
+		t.Errorf("a pod of a silent node is %s: %s", h.Health, h.Reason)
+	}
+}

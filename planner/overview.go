@@ -31,7 +31,7 @@ func (s *State) Overview(now time.Time) *nodes.Overview {
 		o.Outcome = nodes.OutcomeFailed
 	}
 	for _, n := range entries(s.nodes) {
-		o.Nodes = append(o.Nodes, n.NodeState)
+		o.Nodes = append(o.Nodes, s.nodeOverview(n))
 	}
 	o.Objects = s.objects()
 	for _, svc := range entries(s.services) {
@@ -174,6 +174,7 @@ func (s *State) objects() []nodes.ObjectHealth {
 				h.Autoscaler = s.scalerOverview(sc)
 			} else {
 				s.storageHealth(&h)
+				s.machineHealth(&h)
 			}
 			out = append(out, h)
 		}

@@ -79,6 +79,7 @@ func functions() template.FuncMap {
 		"logs":      logsPath,
 		"podState":  podState,
 		"ready":     report.Ready,
+		"nodeLoad":  report.NodeLoad,
 		"address":   report.Address,
 		"ports":     report.Ports,
 		"endpoints": report.Endpoints,

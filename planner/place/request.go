@@ -41,6 +41,10 @@ type asks struct {
 	preferred *nodeaffinity.PreferredSchedulingTerms
 }
 
+// Asks is the CPU, in thousandths of a core, and the memory, in bytes, that a pod
+// requests.
+func (r *Request) Asks() (cpu, memory int64) { return r.needs.cpu, r.needs.memory }
+
 // Compile reads a template. Terms that don't parse match nothing; validation
 // has refused them before.
 func Compile(p Profile, namespace string, t *nodes.Template) *Request {

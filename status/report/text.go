@@ -7,6 +7,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -107,8 +110,19 @@ func head(w io.Writer, o *nodes.Overview, now time.Time) {
 		if !n.Ready {
 			state = "not ready: " + Clean(n.Reason)
 		}
-		fmt.Fprintf(w, "node\t%s %s (%s)\n", Clean(n.Name), state, Age(n.Since, now))
+		fmt.Fprintf(w, "node\t%s %s (%s), %s\n", Clean(n.Name), state, Age(n.Since, now), NodeLoad(n))
+		for _, note := range n.Notes {
+			fmt.Fprintf(w, "\t  %s\n", Clean(note))
+		}
 	}
+}
+
+// NodeLoad is what runs on a node, against what it may take.
+func NodeLoad(n nodes.NodeOverview) string {
+	cpu, memory := n.Allocatable[corev1.ResourceCPU], n.Allocatable[corev1.ResourceMemory]
+	used := resource.NewMilliQuantity(n.RequestedCPU, resource.DecimalSI)
+	held := resource.NewQuantity(n.RequestedMemory, resource.BinarySI)
+	return fmt.Sprintf("%s request %s of %s cpu, %s of %s memory", count(n.Pods, "pod"), used, cpu.String(), held, memory.String())
 }
 
 func rejection(b *strings.Builder, r *nodes.Rejection) {

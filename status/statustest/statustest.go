@@ -117,7 +117,7 @@ func Healthy() *nodes.Overview {
 		Serial: 41, At: Now, Version: "0.1.0",
 		Sync:    nodes.Sync{Repo: "embedded", Branch: "main", Path: ".", State: "synced", Fetched: ago(9 * time.Second)},
 		InForce: &revision, Outcome: nodes.OutcomeConverged, Problems: []desired.Problem{},
-		Nodes: []nodes.NodeState{node("quay-1")},
+		Nodes: []nodes.NodeOverview{node("quay-1")},
 		Plan:  nodes.PlanOverview{Difference: []string{}, Actions: []string{}, Waiting: []nodes.WaitingItem{}, Converged: true},
 	}
 	addDeployment(o, "shop", "web", "registry.example.org/shop/web:2.4.1", 5)
@@ -177,6 +177,8 @@ func Troubled() *nodes.Overview {
 	}
 	o.Nodes = append(o.Nodes, node("quay-2"))
 	o.Nodes[1].Ready, o.Nodes[1].Since, o.Nodes[1].Reason = true, ago(2*time.Hour), ""
+	o.Nodes[1].Leaving, o.Nodes[1].Unschedulable = 2, true
+	o.Nodes[1].Notes = []string{"is cordoned: no new pods", "is drained: 2 pods left; pod shop/db-0: PodDisruptionBudget shop/db needs 3 of its 3 pods ready, and 3 are"}
 	return o
 }
 
@@ -189,12 +191,13 @@ func Large(workloads int) *nodes.Overview {
 	return o
 }
 
-func node(name string) nodes.NodeState {
+func node(name string) nodes.NodeOverview {
 	list := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("16Gi")}
-	return nodes.NodeState{
+	state := nodes.NodeState{
 		Node:  nodes.Node{Name: name, OS: "linux", Arch: "amd64", Kernel: "6.1.0-31", Runtime: "containerd 1.6.20", Version: "0.1.0", Capacity: list, Allocatable: list},
 		Ready: true, Since: ago(40 * 24 * time.Hour), Routes: 17,
 	}
+	return nodes.NodeOverview{NodeState: state, Pods: 9, RequestedCPU: 1250, RequestedMemory: 3 << 30}
 }
 
 func services() []nodes.ServiceOverview {

@@ -571,7 +571,7 @@ func newView(o *nodes.Overview) *view {
 		v.force = o.InForce.SHA
 	}
 	for _, n := range o.Nodes {
-		v.nodes[n.Name] = n
+		v.nodes[n.Name] = n.NodeState
 	}
 	owners := map[desired.Key]desired.Key{}
 	for i := range o.Objects {
