@@ -69,6 +69,14 @@ type fleet struct {
 	now      time.Time
 	list     []*desired.Object
 	statuses map[string][]nodes.PodStatus
+	// routes is the newest generation of the route table.
+	routes uint64
+}
+
+func (f *fleet) hear(p *planner.Plan) {
+	if p.Routes != nil {
+		f.routes = p.Routes.Generation
+	}
 }
 
 func newFleet(size int) *fleet {
@@ -87,7 +95,9 @@ func newFleet(size int) *fleet {
 		c.Reports = append(c.Reports, nodes.Report{Node: n.Name, Complete: true, Info: &n})
 	}
 	c.Snapshot, c.Source = f.snapshot(0, nil), "bench" // fixes the addresses: each node gets its range
-	f.state, _ = planner.Next(f.state, c, f.now)
+	var p *planner.Plan
+	f.state, p = planner.Next(f.state, c, f.now)
+	f.hear(p)
 	return f
 }
 
@@ -124,13 +134,12 @@ func busyFleet(t *testing.T) *fleet {
 	if serial != busyPods+10 {
 		t.Fatalf("%d pods were placed", serial)
 	}
-	routes := p.Routes
-	if s, p = planner.Next(s, planner.Change{Reports: reports}, f.now.Add(time.Second)); p.Routes != nil {
-		routes = p.Routes
-	}
+	f.hear(p)
+	s, p = planner.Next(s, planner.Change{Reports: reports}, f.now.Add(time.Second))
+	f.hear(p)
 	reports = nil
 	for i := range fleetSize {
-		reports = append(reports, nodes.Report{Node: fmt.Sprintf("node-%04d", i), Routes: routes.Generation})
+		reports = append(reports, nodes.Report{Node: fmt.Sprintf("node-%04d", i), Routes: f.routes})
 	}
 	f.now = f.now.Add(time.Minute)
 	f.state, _ = planner.Next(s, planner.Change{Reports: reports}, f.now)
