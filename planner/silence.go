@@ -106,6 +106,12 @@ func (s *State) storm(n *node) string {
 	return ""
 }
 
+// afterStorm is how long nodes that are still silent at the end of a storm are
+// waited for, as if they had been heard at its end: Kubernetes' controller
+// counts anew then, too. Agents that lost their server dial again every ten
+// seconds at the latest.
+const afterStorm = 15 * time.Second
+
 // outOfService reports whether Git has declared a silent node dead. While the
 // node answers the taint only evicts, as in Kubernetes.
 func (n *node) outOfService() bool { return !n.live() && declaredDead(n.state.Taints) }
@@ -153,7 +159,10 @@ func (st *step) noteTaints(n *node) {
 		st.recordMachine(n)
 	}
 	_, was := st.tainted.Get(n.Name)
-	n.look, n.waits = st.now, false
+	n.look = st.now
+	if !n.silent() {
+		n.waits, n.calm = false, time.Time{}
+	}
 	switch is := len(evicts) > 0; {
 	case is:
 		st.tainted = st.tainted.Set(n.Name, struct{}{})
@@ -237,6 +246,9 @@ func (st *step) giveUp(n *node) {
 		return
 	}
 	n = st.nodeFor(n.Name)
+	if n.waits && why == "" {
+		n.calm = st.now.Add(afterStorm)
+	}
 	n.waits, n.look = why != "", time.Time{}
 	st.nodes = st.nodes.Set(n.Name, n)
 	look := time.Time{}
@@ -272,6 +284,9 @@ func (st *step) giveUpPod(n *node, uid nodes.UID, storm string) time.Time {
 	}
 	if calm := n.kept.Evicts[unreachable].Add(settle(st.settings())); at.Before(calm) {
 		at = calm
+	}
+	if at.Before(n.calm) {
+		at = n.calm
 	}
 	if at.After(st.now) {
 		st.holdBack(p, "")

@@ -244,6 +244,10 @@ func TestStorm(t *testing.T) {
 	t.Run("enough are back", func(t *testing.T) {
 		w, _ := begin(t)
 		w.join("n1")
+		w.elapse(afterStorm - time.Second)
+		if on := w.nodesOf("a"); !slices.Equal(on, names) {
+			t.Fatalf("given up as soon as the first was back: %v", on)
+		}
 		w.elapse(2 * time.Second)
 		if on := w.nodesOf("a"); slices.Contains(on, "n2") || slices.Contains(on, "n3") || !slices.Contains(on, "n1") {
 			t.Fatalf("on %v", on)
@@ -252,7 +256,7 @@ func TestStorm(t *testing.T) {
 	t.Run("declared dead", func(t *testing.T) {
 		w, d := begin(t)
 		w.push(d, machineOf("n2", dead))
-		w.elapse(2 * time.Second)
+		w.elapse(afterStorm + 2*time.Second)
 		if on := w.nodesOf("a"); slices.Contains(on, "n2") || slices.Contains(on, "n1") {
 			t.Fatalf("on %v: %v", on, w.last.Waiting)
 		}

@@ -275,8 +275,10 @@ type node struct {
 	// seat is how it is counted, look when one of its pods may be due.
 	seat seat
 	look time.Time
-	// waits is set while nothing is given up for a storm.
+	// waits is set while nothing is given up for a storm, calm until when it is
+	// excused after one.
 	waits bool
+	calm  time.Time
 	load  *place.Node
 	pods  *immutable.SortedMap[nodes.UID, *nodes.Pod]
 	// configs counts the pods that read each ConfigMap or Secret.

@@ -1,0 +1,223 @@
+//go:build e2e
+
+package cluster_test
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tallyman-dev/tallyman/test/machine/cluster"
+)
+
+// TestFaults breaks a cluster of four nodes in one way after the other.
+func TestFaults(t *testing.T) {
+	w := newWorld(t)
+	for i := range 3 {
+		w.join(fmt.Sprintf("node%d", i+1), "--zone", fmt.Sprintf("zone%d", i%2+1))
+	}
+	w.joinSmall("node4", 64<<20, "--zone", "zone2")
+	w.awaitReady()
+	w.clone.Write("web.yaml", web(4, "first"))
+	w.clone.Apply("four pods")
+	w.awaitPods("web-", 4)
+	w.awaitPods("asker", 4)
+	w.once(4 + 4)
+
+	t.Run("rollout", func(t *testing.T) { rollout(w.in(t)) })
+	for _, f := range harmless() {
+		t.Run(f.name, func(t *testing.T) { unnoticed(w.in(t), f) })
+	}
+	for _, f := range fatal() {
+		t.Run(f.name, func(t *testing.T) { replaced(w.in(t), f) })
+	}
+	t.Run("disk full", func(t *testing.T) { diskFull(w.in(t)) })
+	t.Run("upgrade", func(t *testing.T) { upgrade(w.in(t), buildNext(t)) })
+	t.Run("server disk lost", func(t *testing.T) { serverLost(w.in(t)) })
+}
+
+// rollout replaces all pods without a failed request.
+func rollout(w *world) {
+	before := w.pods("web-")
+	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[3])...))
+	traffic.settled(w)
+	begun := time.Now()
+	w.clone.Write("web.yaml", web(8, "second"))
+	w.clone.Apply("eight other pods")
+	w.awaitPods("web-", 8)
+	traffic.settled(w)
+	if failed := traffic.end(w.t, "rollout", begun); failed > 0 {
+		w.t.Errorf("%d requests failed", failed)
+	}
+	on := map[string]int{}
+	for _, p := range w.pods("web-") {
+		on[p.Pod.Node]++
+		for _, b := range before {
+			if b.Pod.UID == p.Pod.UID {
+				w.t.Errorf("pod %s was not replaced", p.Key.Name)
+			}
+		}
+	}
+	for _, n := range w.nodes {
+		if on[n.Name] == 0 {
+			w.t.Errorf("pods by node: %v, want some on each", on)
+		}
+	}
+}
+
+// fault breaks something and mends it again.
+type fault struct {
+	name string
+	make func(w *world, victim *cluster.Machine)
+	mend func(w *world, victim *cluster.Machine)
+	// lossy faults lose packets of what they break: requests may fail.
+	lossy bool
+}
+
+// harmless faults are those that no request and no container may notice.
+func harmless() []fault {
+	again := func(_ *world, m *cluster.Machine) { m.StartTallyAgain() }
+	return []fault{
+		{name: "agent killed", make: func(_ *world, m *cluster.Machine) { m.TallyProcess().Kill() }, mend: again},
+		{name: "agent frozen", make: func(_ *world, m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGSTOP) }, mend: func(_ *world, m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGCONT) }},
+		{name: "containerd killed", make: func(_ *world, m *cluster.Machine) { m.Containerd().Kill() }, mend: func(_ *world, m *cluster.Machine) { m.StartContainerd() }},
+		{name: "keeper killed", make: func(w *world, m *cluster.Machine) {
+			if err := syscall.Kill(m.Keeper(), syscall.SIGKILL); err != nil {
+				w.t.Fatal(err)
+			}
+		}, mend: func(w *world, m *cluster.Machine) {
+			w.Eventually(patience, "there is a keeper again", func() error {
+				if m.Keeper() == 0 {
+					return fmt.Errorf("none")
+				}
+				return nil
+			})
+		}},
+		{name: "server killed", make: func(w *world, _ *cluster.Machine) { w.server.TallyProcess().Kill() }, mend: func(w *world, _ *cluster.Machine) { w.server.StartTallyAgain() }},
+		{name: "server partitioned", make: func(w *world, _ *cluster.Machine) { w.server.Partition() }, mend: func(w *world, _ *cluster.Machine) { w.server.Mend() }},
+		{name: "packets lost and late", lossy: true, make: func(_ *world, m *cluster.Machine) {
+			m.Delay(50 * time.Millisecond)
+			m.Lose(0.02)
+		}, mend: func(_ *world, m *cluster.Machine) { m.Mend() }},
+	}
+}
+
+// lasts is how long a harmless fault lasts: systemd starts what ended after one.
+var lasts = map[string]time.Duration{
+	"agent killed": time.Second, "agent frozen": 2 * time.Second, "containerd killed": 3 * time.Second, "server killed": 3 * time.Second,
+	"server partitioned": 10 * time.Second, "packets lost and late": 10 * time.Second,
+}
+
+func unnoticed(w *world, f fault) {
+	victim := w.nodes[1]
+	before := w.processes()
+	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(victim)...))
+	traffic.settled(w)
+	begun := time.Now()
+	f.make(w, victim)
+	time.Sleep(lasts[f.name])
+	f.mend(w, victim)
+	w.awaitReady()
+	w.awaitPods("web-", 8)
+	traffic.settled(w)
+	if failed := traffic.end(w.t, f.name, begun); failed > 0 && !f.lossy {
+		w.t.Errorf("%d requests failed", failed)
+	}
+	w.same(before)
+}
+
+// fatal faults take a node's pods away from everyone else.
+func fatal() []fault {
+	mend := func(_ *world, m *cluster.Machine) { m.Mend() }
+	return []fault{
+		{name: "node partitioned", make: func(_ *world, m *cluster.Machine) { m.Partition() }, mend: mend},
+		{name: "node muted", make: func(_ *world, m *cluster.Machine) { m.Mute() }, mend: mend},
+		{name: "node deafened", make: func(_ *world, m *cluster.Machine) { m.Deafen() }, mend: mend},
+		{name: "node killed", make: func(_ *world, m *cluster.Machine) { m.Die() }, mend: func(_ *world, m *cluster.Machine) {
+			m.Boot()
+			m.StartTallyAgain()
+		}},
+	}
+}
+
+// replaced looks that a lost node's pods are ready elsewhere, that requests on
+// other nodes are answered again, and that of each pod one is left when the
+// node is back.
+func replaced(w *world, f fault) {
+	victim := w.nodes[2]
+	w.clone.Write("web.yaml", web(8, f.name)) // spread anew
+	w.clone.Apply("before: " + f.name)
+	if len(victim.Containers()) < 2 {
+		w.t.Fatalf("%s runs %v, want a pod of web besides", victim.Name, victim.Containers())
+	}
+	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[3])...))
+	traffic.settled(w)
+	begun := time.Now()
+	f.make(w, victim)
+	w.awaitPods("web-", 8, victim.Name)
+	w.t.Logf("%s: replaced after %s", f.name, time.Since(begun).Round(time.Millisecond))
+	traffic.settled(w)
+	traffic.end(w.t, f.name, begun)
+
+	f.mend(w, victim)
+	w.awaitReady()
+	w.awaitPods("web-", 8)
+	w.awaitPods("asker", 4)
+	w.once(8 + 4)
+}
+
+// diskFull takes all room from an agent, rolls out nonetheless, and gives it back.
+func diskFull(w *world) {
+	victim := w.nodes[3]
+	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[1])...))
+	traffic.settled(w)
+	begun := time.Now()
+	victim.FillDisk()
+	w.clone.Write("web.yaml", web(8, "while a disk is full"))
+	w.clone.Commit("while a disk is full")
+	if r := w.clone.Push("-o", "tally.wait=false"); r.Code != 0 {
+		w.t.Fatalf("push: %+v", r)
+	}
+	w.awaitPods("web-", 8)
+	select {
+	case <-victim.TallyProcess().Ended():
+		w.t.Error("the agent with a full disk ended")
+	default:
+	}
+	victim.FreeDisk()
+	w.awaitReady()
+	w.clone.WaitConverged(w.clone.Git("rev-parse", "HEAD"), patience)
+	traffic.settled(w)
+	if failed := traffic.end(w.t, "disk full", begun); failed > 0 {
+		w.t.Errorf("%d requests failed", failed)
+	}
+	w.once(8 + 4)
+}
+
+// serverLost deletes all that the server keeps but repository and key.
+func serverLost(w *world) {
+	before, address := w.processes(), w.service("web")
+	history := w.server.Tally("history")
+	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[3])...))
+	traffic.settled(w)
+	begun := time.Now()
+	w.server.TallyProcess().Kill()
+	w.server.LoseServer()
+	w.server.StartTallyAgain()
+	w.awaitReady()
+	w.awaitPods("web-", 8)
+	w.clone.WaitConverged(w.clone.Git("rev-parse", "HEAD"), patience)
+	w.t.Logf("back in charge after %s", time.Since(begun).Round(time.Millisecond))
+	traffic.settled(w)
+	if failed := traffic.end(w.t, "server disk lost", begun); failed > 0 {
+		w.t.Errorf("%d requests failed", failed)
+	}
+	w.same(before)
+	if now := w.service("web"); now != address {
+		w.t.Errorf("the service had the address %s and has %s", address, now)
+	}
+	if now := w.server.Tally("history"); now.Out != history.Out {
+		w.t.Errorf("history was\n%s\nand is\n%s", history.Out, now.Out)
+	}
+}

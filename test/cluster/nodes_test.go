@@ -1,0 +1,158 @@
+//go:build e2e
+
+package cluster_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestNodes has Git say things about nodes, and machines say things that are
+// not so.
+func TestNodes(t *testing.T) {
+	w := newWorld(t)
+	for i := range 3 {
+		w.join(fmt.Sprintf("node%d", i+1), "--zone", fmt.Sprintf("zone%d", i%2+1))
+	}
+	w.awaitReady()
+	t.Run("same name twice", func(t *testing.T) { sameName(w.in(t)) })
+	t.Run("labels and taints", func(t *testing.T) { labels(w.in(t)) })
+	t.Run("drain", func(t *testing.T) { drain(w.in(t)) })
+	t.Run("revoke", func(t *testing.T) { revoke(w.in(t)) })
+}
+
+// sameName has a second machine ask for the name of the first.
+func sameName(w *world) {
+	other := w.MachineOff("other")
+	other.BootBare()
+	r := other.Run("tally", append(w.server.JoinLine(), "--node-name", "node1")...)
+	if r.Code == 0 || !strings.Contains(r.Err, "node1 is already joined") {
+		w.t.Errorf("the second node1: %+v", r)
+	}
+	if !w.server.LogHas("node1 is already joined") {
+		w.t.Error("the server's log does not tell of the second node1")
+	}
+	other.Die()
+	w.awaitReady()
+}
+
+// nodeManifest is what Git says of a node.
+func nodeManifest(name, metadata, spec string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: %s, %s}\nspec: {%s}\n", name, metadata, spec)
+}
+
+// labels has Git give nodes labels and taints, and places pods by them.
+func labels(w *world) {
+	w.clone.Write("node2.yaml", nodeManifest("node2", "labels: {disk: ssd}", ""))
+	w.clone.Write("node3.yaml", nodeManifest("node3", "labels: {disk: ssd}", "taints: [{key: reserved, effect: NoSchedule}]"))
+	w.clone.Write("picky.yaml", picky("picky", "nodeSelector: {disk: ssd}"))
+	w.clone.Write("zoned.yaml", picky("zoned", "nodeSelector: {topology.kubernetes.io/zone: zone1}, tolerations: [{operator: Exists}]"))
+	w.clone.Apply("labels and taints")
+	for _, c := range []struct {
+		prefix string
+		may    []string
+	}{{"picky-", []string{"node2"}}, {"zoned-", []string{"node1", "node3"}}} {
+		for _, p := range w.pods(c.prefix) {
+			if !slices.Contains(c.may, p.Pod.Node) {
+				w.t.Errorf("%s runs on %s, want one of %v", p.Key.Name, p.Pod.Node, c.may)
+			}
+		}
+	}
+	w.clone.Git("rm", "--quiet", "node2.yaml", "node3.yaml", "picky.yaml", "zoned.yaml")
+	w.clone.Write("web.yaml", web(4, "nodes"))
+	w.clone.Commit("web in place of them\n\nTally-Confirm: delete 4")
+	if r := w.clone.Push(); r.Code != 0 {
+		w.t.Fatalf("push: %+v", r)
+	}
+	w.awaitPods("web-", 4)
+	w.awaitPods("picky-", 0)
+}
+
+func picky(name, spec string) string {
+	return fmt.Sprintf(`apiVersion: apps/v1
+kind: Deployment
+metadata: {name: %s}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: %[1]s}}
+  template:
+    metadata: {labels: {app: %[1]s}}
+    spec: {containers: [{name: main, image: %s}], %s}
+`, name, insideImage, spec)
+}
+
+// drain empties a node by a taint, under traffic and a budget, and fills it again.
+func drain(w *world) {
+	w.clone.Write("budget.yaml", "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {maxUnavailable: 1, selector: {matchLabels: {app: web}}}\n")
+	w.clone.Apply("a budget")
+	victim := w.nodes[1]
+	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[2])...))
+	traffic.settled(w)
+	begun := time.Now()
+	w.clone.Write("node2.yaml", nodeManifest(victim.Name, "annotations: {why: repair}", "taints: [{key: repair, effect: NoExecute}]"))
+	w.clone.Commit("repair node2")
+	if r := w.clone.Push(); r.Code != 0 {
+		w.t.Fatalf("push: %+v", r)
+	}
+	w.awaitPods("web-", 4, victim.Name)
+	w.Eventually(patience, "node2 runs no pods of web", func() error {
+		for _, m := range w.nodes {
+			if running := m.Processes("/program"); m == victim && len(running) > 0 {
+				return fmt.Errorf("%d processes", len(running))
+			}
+		}
+		return nil
+	})
+	traffic.settled(w)
+	if failed := traffic.end(w.t, "drain", begun); failed > 0 {
+		w.t.Errorf("%d requests failed", failed)
+	}
+	w.clone.Git("revert", "--no-edit", "HEAD")
+	w.clone.Push()
+	w.awaitPods("asker", len(w.nodes))
+}
+
+// revoke shuts a node out and lets it in again.
+func revoke(w *world) {
+	victim := w.nodes[2]
+	w.clone.Write("node3.yaml", nodeManifest(victim.Name, `annotations: {tallyman.dev/revoked: "stolen"}`, ""))
+	w.clone.Commit("node3 is stolen")
+	if r := w.clone.Push("-o", "tally.wait=false"); r.Code != 0 {
+		w.t.Fatalf("push: %+v", r)
+	}
+	w.Eventually(patience, "node3 is shut out", func() error {
+		o, err := w.server.Overview()
+		if err != nil {
+			return err
+		}
+		if n := node(o, victim.Name); n != nil && n.Ready {
+			return fmt.Errorf("%+v", n)
+		}
+		return nil
+	})
+	w.awaitPods("web-", 4, victim.Name)
+	w.Eventually(patience, "its agent knows why", func() error {
+		if !victim.LogHas("revoked in Git") {
+			return fmt.Errorf("its log does not say so")
+		}
+		return nil
+	})
+	w.clone.Git("revert", "--no-edit", "HEAD")
+	w.clone.Push()
+	w.awaitReady()
+	w.once(4 + len(w.nodes))
+}
+
+// once waits until so many containers run on all nodes together.
+func (w *world) once(count int) {
+	w.t.Helper()
+	w.Eventually(patience, fmt.Sprintf("%d containers run", count), func() error {
+		if running := w.processes(); len(running) != count {
+			return fmt.Errorf("%d: %s", len(running), strings.Join(running, ", "))
+		}
+		return nil
+	})
+}
