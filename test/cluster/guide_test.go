@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/tallyman-dev/tallyman/test/machine"
 	"github.com/tallyman-dev/tallyman/test/machine/cluster"
@@ -121,10 +124,40 @@ func (w *walk) do(page string, m *cluster.Machine, s step) {
 	}
 	w.t.Logf("%s on %s:\n%s\n%s%s", page, m.Name, text, r.Out, r.Err)
 	if found := joinLine.FindStringSubmatch(r.Out); found != nil {
-		w.words["TOKEN"] = found[1]
+		w.words["tally1.…"] = found[1]
 	}
 }
 
 type exitError struct{ machine.Result }
 
 func (e *exitError) Error() string { return strings.TrimSpace(e.Out + e.Err) }
+
+// TestGuides follows the guides on machines that have nothing, in the order in
+// which they build on each other.
+func TestGuides(t *testing.T) {
+	w := newWalk(t, "first", "second", "third")
+	w.follow("docs/install/cluster.md")
+	before := w.containers()
+	if len(before) != 6 {
+		t.Fatalf("containers of the first guide: %v, want 6", before)
+	}
+	w.follow("docs/install/upgrades.md")
+	w.same(before)
+}
+
+func (w *walk) containers() []string {
+	var all []string
+	for _, m := range w.machines {
+		all = append(all, m.Containers()...)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// same fails the test unless exactly the containers from before run.
+func (w *walk) same(before []string) {
+	w.t.Helper()
+	if diff := cmp.Diff(before, w.containers()); diff != "" {
+		w.t.Errorf("containers before -, after +:\n%s", diff)
+	}
+}

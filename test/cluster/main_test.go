@@ -81,7 +81,7 @@ func (w *world) awaitReady() {
 	w.server.AwaitNodes(w.nodes...)
 }
 
-func node(o *nodes.Overview, name string) *nodes.NodeState {
+func node(o *nodes.Overview, name string) *nodes.NodeOverview {
 	for i := range o.Nodes {
 		if o.Nodes[i].Name == name {
 			return &o.Nodes[i]

@@ -48,18 +48,25 @@ func serve(args []string) error {
 		return err
 	}
 	web := &http.Server{Addr: *listen, Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second}
+	closed := make(chan error, 1)
 	go func() {
 		await()
+		time.Sleep(straggling)
 		closing, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		web.Shutdown(closing)
+		closed <- web.Shutdown(closing)
 	}()
 	fmt.Println("serving", *listen)
 	if err := web.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
-	return note(*last)
+	// ListenAndServe returns when closing begins: requests are still at work.
+	return errors.Join(<-closed, note(*last))
 }
+
+// straggling is how long requests are still answered after the order to end:
+// Go's server drops what it has accepted and not read when it begins to close.
+const straggling = 200 * time.Millisecond
 
 func note(what string) error {
 	if file, line, found := strings.Cut(what, "="); found {

@@ -62,6 +62,13 @@ func New(t testing.TB) *Cluster {
 	return c
 }
 
+// In has failures of the cluster and its machines count for a subtest until it ends.
+func (c *Cluster) In(t testing.TB) {
+	outer := c.t
+	c.t = t
+	t.Cleanup(func() { c.t = outer })
+}
+
 // Machine adds a machine and boots it.
 func (c *Cluster) Machine(name string) *Machine {
 	c.t.Helper()
@@ -129,7 +136,10 @@ func (m *Machine) show() {
 		if err != nil {
 			continue
 		}
-		const most = 12 << 10
+		most := 12 << 10
+		if filepath.Base(path) == "containerd.log" {
+			most = 1 << 10
+		}
 		if len(content) > most {
 			content = content[len(content)-most:]
 		}

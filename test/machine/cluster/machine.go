@@ -129,10 +129,16 @@ func (m *Machine) SmallDisk(bytes int64) {
 // Boot turns the machine on: namespaces, the cable, containerd.
 func (m *Machine) Boot() {
 	m.c.t.Helper()
+	m.BootBare()
+	m.StartContainerd()
+}
+
+// BootBare turns a machine on that runs no containers.
+func (m *Machine) BootBare() {
+	m.c.t.Helper()
 	if err := m.boot(); err != nil {
 		m.c.t.Fatalf("boot %s: %v", m.Name, err)
 	}
-	m.StartContainerd()
 }
 
 func (m *Machine) boot() (err error) {
@@ -206,3 +212,6 @@ func (m *Machine) Die() {
 
 // forget removes what Die leaves.
 func (m *Machine) forget() error { return os.RemoveAll(m.dir) }
+
+// Off tells that the machine does not run.
+func (m *Machine) Off() bool { return m.life == nil }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -165,23 +166,20 @@ func (m *Machine) StartContainerd() {
 // Containerd is the machine's.
 func (m *Machine) Containerd() *Process { return m.containerd }
 
-// Processes of the machine whose command line contains all words, as the test
-// sees them.
+// Processes of the machine, containers included, whose command line contains
+// all words, as the test sees them.
 func (m *Machine) Processes(words ...string) []int {
-	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", m.life.Process.Pid))
-	if err != nil {
-		m.c.t.Fatal(err)
-	}
+	group := "/" + filepath.Base(m.groups[0])
 	var found []int
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range lines {
-		if space, err := os.Readlink(filepath.Join(filepath.Dir(file), "ns/pid")); err != nil || space != own {
+		content, err := os.ReadFile(file)
+		if err != nil || !containsAll(strings.ReplaceAll(string(content), "\x00", " "), words) {
 			continue
 		}
-		content, err := os.ReadFile(file)
-		line := strings.ReplaceAll(string(content), "\x00", " ")
-		var pid int
-		if _, scanErr := fmt.Sscanf(file, "/proc/%d/cmdline", &pid); err == nil && scanErr == nil && containsAll(line, words) {
+		groups, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
+		pid, numberErr := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err == nil && numberErr == nil && strings.Contains(string(groups), group+"/") {
 			found = append(found, pid)
 		}
 	}

@@ -1,9 +1,13 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -77,4 +81,92 @@ func (m *Machine) Overview() (*nodes.Overview, error) {
 // LogHas tells whether the log of the machine's tally holds a text.
 func (m *Machine) LogHas(text string) bool {
 	return strings.Contains(readLog(filepath.Join(m.dir, "tally.log")), text)
+}
+
+// JoinLine is what tally token create on this machine says to paste on a new
+// one, without "tally".
+func (m *Machine) JoinLine(flags ...string) []string {
+	m.c.t.Helper()
+	var line []string
+	m.c.Eventually(patience, "a token is made", func() error {
+		r := m.Tally("token", append([]string{"create"}, flags...)...)
+		line = strings.Fields(r.Out)
+		if r.Code != 0 || len(line) < 2 || line[0] != "tally" {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	return line[1:]
+}
+
+// Join starts the machine's agent with a token of a server and more flags.
+func (m *Machine) Join(server *Machine, flags ...string) {
+	m.c.t.Helper()
+	m.StartTally(append(server.JoinLine(), flags...)...)
+}
+
+// AwaitNodes waits until the server on this machine counts all of these as ready.
+func (m *Machine) AwaitNodes(all ...*Machine) {
+	m.c.t.Helper()
+	m.c.Eventually(patience, "all nodes are ready", func() error {
+		o, err := m.Overview()
+		if err != nil {
+			return err
+		}
+		for _, one := range all {
+			i := slices.IndexFunc(o.Nodes, func(n nodes.NodeOverview) bool { return n.Name == one.Name })
+			if i < 0 {
+				return fmt.Errorf("no node %s", one.Name)
+			}
+			if !o.Nodes[i].Ready {
+				return fmt.Errorf("node %s: %s", one.Name, o.Nodes[i].Reason)
+			}
+		}
+		return nil
+	})
+}
+
+// LoseServer deletes all that tally keeps here but the repository and the key.
+// It does not run.
+func (m *Machine) LoseServer() {
+	m.c.t.Helper()
+	entries, err := os.ReadDir(m.File(dataDir))
+	m.do(err)
+	for _, e := range entries {
+		if e.Name() != "repo.git" && e.Name() != "key" {
+			m.do(os.RemoveAll(filepath.Join(m.File(dataDir), e.Name())))
+		}
+	}
+}
+
+// Containers are the living processes of the program in all containers of the
+// machine whose command line contains the words, with the instants of their
+// starts: a container that restarted has another.
+func (m *Machine) Containers(words ...string) []string {
+	if m.life == nil {
+		return nil
+	}
+	var found []string
+	for _, pid := range m.Processes(append(words, programPath)...) {
+		if born := born(pid); born != "" {
+			found = append(found, fmt.Sprintf("%s: %d born %s", m.Name, pid, born))
+		}
+	}
+	return found
+}
+
+// programPath is where images made by PushImage have their program.
+const programPath = "/program"
+
+// born is when a process started, in the kernel's ticks; empty when it has ended.
+func born(pid int) string {
+	content, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return ""
+	}
+	fields := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" {
+		return ""
+	}
+	return fields[19]
 }
