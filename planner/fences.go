@@ -47,20 +47,24 @@ func (s *State) fencedOn(n *node) (out []nodes.UID) {
 }
 
 // reportFences takes in what a keeper has promised. A promise that is no longer
-// asked for counts for nothing: the keeper may forget it any time.
+// asked for counts for nothing: the keeper may forget it any time. Asked for
+// again, it counts from the node's next session on.
 func (st *step) reportFences(r *nodes.Report) {
 	if st.snapshot == nil || len(r.Fenced) == 0 && !r.Complete {
+		return
+	}
+	n, ok := st.nodes.Get(r.Node)
+	if !ok {
 		return
 	}
 	promised := make(map[nodes.UID]bool, len(r.Fenced))
 	for _, uid := range r.Fenced {
 		promised[uid] = true
-		if g, p := st.pod(uid); p != nil && p.Node == r.Node && st.fences(g, p) {
+		if g, p := st.pod(uid); p != nil && p.Node == r.Node && st.fences(g, p) && (r.Complete || p.unfenced == 0 || p.unfenced != n.heard) {
 			st.fence(p, true)
 		}
 	}
-	n, ok := st.nodes.Get(r.Node)
-	if !r.Complete || !ok {
+	if !r.Complete {
 		return
 	}
 	for uid := range keys(n.pods) {
@@ -81,7 +85,7 @@ func (st *step) fence(p *pod, is bool) {
 func (st *step) unfence(n *node) {
 	for uid := range keys(n.pods) {
 		if g, p := st.pod(uid); p != nil && p.fenced && !st.fences(g, p) {
-			st.fence(p, false)
+			st.fence(st.change(uid, func(p *pod) { p.unfenced = n.heard }), false)
 		}
 	}
 }

@@ -240,6 +240,9 @@ type pod struct {
 	lost lostness
 	// fenced is set once its keeper has promised to kill it with the node's lease.
 	fenced bool
+	// unfenced is the session in which the fence was taken back: what is promised
+	// there later may have been said before.
+	unfenced uint64
 	// departs says why the pod is to leave its node, which is drained; since
 	// departing. Empty for one that stays.
 	departs   string
