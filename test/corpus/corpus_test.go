@@ -44,7 +44,7 @@ metadata: {name: new}
 spec: {defaultBackend: {service: {name: web, port: {number: 80}}}}
 ---
 apiVersion: v1
-kind: Node
+kind: ComponentStatus
 metadata: {name: one}
 -- manifests/A/repo/app/kustomization.yaml --
 resources: [pod.yaml]
@@ -75,7 +75,7 @@ A/repo/web.yaml	1	v1	Pod	web	builtin-ga	valid
 A/repo/web.yaml	2	v1	Service	web	builtin-ga	strict-error	unknown field "spec.port"
 A/repo/ingress.yaml	0	extensions/v1beta1	Ingress	old	builtin-removed	unregistered	
 A/repo/ingress.yaml	1	networking.k8s.io/v1	Ingress	new	builtin-ga	valid	
-A/repo/ingress.yaml	2	v1	Node	one	builtin-ga	valid	
+A/repo/ingress.yaml	2	v1	ComponentStatus	one	builtin-ga	valid	
 `
 
 func unpack(t *testing.T, text string) string {
@@ -111,10 +111,10 @@ func TestRun(t *testing.T) {
 		"| Ingress, IngressClass and NetworkPolicy, not enforced | 1 | 1 | 0 |",
 		"| API versions that Kubernetes has removed, converted or without effect | 1 | 1 | 0 |",
 		"| **all** | 1 | 1 | 1 | 1 | 100.0 % |",
-		"| `unsupported: Node` | 1 |",
+		"| `unsupported: ComponentStatus` | 1 |",
 		"Of 1 roots that kustomize builds, 1 give the same objects here.",
 		"1 are of kinds that snapshots hold; 1 of them lose",
-		"rejected for [unsupported: Node]: A/repo/ingress.yaml document 2",
+		"rejected for [unsupported: ComponentStatus]: A/repo/ingress.yaml document 2",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("not said: %s\n%s", want, out.String())
