@@ -181,13 +181,14 @@ func (w *world) loseContainer(m *machine) {
 	}
 }
 
-// connected reports whether the server and every agent are up and may talk.
+// connected reports whether the server and every agent are up and may talk. On a
+// line that takes a second no heartbeat is answered in time, and no session lasts.
 func (w *world) connected() bool {
 	if w.server == nil {
 		return false
 	}
 	for _, m := range w.nodes {
-		if m.agent == nil || m.down || m.line.isSilent() || m.line.held.isShut() || !w.witness.sees(m.name) {
+		if m.agent == nil || m.down || m.line.isSilent() || m.line.takes() >= time.Second || m.line.held.isShut() || !w.witness.sees(m.name) {
 			return false
 		}
 	}
