@@ -36,10 +36,12 @@ type agent struct {
 	ledger      map[string]string
 	assignments int
 	leases      []time.Duration
+	// kept is the ledger that it comes with.
+	kept []nodes.Decision
 }
 
 func (a *agent) Hello(context.Context) (nodes.Report, error) {
-	return nodes.Report{Node: a.name, Info: &nodes.Node{Name: a.name}, Statuses: []nodes.PodStatus{{UID: "held"}}}, nil
+	return nodes.Report{Node: a.name, Info: &nodes.Node{Name: a.name}, Statuses: []nodes.PodStatus{{UID: "held"}}, Ledger: a.kept}, nil
 }
 
 func (a *agent) Assign(assignment *nodes.Assignment) {
@@ -133,9 +135,9 @@ func newWorldOf(t *testing.T, o Options, times desired.Nodes) *world {
 }
 
 // join starts an agent; leave ends it.
-func (w *world) join(name string) (a *agent, leave func()) {
+func (w *world) join(name string, kept ...nodes.Decision) (a *agent, leave func()) {
 	w.Helper()
-	a = &agent{name: name}
+	a = &agent{name: name, kept: kept}
 	client, err := wire.NewClient(wire.ClientOptions{
 		Dial: func(ctx context.Context) (net.Conn, error) { return w.listener.DialContext(ctx) },
 		Node: name, Version: "test", Handler: a, Log: slog.New(slog.DiscardHandler),
@@ -249,6 +251,10 @@ func TestLedgerTravelsToThreeNodes(t *testing.T) {
 	w.eventually(agents["n4"], "pods none routes 0 ledger null")
 	leave["n2"]()
 	w.eventually(agents["n4"], changed)
+	// What it kept grows old, now that another one keeps it.
+	back, _ := w.join("n2", decision("service", "a", "1"))
+	w.joined("n2")
+	w.eventually(back, "pods none routes 0 ledger {}")
 }
 
 func TestSilenceAndReturn(t *testing.T) {

@@ -21,8 +21,8 @@ var (
 	errExpired  = errors.New("the certificate of this session has expired")
 )
 
-// session is one agent's session. The registry's mutex guards holds, complete
-// and keys.
+// session is one agent's session. The registry's mutex guards outdated,
+// complete and keys.
 type session struct {
 	wire *wire.Session
 	// node and version are what the agent said.
@@ -37,6 +37,9 @@ type session struct {
 	heard atomic.Int64
 	beat  atomic.Uint64
 
+	// outdated tells that the node has a ledger from when it kept it, and is to drop
+	// it if it keeps none now.
+	outdated bool
 	// Of a node that keeps the ledger: complete tells that it must be told all of
 	// it, keys what changed otherwise.
 	complete bool
@@ -143,6 +146,7 @@ func (r *Registry) join(s *session, report *nodes.Report) error {
 	s.begin(m.number)
 	m.state = nodes.NodeState{Node: *report.Info, Ready: true, Since: since, Routes: report.Routes, Session: m.number}
 	r.appointLedger()
+	s.outdated = len(report.Ledger) > 0
 	s.wake()
 	state := m.state
 	r.inputs.add(s.node, Input{Node: &state, Report: report})
@@ -285,7 +289,11 @@ func (r *Registry) news(s *session, sent *wire.Update) *wire.Update {
 
 // ledgerNews adds the changed decisions, or all. The caller holds mu.
 func (r *Registry) ledgerNews(s *session, update *wire.Update) {
-	if !r.holders[s] || !r.known {
+	if !r.known {
+		return
+	}
+	if !r.holders[s] {
+		update.LedgerComplete, s.outdated = s.outdated, false
 		return
 	}
 	if s.complete {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -306,6 +308,32 @@ func TestAnEmptyNodeIsNoNewCluster(t *testing.T) {
 		synctest.Wait()
 		if n := w.machine.counts(); n != [3]int{3, 3, 0} {
 			t.Errorf("pods %v: the ones that ran were not adopted", n)
+		}
+	})
+}
+
+// The record is lost, and the first node to come kept the ledger long ago.
+func TestTheNewestLedgerCounts(t *testing.T) {
+	run(t, func(w *world) {
+		w.repository.commit("aaaaaaaa", deployment("web", "web:1", 3))
+		w.repository.commit("bbbbbbbb", deployment("web", "web:1", 4))
+		w.push("aaaaaaaa")
+		old := slices.Collect(maps.Values(w.machine.ledger))
+		w.push("bbbbbbbb")
+		w.stop()
+		w.record, w.several = newMemory(), true
+		w.start()
+		w.repository.heads <- Head{Revision: revision("invalid1"), Fetched: time.Now()}
+		info := nodes.Node{Name: "n2"}
+		w.inputs <- Input{
+			Node:   &nodes.NodeState{Node: info, Ready: true, Since: time.Now()},
+			Report: &nodes.Report{Node: "n2", Complete: true, Info: &info, Ledger: old},
+		}
+		w.machine.connect(w.inputs)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := w.machine.counts(); n != [3]int{4, 4, 0} || w.inForce() != "bbbbbbbb" {
+			t.Errorf("pods %v, in force %q", n, w.inForce())
 		}
 	})
 }

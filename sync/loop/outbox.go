@@ -67,6 +67,7 @@ func (r *runner) deliver(ctx context.Context) {
 		decisions := slices.SortedFunc(maps.Values(b.decisions), func(a, b nodes.Decision) int {
 			return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))
 		})
+		decisions, edition := r.withEdition(decisions)
 		if err := r.o.Record.Record(ctx, decisions); err != nil {
 			if ctx.Err() != nil {
 				return
@@ -80,7 +81,7 @@ func (r *runner) deliver(ctx context.Context) {
 			r.retry.Reset(wait)
 			return
 		}
-		b.failures, b.trouble = 0, ""
+		b.failures, b.trouble, r.edition = 0, "", edition
 		r.o.Executor.Ledger(decisions)
 		clear(b.decisions)
 	}

@@ -30,6 +30,8 @@ type runner struct {
 	history []nodes.HistoryEntry
 	toMove  chan string // newest revision to mirror
 	members members
+	// edition is that of the ledger, as recorded.
+	edition uint64
 	// last is the newest instant that the planner saw.
 	last time.Time
 	// wake is the planner's alarm, retry that of what failed; zero is none.
@@ -124,7 +126,7 @@ func (r *runner) run(ctx context.Context) error {
 		}
 		if r.start == nil {
 			r.steps(ctx)
-		} else if r.starting() {
+		} else if r.starting(ctx) {
 			r.steps(ctx)
 			close(r.started)
 		}

@@ -42,6 +42,9 @@ type start struct {
 	// node has reported and none has, though there may be others: then only time tells.
 	told, guess bool
 	followed    *followed
+	// keeper is the node that kept the newest ledger so far, edition that ledger's.
+	keeper  string
+	edition uint64
 	// states and reports are what the record knew of the nodes at the beginning.
 	states  []nodes.NodeState
 	reports []nodes.Report
@@ -70,7 +73,11 @@ func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
 		r.change.Decisions = decisions
 		r.o.Executor.Ledger(decisions)
 	}
-	r.learn(ctx, decisions)
+	r.edition = editionOf(decisions)
+	r.learn(decisions)
+	if r.readFollowed(decisions) {
+		r.restore(ctx, r.start.followed)
+	}
 	for _, d := range decisions {
 		if isMembership(d) {
 			r.remember(d)
@@ -83,23 +90,32 @@ func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
 }
 
 // learn reads the loop's own decisions.
-func (r *runner) learn(ctx context.Context, decisions []nodes.Decision) {
+func (r *runner) learn(decisions []nodes.Decision) {
 	for _, d := range decisions {
 		switch {
 		case d.Kind == kindNode && d.Value != nil:
 			r.start.expected[d.Key] = true
 		case d.Kind == kindLease && d.Value != nil:
 			r.learnLease(d)
-		case d.Kind == kindFollowed && d.Key == keyFollowed && r.start.followed == nil:
-			value := &followed{}
-			if err := json.Unmarshal(d.Value, value); err != nil {
-				r.o.Log.Warn("the recorded revision can't be read; the newest one is taken", "reason", err)
-				continue
-			}
-			r.start.followed = value
-			r.restore(ctx, value)
 		}
 	}
+}
+
+// readFollowed takes in which revision was in force; false when nothing says so.
+func (r *runner) readFollowed(decisions []nodes.Decision) bool {
+	for _, d := range decisions {
+		if d.Kind != kindFollowed || d.Key != keyFollowed {
+			continue
+		}
+		value := &followed{}
+		if err := json.Unmarshal(d.Value, value); err != nil {
+			r.o.Log.Warn("the recorded revision can't be read; the newest one is taken", "reason", err)
+			return false
+		}
+		r.start.followed = value
+		return true
+	}
+	return false
 }
 
 // joined notes a node's complete report. Without a record, its ledger tells
@@ -110,13 +126,16 @@ func (r *runner) joined(ctx context.Context, report *nodes.Report) {
 	if len(r.change.Decisions) > 0 {
 		return
 	}
-	r.learn(ctx, report.Ledger)
+	r.learn(report.Ledger)
 	r.expect()
+	newest := s.weigh(report.Node, report.Ledger)
+	if newest {
+		r.readFollowed(report.Ledger)
+	}
 	for _, d := range report.Ledger {
-		if isMembership(d) && !r.remember(d) {
-			continue // what was decided since counts
-		}
-		if ours(d) {
+		switch {
+		case isMembership(d) && !r.remember(d), d.Kind == kindEdition: // what was decided since counts
+		case isMembership(d), ours(d) && newest:
 			r.outbox.decide(d)
 		}
 	}
@@ -149,13 +168,14 @@ func (r *runner) recall(ctx context.Context, ledger []nodes.Decision) {
 }
 
 // starting reports whether the first step may be made, and prepares it.
-func (r *runner) starting() bool {
+func (r *runner) starting(ctx context.Context) bool {
 	s := r.start
 	if !s.expired && (len(s.joined) == 0 || s.guess || !s.complete()) {
 		r.publish()
 		return false
 	}
 	s.timer.Stop()
+	r.trust(ctx)
 	for _, state := range s.states {
 		if s.joined[state.Name] || !s.expected[state.Name] {
 			continue
