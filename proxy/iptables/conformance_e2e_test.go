@@ -3,6 +3,7 @@
 package iptables
 
 import (
+	"bytes"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -29,11 +30,13 @@ func newBackend(t testing.TB, v netfilter.Variant) *Backend {
 
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	var out, talk bytes.Buffer // iptables-save warns in the middle of a line
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &talk
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s %s: %v: %s%s", name, strings.Join(args, " "), err, &out, &talk)
 	}
-	return string(out)
+	return out.String()
 }
 
 // saved are the rules in the kernel, without what changes by itself and
