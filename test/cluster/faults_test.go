@@ -75,6 +75,9 @@ type fault struct {
 	// a server hears of its nodes one by one, and routes to those that it heard:
 	// requests may fail.
 	lossy, reroutes bool
+	// forgets is a fault of who answers for names: the question it had in hand is
+	// lost, and resolvers ask again after five seconds.
+	forgets bool
 }
 
 // harmless faults are those that no request and no container may notice.
@@ -84,7 +87,7 @@ func harmless() []fault {
 		{name: "agent killed", make: func(_ *world, m *cluster.Machine) { m.TallyProcess().Kill() }, mend: again},
 		{name: "agent frozen", make: func(_ *world, m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGSTOP) }, mend: func(_ *world, m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGCONT) }},
 		{name: "containerd killed", make: func(_ *world, m *cluster.Machine) { m.Containerd().Kill() }, mend: func(_ *world, m *cluster.Machine) { m.StartContainerd() }},
-		{name: "keeper killed", make: func(w *world, m *cluster.Machine) {
+		{name: "keeper killed", forgets: true, make: func(w *world, m *cluster.Machine) {
 			if err := syscall.Kill(m.Keeper(), syscall.SIGKILL); err != nil {
 				w.t.Fatal(err)
 			}
@@ -114,7 +117,11 @@ var lasts = map[string]time.Duration{
 func unnoticed(w *world, f fault) {
 	victim := w.nodes[1]
 	before := w.processes()
-	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(victim)...))
+	ways := w.ways(victim)
+	if f.forgets {
+		ways = ways[:2] // by address
+	}
+	traffic := w.begin(append(w.ways(w.nodes[0]), ways...))
 	traffic.settled(w)
 	begun := time.Now()
 	f.make(w, victim)
