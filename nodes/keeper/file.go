@@ -119,14 +119,20 @@ func (l *file) append(records []byte) error {
 	return err
 }
 
-// rotate moves Path to Path.1, Path.1 to Path.2 and so on; the last one goes.
+// rotate moves Path to Path.1, Path.1 to Path.2 and so on, up to the first that
+// is free; the last one goes. A keeper that dies in the midst leaves one free,
+// which readers pass over and the next rotation fills.
 // When it fails no file is open, and to rotate again before one is would lose logs.
 func (l *file) rotate() error {
 	if l.f != nil {
 		l.f.Close()
 		l.f = nil
 	}
-	for i := l.maxFiles - 1; i > 0; i-- {
+	free := min(1, l.maxFiles-1)
+	for free < l.maxFiles-1 && exists(rotated(l.path, free)) {
+		free++
+	}
+	for i := free; i > 0; i-- {
 		err := os.Rename(rotated(l.path, i-1), rotated(l.path, i))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -138,6 +144,11 @@ func (l *file) rotate() error {
 		}
 	}
 	return l.open()
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // rotated is the path of the file that was rotated i times.

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -61,4 +62,45 @@ func withoutDescriptors(t *testing.T, f func()) {
 		}
 	}()
 	f()
+}
+
+// A keeper that dies in the midst of a rotation leaves one of the files out.
+func TestARotationThatWasCutShortLosesNoLogs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := openFile(path, 60, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := l.write([]byte("2026-01-01T00:00:00Z stdout F " + text + "\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(want string) {
+		t.Helper()
+		var out bytes.Buffer
+		if err := Read(t.Context(), path, ReadOptions{}, &out); err != nil || out.String() != want {
+			t.Errorf("read %q, %v; want %q", out.String(), err, want)
+		}
+	}
+	for _, text := range []string{"a", "b", "c"} {
+		write(text)
+	}
+	l.close()
+	for i := 2; i > 0; i-- { // all but the newest were moved
+		if err := os.Rename(rotated(path, i), rotated(path, i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read("a\nb\nc\n")
+	if l, err = openFile(path, 60, 9); err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	write("d")
+	read("a\nb\nc\nd\n")
+	if _, err := os.Stat(rotated(path, 4)); err == nil {
+		t.Error("the free place was not filled")
+	}
 }

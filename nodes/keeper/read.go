@@ -31,6 +31,10 @@ const followPoll = 50 * time.Millisecond
 // maxRotated bounds the search for rotated files.
 const maxRotated = 1000
 
+// mayMiss is how many files are missing while a log is rotated, or when a keeper
+// died in the midst of it.
+const mayMiss = 1
+
 // Read copies a log, its rotated files first, to w. It may run while the log
 // is written and rotated: every line comes once and in order, unless a follower
 // is so slow that a file it has not read is rotated away.
@@ -69,17 +73,19 @@ func (r *reader) close() {
 // openAll opens the files, the newest first: one that is rotated meanwhile is
 // seen twice rather than missed, and then left out.
 func (r *reader) openAll() error {
+	missing := 0
 	for i := range maxRotated {
 		f, err := os.Open(rotated(r.path, i))
 		if errors.Is(err, os.ErrNotExist) {
-			if i == 0 && r.options.Follow {
-				continue // not written so far, or being rotated
+			if missing++; missing > mayMiss {
+				break
 			}
-			break
+			continue
 		}
 		if err != nil {
 			return err
 		}
+		missing = 0
 		if len(r.files) > 0 && sameFile(f, r.files[0]) {
 			f.Close()
 			continue
@@ -205,17 +211,22 @@ func (r *reader) drop() {
 // newer opens the file that follows the current one; nil when the current one is the newest.
 func (r *reader) newer() (*os.File, error) {
 	var before *os.File
+	missing := 0
 	for i := range maxRotated {
 		f, err := os.Open(rotated(r.path, i))
 		if errors.Is(err, os.ErrNotExist) {
 			if i == 0 {
 				return nil, nil // in the middle of a rotation
 			}
-			return before, nil // ours has been rotated away: go on with the oldest
+			if missing++; missing > mayMiss {
+				return before, nil // ours has been rotated away: go on with the oldest
+			}
+			continue
 		}
 		if err != nil {
 			return nil, err
 		}
+		missing = 0
 		if sameFile(f, r.files[0]) {
 			f.Close()
 			return before, nil
