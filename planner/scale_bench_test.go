@@ -3,7 +3,6 @@ package planner
 import (
 	"fmt"
 	"net/netip"
-	"runtime"
 	"testing"
 	"time"
 
@@ -50,79 +49,6 @@ func requesting(cpu, memory string) option {
 	}
 }
 
-// apart spreads over zones, and keeps the pods of a Deployment on different nodes.
-func apart(d *appsv1.Deployment) {
-	spec := &d.Spec.Template.Spec
-	spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{
-		MaxSkew: 1, TopologyKey: corev1.LabelTopologyZone, WhenUnsatisfiable: corev1.DoNotSchedule, LabelSelector: d.Spec.Selector,
-	}}
-	spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
-		LabelSelector: d.Spec.Selector, TopologyKey: corev1.LabelHostname,
-	}}}}
-}
-
-func manyDeployments(n int, replicas int32, change ...option) (list []apiruntime.Object) {
-	for i := range n {
-		list = append(list, deployment(fmt.Sprintf("app-%d", i), replicas, append([]option{requesting("100m", "128Mi")}, change...)...))
-	}
-	return list
-}
-
-func benchmarkPlacement(b *testing.B, change ...option) {
-	s := fleet(5000)
-	snapshot := roomy(1, "all", manyDeployments(100, 100, change...)...)
-	b.ReportAllocs()
-	begun, cpu := time.Now(), 0
-	for b.Loop() {
-		_, p := Next(s, Change{Snapshot: snapshot, Source: "embedded"}, epoch)
-		bound := 0
-		for i := range p.Assignments {
-			bound += len(p.Assignments[i].Pods)
-		}
-		if bound != 10000 {
-			b.Fatalf("%d pods were placed", bound)
-		}
-		cpu += bound
-	}
-	b.ReportMetric(float64(cpu)/time.Since(begun).Seconds(), "pods/s")
-}
-
-func BenchmarkPlace10000On5000(b *testing.B) { benchmarkPlacement(b) }
-
-func BenchmarkPlaceApart10000On5000(b *testing.B) { benchmarkPlacement(b, apart) }
-
-// busyFleet has 150,000 pods of 1,500 Deployments running on 5,000 nodes.
-func busyFleet(b *testing.B) (*State, []apiruntime.Object) {
-	s := fleet(5000)
-	objects := manyDeployments(1500, 100)
-	objects = append(objects, deployment("small", 10, requesting("100m", "128Mi")))
-	now := epoch
-	s, p := Next(s, Change{Snapshot: roomy(1, "all", objects...), Source: "embedded"}, now)
-	var reports []nodes.Report
-	serial := 0
-	for i := range p.Assignments {
-		r := nodes.Report{Node: p.Assignments[i].Node}
-		for _, pod := range p.Assignments[i].Pods {
-			serial++
-			r.Statuses = append(r.Statuses, runningStatus(pod.UID, serial, now))
-		}
-		reports = append(reports, r)
-	}
-	if serial < 150000 {
-		b.Fatalf("%d pods were placed", serial)
-	}
-	s, _ = Next(s, Change{Reports: reports}, now.Add(time.Second))
-	reports = nil
-	for name := range keys(s.nodes) {
-		reports = append(reports, nodes.Report{Node: name, Routes: s.routes.Generation})
-	}
-	s, _ = Next(s, Change{Reports: reports}, now.Add(2*time.Second))
-	if converged, failed := s.Settled(); !converged {
-		b.Fatalf("not converged: %s", failed)
-	}
-	return s, objects
-}
-
 func runningStatus(uid nodes.UID, serial int, now time.Time) nodes.PodStatus {
 	return nodes.PodStatus{
 		UID: uid, Phase: corev1.PodRunning, IP: fmt.Sprintf("10.%d.%d.%d", serial>>16, serial>>8&255, serial&255), Started: now,
@@ -130,46 +56,6 @@ func runningStatus(uid nodes.UID, serial int, now time.Time) nodes.PodStatus {
 		Containers: []nodes.ContainerStatus{{
 			Name: "main", State: nodes.Running, Image: "app:1", ImageID: "sha256:8c5d8f1b3c5e", ID: fmt.Sprintf("%s-main", uid), Ready: true, Started: true, StartedAt: now,
 		}},
-	}
-}
-
-func BenchmarkOneChangeOf150000(b *testing.B) {
-	s, objects := busyFleet(b)
-	objects = append(objects[:1500:1500], deployment("small", 10, requesting("100m", "128Mi"), image("app:2")))
-	snapshot := roomy(2, "one", objects...)
-	b.ReportAllocs()
-	for b.Loop() {
-		_, p := Next(s, Change{Snapshot: snapshot, Source: "embedded"}, epoch.Add(time.Minute))
-		if len(p.Actions) == 0 {
-			b.Fatal("nothing was planned")
-		}
-	}
-}
-
-func BenchmarkReportOfANodeAmong150000(b *testing.B) {
-	s, _ := busyFleet(b)
-	n, _ := s.nodes.Get("node-2500")
-	r := nodes.Report{Node: n.Name}
-	for uid := range keys(n.pods) {
-		r.Statuses = append(r.Statuses, runningStatus(uid, 1, epoch))
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		Next(s, Change{Reports: []nodes.Report{r}}, epoch.Add(time.Minute))
-	}
-}
-
-// BenchmarkStateOf150000 tells what a pod costs in memory, status included.
-func BenchmarkStateOf150000(b *testing.B) {
-	for b.Loop() {
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		s, _ := busyFleet(b)
-		runtime.GC()
-		runtime.ReadMemStats(&after)
-		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/150000, "B/pod")
-		runtime.KeepAlive(s)
 	}
 }
 
