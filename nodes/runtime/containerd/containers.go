@@ -155,6 +155,8 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return r.wrap("start container", id, err)
 	}
+	k.begun.Add(1)
+	defer k.done.Add(1)
 	if k.tried.Swap(true) {
 		// What the last attempt left would go on beside what this one makes.
 		if err := r.endUnknown(ctx, id); err != nil {

@@ -48,6 +48,22 @@ type known struct {
 	process *specs.Process
 	// tried tells that Start was called before, and may have been cut short.
 	tried atomic.Bool
+	// begun and done count the calls of Start of this process.
+	begun, done atomic.Int64
+}
+
+// starts tells how many starts of a container this process has begun, and
+// whether one is under way.
+func (r *Runtime) starts(id string) (begun int64, underWay bool) {
+	r.mu.Lock()
+	k := r.known[id]
+	r.mu.Unlock()
+	if k == nil {
+		return 0, false
+	}
+	done := k.done.Load() // before begun: a start in between shows as under way
+	begun = k.begun.Load()
+	return begun, begun != done
 }
 
 type stdio struct {

@@ -40,7 +40,7 @@ func (r *Runtime) List(ctx context.Context) ([]runtime.Status, error) {
 	list := make([]runtime.Status, 0, len(records))
 	for _, record := range records {
 		task := byID[record.ID]
-		if task == nil && startedBetween(record) {
+		if task == nil && triedToStart(record) {
 			status, err := r.Status(ctx, record.ID)
 			if errors.Is(err, runtime.ErrNotFound) {
 				continue
@@ -57,26 +57,36 @@ func (r *Runtime) List(ctx context.Context) ([]runtime.Status, error) {
 	return list, nil
 }
 
-// startedBetween tells of a record that it may have got a task after the tasks
-// were listed.
-func startedBetween(record containers.Container) bool {
+// triedToStart tells of a record without a task that the task has ended, or is
+// about to be made: Start notes the attempt while containerd makes the task.
+func triedToStart(record containers.Container) bool {
 	return record.Labels[labelStarted] != "" && record.Labels[labelFailure] == ""
 }
 
-// Status implements runtime.Runtime.
+// Status implements runtime.Runtime. A container whose task is missing has not
+// ended while a start is under way, nor when one was since we began to ask.
 func (r *Runtime) Status(ctx context.Context, id string) (runtime.Status, error) {
-	record, err := r.containers.Get(ctx, id)
-	if err != nil {
-		return runtime.Status{}, r.wrap("look at container", id, err)
+	for {
+		before, _ := r.starts(id)
+		record, err := r.containers.Get(ctx, id)
+		if err != nil {
+			return runtime.Status{}, r.wrap("look at container", id, err)
+		}
+		task, err := r.tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: id})
+		if err == nil {
+			return r.status(record, task.Process), nil
+		}
+		if !notFound(err) {
+			return runtime.Status{}, r.wrap("look at container", id, err)
+		}
+		begun, underWay := r.starts(id)
+		if underWay && triedToStart(record) {
+			delete(record.Labels, labelStarted)
+		}
+		if underWay || begun == before {
+			return r.status(record, nil), nil
+		}
 	}
-	task, err := r.tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: id})
-	if notFound(err) {
-		return r.status(record, nil), nil
-	}
-	if err != nil {
-		return runtime.Status{}, r.wrap("look at container", id, err)
-	}
-	return r.status(record, task.Process), nil
 }
 
 // status puts record and task (nil when there is none) together.

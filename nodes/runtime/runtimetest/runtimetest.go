@@ -57,6 +57,7 @@ func Run(t *testing.T, setUp func(t *testing.T) Subject) {
 		{"create without image", testCreateWithoutImage},
 		{"delete kills", testDeleteKills},
 		{"list", testList},
+		{"looked at while it starts", testLookWhileStarting},
 		{"exec", testExec},
 		{"update and usage", testUpdate},
 		{"unknown containers", testUnknown},
@@ -399,6 +400,40 @@ func testList(t *testing.T, s Subject) {
 	}
 	if diff := cmp.Diff([]string{"a pod-a running a", "b pod-b created b", "c pod-c exited c"}, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// testLookWhileStarting looks all the time: a container that is being started
+// has not ended, and whoever believed that would start another beside it.
+func testLookWhileStarting(t *testing.T, s Subject) {
+	s.pulled(t)
+	looked := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() {
+		var wrong error
+		for wrong == nil {
+			select {
+			case <-stop:
+				looked <- nil
+				return
+			default:
+			}
+			list, err := s.Runtime.List(t.Context())
+			wrong = err
+			for _, status := range list {
+				if status.State == runtime.Exited {
+					wrong = fmt.Errorf("listed as ended: %+v", status)
+				}
+			}
+		}
+		looked <- wrong
+	}()
+	for i := range 8 {
+		s.started(t, s.container(fmt.Sprintf("starting-%d", i), "serve"))
+	}
+	close(stop)
+	if err := <-looked; err != nil {
+		t.Error(err)
 	}
 }
 
