@@ -91,16 +91,23 @@ func (m *Machine) For(t testing.TB) *Machine {
 
 // clear ends everything and looks that nothing is left behind.
 func (m *Machine) clear() {
-	if m.t.Failed() {
-		m.show("tally.log")
-	}
 	m.Stop()
 	if _, err := os.Stat(m.DataDir); err == nil {
-		if out, err := m.command("reset", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address).CombinedOutput(); err != nil {
-			m.t.Errorf("tally reset: %v: %s", err, out)
+		r := m.TallyRaw("reset", "--data-dir", m.DataDir, "--run-dir", m.RunDir, "--containerd", m.Containerd.Address)
+		if r.Code != 0 {
+			m.t.Errorf("tally reset: exit code %d", r.Code)
 		}
+		defer func() {
+			if m.t.Failed() {
+				m.t.Logf("tally reset said:\n%s%s", r.Out, r.Err)
+			}
+		}()
 	}
 	m.checkNothingLeft()
+	if m.t.Failed() {
+		m.show("tally.log")
+		m.show(filepath.Join("containerd", "containerd.log"))
+	}
 	if err := errors.Join(m.Registry.Stop(), m.Containerd.Stop(), os.RemoveAll(m.Dir)); err != nil {
 		m.t.Error(err)
 	}

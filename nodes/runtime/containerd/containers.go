@@ -358,11 +358,10 @@ func (r *Runtime) deleteTask(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	_, err = r.tasks.Delete(ctx, &tasksapi.DeleteTaskRequest{ContainerID: id})
-	if notFound(err) {
-		return nil
+	if _, err = r.tasks.Delete(ctx, &tasksapi.DeleteTaskRequest{ContainerID: id}); err != nil && !notFound(err) {
+		return err
 	}
-	return err
+	return r.endNotedShims(ctx, id)
 }
 
 func (r *Runtime) killAndWait(ctx context.Context, id string) error {

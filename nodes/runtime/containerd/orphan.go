@@ -1,14 +1,12 @@
 package containerd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +20,8 @@ const (
 	orphanPatience = 2 * time.Second
 	// reapPatience is how long their shim may take to reap them.
 	reapPatience = time.Second
+	// reapInterval is how often the kernel is asked whether a process has ended.
+	reapInterval = time.Millisecond
 )
 
 // endOrphan ends what runs of a container that containerd has no task of. A
@@ -38,10 +38,15 @@ func (r *Runtime) endOrphan(ctx context.Context, id string) error {
 	lock := defaultTo(k.pod, id)
 	r.shims.Lock(lock)
 	defer r.shims.Unlock(lock)
-	if err := r.endProcesses(ctx, id, r.host.controller("memory", k.cgroup)); err != nil {
+	group := r.host.controller("memory", k.cgroup)
+	if err := r.endProcesses(ctx, id, group); err != nil {
 		return err
 	}
-	if err := r.endOrphanShim(ctx, id); err != nil {
+	if err := r.endShims(ctx, id, k.pod); err != nil {
+		return err
+	}
+	// The shim may have been at work on one more until it ended.
+	if err := r.endProcesses(ctx, id, group); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(filepath.Join(r.runcDir(), r.namespace, id)); err != nil {
@@ -87,41 +92,6 @@ func (r *Runtime) endProcesses(ctx context.Context, id, dir string) error {
 	}
 }
 
-// endOrphanShim ends the shim that was started for a container, if it has no
-// child left: a shim that serves other containers of the pod has theirs.
-func (r *Runtime) endOrphanShim(ctx context.Context, id string) error {
-	pid, err := r.findShim(id)
-	if err != nil || pid == 0 {
-		return err
-	}
-	reaping, cancel := context.WithTimeout(ctx, reapPatience)
-	defer cancel()
-	for hasChildren(pid) {
-		if pause(reaping, 5*time.Millisecond) != nil {
-			return ctx.Err() // it serves others
-		}
-	}
-	r.log.Warn("ending a shim that serves no container", "container", id, "pid", pid)
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end shim %d: %w", pid, err)
-	}
-	ending, cancel := context.WithTimeout(ctx, orphanPatience)
-	defer cancel()
-	for running(pid) {
-		if err := pause(ending, time.Millisecond); err != nil {
-			return fmt.Errorf("end shim %d: it was killed and goes on: %w", pid, err)
-		}
-	}
-	return nil
-}
-
-// running reports whether a process has yet to end; one that only waits to be
-// reaped has no program any more.
-func running(pid int) bool {
-	_, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "exe"))
-	return err == nil
-}
-
 // processesBelow lists the processes of a cgroup and those below it.
 func processesBelow(dir string) ([]int, error) {
 	var pids []int
@@ -141,50 +111,4 @@ func processesBelow(dir string) ([]int, error) {
 		return pids, nil // it went meanwhile
 	}
 	return pids, err
-}
-
-// findShim finds the shim that was started for a container of ours; 0 when
-// there is none.
-func (r *Runtime) findShim(id string) (int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || !bytes.Contains(line, []byte(id)) {
-			continue
-		}
-		args := strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00")
-		if strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") &&
-			argument(args, "-id") == id && argument(args, "-namespace") == r.namespace && argument(args, "-address") == r.address {
-			return pid, nil
-		}
-	}
-	return 0, nil
-}
-
-// argument is the value that follows a flag.
-func argument(args []string, flag string) string {
-	if i := slices.Index(args, flag); i >= 0 && i+1 < len(args) {
-		return args[i+1]
-	}
-	return ""
-}
-
-func hasChildren(pid int) bool {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		return true
-	}
-	for _, file := range files {
-		if text, err := os.ReadFile(file); err == nil && len(bytes.TrimSpace(text)) > 0 {
-			return true
-		}
-	}
-	return false
 }

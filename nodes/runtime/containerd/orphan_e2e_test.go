@@ -3,7 +3,7 @@
 package containerd_test
 
 import (
-	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest"
 )
 
 // TestForgottenContainerIsEnded makes containerd forget what it started, as it
@@ -23,11 +25,32 @@ func TestForgottenContainerIsEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shim := parent(t, forgotten.PID)
+	shim := in.shimOf(t, "forgotten")
+	in.forget(t, "forgotten")
+	if err := unix.Kill(forgotten.PID, 0); err != nil {
+		t.Fatalf("the forgotten process: %v: the test looks at nothing", err)
+	}
+	if err := in.r.Delete(t.Context(), "forgotten"); err != nil {
+		t.Fatal(err)
+	}
+	for name, pid := range map[string]int{"process": forgotten.PID, "shim": shim} {
+		if goesOn(pid) {
+			t.Errorf("the forgotten %s %d goes on", name, pid)
+		}
+	}
+	if kept, err := in.r.Status(t.Context(), "kept"); err != nil || kept.PID == 0 {
+		t.Errorf("another container: %+v, %v", kept, err)
+	}
+	in.start(t, in.container("forgotten", "serve")) // runc remembers nothing either
+}
+
+// forget makes containerd forget that it ever started a container.
+func (in inside) forget(t *testing.T, id string) {
+	t.Helper()
 	if err := in.daemon.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	bundle := filepath.Join(filepath.Dir(in.daemon.Address), "state", "io.containerd.runtime.v2.task", in.namespace(), "forgotten")
+	bundle := filepath.Join(filepath.Dir(in.daemon.Address), "state", "io.containerd.runtime.v2.task", in.namespace(), id)
 	if err := unix.Unmount(filepath.Join(bundle, "rootfs"), unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
@@ -37,21 +60,39 @@ func TestForgottenContainerIsEnded(t *testing.T) {
 	if err := in.daemon.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Kill(forgotten.PID, 0); err != nil {
-		t.Fatalf("the forgotten process: %v: the test looks at nothing", err)
+}
+
+// TestForgottenContainerLeavesNoShim: the shim of a pod still counts a container
+// that containerd has forgotten, and so does not end with the pod's last one.
+func TestForgottenContainerLeavesNoShim(t *testing.T) {
+	for _, gone := range [][]string{{"first", "second"}, {"second", "first"}} {
+		t.Run(strings.Join(gone, " and then "), func(t *testing.T) {
+			in := newInside(t)
+			first, second := in.container("first", "serve"), in.container("second", "serve")
+			second.Pod = first.Pod
+			in.start(t, first)
+			in.start(t, second)
+			shim := in.shimOf(t, "second")
+			if shim != in.shimOf(t, "first") {
+				t.Fatal("the pod has two shims: the test looks at nothing")
+			}
+			in.forget(t, "first")
+			for i, id := range gone {
+				if err := in.r.Delete(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+				if i == 0 && !goesOn(shim) {
+					t.Errorf("the shim ended with %s, before the pod's other container", id)
+				}
+			}
+			runtimetest.Eventually(t, "the shim ends with the pod", func() error {
+				if goesOn(shim) {
+					return fmt.Errorf("shim %d runs", shim)
+				}
+				return nil
+			})
+		})
 	}
-	if err := in.r.Delete(t.Context(), "forgotten"); err != nil {
-		t.Fatal(err)
-	}
-	for name, pid := range map[string]int{"process": forgotten.PID, "shim": shim} {
-		if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) && !zombie(pid) {
-			t.Errorf("the forgotten %s %d goes on (%v)", name, pid, err)
-		}
-	}
-	if kept, err := in.r.Status(t.Context(), "kept"); err != nil || kept.PID == 0 {
-		t.Errorf("another container: %+v, %v", kept, err)
-	}
-	in.start(t, in.container("forgotten", "serve")) // runc remembers nothing either
 }
 
 // TestStateLeftBehindIsReplaced: runc keeps a container's state that containerd
@@ -68,23 +109,9 @@ func TestStateLeftBehindIsReplaced(t *testing.T) {
 	}
 }
 
-// parent of a process.
-func parent(t *testing.T, pid int) int {
-	t.Helper()
-	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, _ := strings.Cut(string(stat), ") ")
-	number, err := strconv.Atoi(strings.Fields(after)[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return number
-}
-
-// zombie tells a process that ended and waits to be reaped by its parent.
-func zombie(pid int) bool {
+// goesOn tells a process that has not ended; one that waits to be reaped by its
+// parent has.
+func goesOn(pid int) bool {
 	_, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "exe"))
-	return err != nil
+	return err == nil
 }
