@@ -81,11 +81,19 @@ func (st *step) fence(p *pod, is bool) {
 	}
 }
 
-// unfence takes back in the record what a keeper is told to forget.
-func (st *step) unfence(n *node) {
+// ask notes which fences a node is asked to hold, and takes back in the record
+// what its keeper is told to forget.
+func (st *step) ask(n *node) {
 	for uid := range keys(n.pods) {
-		if g, p := st.pod(uid); p != nil && p.fenced && !st.fences(g, p) {
-			st.fence(st.change(uid, func(p *pod) { p.unfenced = n.heard }), false)
+		g, p := st.pod(uid)
+		switch {
+		case p == nil:
+		case !st.fences(g, p):
+			if p.asked || p.fenced { // what was asked may be promised by now
+				st.fence(st.change(uid, func(p *pod) { p.asked, p.unfenced = false, n.heard }), false)
+			}
+		case !p.asked:
+			st.change(uid, func(p *pod) { p.asked = true })
 		}
 	}
 }

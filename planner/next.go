@@ -255,7 +255,7 @@ func (st *step) emitAssignments() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(st.dirtyNodes)) {
 		if n, ok := st.nodes.Get(name); ok && n.reported {
-			st.unfence(n)
+			st.ask(n)
 			st.plan.Assignments = append(st.plan.Assignments, st.assignment(n))
 		}
 	}

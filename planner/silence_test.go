@@ -366,36 +366,60 @@ func TestFencedFailover(t *testing.T) {
 }
 
 // TestPromiseOfBefore: a fence was taken back, and is asked for again. A promise
-// that was on its way meanwhile says nothing of what the keeper holds now.
+// that was on its way meanwhile says nothing of what the keeper holds now, whether
+// there was another before it or not.
 func TestPromiseOfBefore(t *testing.T) {
-	w := newWorld(t, "n1", "n2", "n3")
-	w.push(fencedSet(fenced))
-	w.settle()
-	uid, node := w.holderOf(1)
-	session := func(number uint64) {
-		w.next(Change{
-			Nodes:   []nodes.NodeState{{Node: info(node), Ready: true, Since: w.now, Session: number}},
-			Reports: []nodes.Report{w.machines[node].complete()},
+	for name, first := range map[string]bool{"another was heard before": true, "none was heard before": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "n1", "n2", "n3")
+			w.push(fencedSet(fenced))
+			w.settle()
+			uid, node := w.holderOf(1)
+			session := func(number uint64) {
+				w.next(Change{
+					Nodes:   []nodes.NodeState{{Node: info(node), Ready: true, Since: w.now, Session: number}},
+					Reports: []nodes.Report{w.machines[node].complete()},
+				})
+			}
+			lapse := func(number uint64) {
+				w.next(Change{Nodes: []nodes.NodeState{{Node: info(node), Since: w.now, Lapsed: true, Session: number}}})
+				w.elapse(time.Minute)
+			}
+			session(1)
+			if first {
+				w.promise(node)
+			}
+			w.push(fencedSet(nil))
+			w.push(fencedSet(fenced))
+			w.promise(node) // sent before the fence was taken back
+			lapse(1)
+			if now, _ := w.holderOf(1); now != uid {
+				t.Fatal("given away though nobody knows that a keeper holds its fence")
+			}
+			session(2)
+			w.promise(node)
+			lapse(2)
+			if now, _ := w.holderOf(1); now == uid {
+				t.Fatalf("not given away though its keeper promised in a new session: %v", w.last.Waiting)
+			}
 		})
 	}
-	lapse := func(number uint64) {
-		w.next(Change{Nodes: []nodes.NodeState{{Node: info(node), Since: w.now, Lapsed: true, Session: number}}})
-		w.elapse(time.Minute)
-	}
-	session(1)
-	w.promise(node)
+}
+
+// TestAPodThatRunsIsFencedLater: a promise counts in the session in which the
+// fence was first asked for.
+func TestAPodThatRunsIsFencedLater(t *testing.T) {
+	w := newWorld(t, "n1", "n2", "n3")
 	w.push(fencedSet(nil))
+	w.settle()
+	uid, node := w.holderOf(1)
 	w.push(fencedSet(fenced))
-	w.promise(node) // sent before the fence was taken back
-	lapse(1)
-	if now, _ := w.holderOf(1); now != uid {
-		t.Fatal("given away though nobody knows that a keeper holds its fence")
-	}
-	session(2)
 	w.promise(node)
-	lapse(2)
+	w.fallSilent(node)
+	w.elapse(time.Minute)
+	w.lapse(node)
 	if now, _ := w.holderOf(1); now == uid {
-		t.Fatalf("not given away though its keeper promised in a new session: %v", w.last.Waiting)
+		t.Fatalf("not given away: %v", w.last.Waiting)
 	}
 }
 

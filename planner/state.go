@@ -238,8 +238,9 @@ type pod struct {
 
 	// lost is what is thought of a pod whose node does not answer.
 	lost lostness
-	// fenced is set once its keeper has promised to kill it with the node's lease.
-	fenced bool
+	// asked is set while its node is asked to fence it, fenced once the keeper has
+	// promised to kill it with the node's lease.
+	asked, fenced bool
 	// unfenced is the session in which the fence was taken back: what is promised
 	// there later may have been said before.
 	unfenced uint64
