@@ -140,6 +140,9 @@ type store struct {
 	key *[32]byte
 	log *slog.Logger
 
+	// together is held, before mu, while entries are put that make sense only
+	// together: they are committed in one transaction.
+	together sync.Mutex
 	// guarded by mu
 	mu sync.Mutex
 	// unreadable are the entries that load left out.
@@ -235,10 +238,12 @@ func (s *store) run(ctx context.Context) {
 // flush writes what is pending. What cannot be written stays pending, and
 // flush reports false.
 func (s *store) flush(ctx context.Context) bool {
+	s.together.Lock()
 	s.mu.Lock()
 	batch := s.pending
 	s.pending, s.writing = map[entry][]byte{}, batch
 	s.mu.Unlock()
+	s.together.Unlock()
 	if len(batch) == 0 {
 		return true
 	}

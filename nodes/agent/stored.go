@@ -148,7 +148,8 @@ func (s *store) loadConfigs(a *nodes.Assignment) error {
 
 // saveAssignment writes what differs between two assignments; old may be nil.
 func (s *store) saveAssignment(old, a *nodes.Assignment) {
-	// First, so that no pod is stored without that it is fenced.
+	s.together.Lock()
+	defer s.together.Unlock()
 	if old == nil || old.Network != a.Network || !slices.Equal(old.Fenced, a.Fenced) {
 		s.putJSON(podBucket, assignedKey, assignedHead{a.Node, a.Network, a.Fenced})
 	}
