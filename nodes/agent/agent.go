@@ -329,7 +329,7 @@ func (a *Agent) remember() error {
 	if a.assignment == nil && s.assignment != nil {
 		a.assignment, a.partial = s.assignment, s.partial
 		a.setConfigs(s.assignment)
-		a.fences.want(s.assignment.Fenced)
+		a.fences.want(s.assignment, func(nodes.UID) bool { return false })
 	}
 	a.memories, a.ledger = s.memories, s.ledger
 	if s.table != nil && a.table.CompareAndSwap(nil, s.table) {

@@ -24,6 +24,8 @@ type fencing struct {
 	mu sync.Mutex
 	// guarded by mu
 	wanted map[nodes.UID]bool
+	// barred are those of wanted, now or before, that are to go.
+	barred map[nodes.UID]bool
 	// leased is when the newest lease ends.
 	leased time.Duration
 	// held is until when the keeper said that it holds a fence, told are those of
@@ -32,13 +34,13 @@ type fencing struct {
 	told map[nodes.UID]bool
 }
 
-// fenceAgain is the pause after a keeper that did not take a fence.
+// fenceAgain is the pause before what could not be done about fences is tried again.
 const fenceAgain = 200 * time.Millisecond
 
 func newFencing(k Keeper, clock func() time.Duration, log *slog.Logger) *fencing {
 	return &fencing{
 		keeper: k, clock: clock, log: log, wake: make(chan struct{}, 1),
-		wanted: map[nodes.UID]bool{}, held: map[nodes.UID]time.Duration{}, told: map[nodes.UID]bool{},
+		wanted: map[nodes.UID]bool{}, barred: map[nodes.UID]bool{}, held: map[nodes.UID]time.Duration{}, told: map[nodes.UID]bool{},
 	}
 }
 
@@ -49,14 +51,24 @@ func (f *fencing) poke() {
 	}
 }
 
-// want says which pods may only run while there is a lease.
-func (f *fencing) want(pods []nodes.UID) {
+// want takes in which pods may only run while there is a lease. Those of them that
+// are to go may have been given away: they start with no lease either, even if
+// their machine is about to and has not heard of it.
+func (f *fencing) want(x *nodes.Assignment, hasMachine func(nodes.UID) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.wanted = make(map[nodes.UID]bool, len(pods))
-	for _, uid := range pods {
-		f.wanted[uid] = true
+	stays := make(map[nodes.UID]bool, len(x.Pods))
+	for _, p := range x.Pods {
+		stays[p.UID] = p.Stop == nil
 	}
+	known := f.barred
+	maps.Copy(known, f.wanted)
+	f.wanted = make(map[nodes.UID]bool, len(x.Fenced))
+	for _, uid := range x.Fenced {
+		f.wanted[uid], known[uid] = true, true
+	}
+	maps.DeleteFunc(known, func(uid nodes.UID, _ bool) bool { return stays[uid] || !hasMachine(uid) })
+	f.barred = known
 	maps.DeleteFunc(f.told, func(uid nodes.UID, _ bool) bool { return !f.wanted[uid] })
 	f.poke()
 }
@@ -70,11 +82,11 @@ func (f *fencing) lease(ends time.Duration) {
 }
 
 // waits reports whether a pod must not start: it is fenced, and its keeper does
-// not hold the fence or would kill it at once.
+// not hold the fence or would kill it at once, or it is to go.
 func (f *fencing) waits(uid nodes.UID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.wanted[uid] && f.held[uid] <= f.clock()
+	return f.barred[uid] || f.wanted[uid] && f.held[uid] <= f.clock()
 }
 
 // fenced are the pods that the server may know to be fenced, sorted.
@@ -228,34 +240,47 @@ func (a *Agent) fence(ctx context.Context) {
 		case <-a.fences.wake:
 		case <-again.C:
 		}
-		if err := a.fenceOnce(ctx); err != nil && ctx.Err() == nil {
+		all, err := a.fenceOnce(ctx)
+		if err != nil && ctx.Err() == nil {
 			a.log.Warn("the keeper does not hold the pods' fences as it should", "err", err, "retry_in", fenceAgain)
+		}
+		if err != nil || !all {
 			again.Reset(fenceAgain)
 		}
 	}
 }
 
-func (a *Agent) fenceOnce(ctx context.Context) error {
+// fenceOnce does what can be done about the fences now; all is false when
+// something is left to do.
+func (a *Agent) fenceOnce(ctx context.Context) (all bool, err error) {
 	started, err := a.fences.extend(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, uid := range started {
 		if w := a.worker(uid); w != nil {
 			w.poke()
 		}
 	}
-	if pods := a.fences.untold(); len(pods) > 0 {
-		// After a reboot the store alone says that they must wait for a lease.
-		a.store.settle(ctx, podBucket, assignedKey)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if still := a.fences.tell(pods); len(still) > 0 {
-			a.up.Send(nodes.Report{Node: a.o.Name, Fenced: still})
-		}
+	all = a.tellFences()
+	return all, a.fences.release(ctx, a.mayRun)
+}
+
+// tellFences tells the server which fences the keeper holds. After a reboot the
+// store alone says that those pods must wait for a lease: until it does, nothing
+// is told and false returned. Leases wait for no disk.
+func (a *Agent) tellFences() bool {
+	pods := a.fences.untold()
+	if len(pods) == 0 {
+		return true
 	}
-	return a.fences.release(ctx, a.mayRun)
+	if !a.store.written(podBucket, assignedKey) {
+		return false
+	}
+	if still := a.fences.tell(pods); len(still) > 0 {
+		a.up.Send(nodes.Report{Node: a.o.Name, Fenced: still})
+	}
+	return true
 }
 
 // mayRun reports whether something of a pod that the assignment does not hold

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
 const testLease = 6 * time.Second
@@ -233,4 +235,78 @@ func TestWithoutAKeeperNothingFencedStarts(t *testing.T) {
 		settle(time.Second)
 		expectRunning(t, w, "u1_a_0", "u2_a_0")
 	})
+}
+
+// TestADiskThatIsFullEndsNoLease: the server is not told of a fence that cannot be
+// stored, and the others' leases go on.
+func TestADiskThatIsFullEndsNoLease(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		x := fencedPods()
+		a.Assign(x)
+		a.renew(5 * time.Second)
+		if err := a.store.db.Close(); err != nil { // all writes fail from now on
+			t.Fatal(err)
+		}
+		more := *x
+		more.Fenced = []nodes.UID{"u1", "u2"}
+		a.Assign(&more)
+		a.renew(time.Minute)
+		expectRunning(t, w, "u1_a_0", "u2_a_0")
+		if got := w.fenced(); !slices.Equal(got, []nodes.UID{"u1"}) {
+			t.Errorf("told to be fenced: %v, want u1 alone", got)
+		}
+	})
+}
+
+// slow takes its time to make the containers of one pod.
+type slow struct {
+	runtime.Runtime
+	pod  string
+	done chan struct{}
+}
+
+func (s *slow) Create(ctx context.Context, c runtime.Container) error {
+	if c.Pod == s.pod {
+		<-s.done
+	}
+	return s.Runtime.Create(ctx, c)
+}
+
+// TestWhatWasGivenAwayDoesNotStart: while the runtime makes a container, the lease
+// ends, the pod is given away and the node gets another lease.
+func TestWhatWasGivenAwayDoesNotStart(t *testing.T) {
+	x := fencedPods()
+	for name, next := range map[string]*nodes.Assignment{
+		"it is to stop":                      {Pods: []*nodes.Pod{stopped(x.Pods[0], time.Second), x.Pods[1]}, Fenced: x.Fenced},
+		"it is to stop and not to be fenced": {Pods: []*nodes.Pod{stopped(x.Pods[0], time.Second), x.Pods[1]}},
+		"it is forgotten":                    {Pods: x.Pods[1:]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				s := &slow{w.runtime, "u1", make(chan struct{})}
+				w.reached = s
+				a, kill := w.start()
+				defer kill()
+				a.Assign(x)
+				a.renew(2 * time.Second)
+				settle(2 * testLease)
+				given := *next
+				given.Node, given.Network = x.Node, x.Network
+				a.Assign(&given)
+				a.renew(2 * time.Second)
+				close(s.done)
+				a.renew(20 * time.Second)
+				expectRunning(t, w, "u2_a_0")
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				for _, r := range w.reports {
+					if slices.ContainsFunc(r.Events, func(e nodes.Event) bool { return e.Object.Name == "pod-u1" && e.Reason == "Started" }) {
+						t.Error("it was started")
+					}
+				}
+			})
+		})
+	}
 }

@@ -55,9 +55,9 @@ func (a *Agent) Assign(x *nodes.Assignment) {
 	x = keepVolumes(old, keepPods(old, x))
 	a.assignment, a.partial = x, false
 	a.setConfigs(x)
-	a.fences.want(x.Fenced)
 	a.store.forgetUnreadable()
 	a.store.saveAssignment(old, x)
+	a.fences.want(x, func(uid nodes.UID) bool { return a.pods[uid] != nil })
 	a.reconcile()
 	a.wakeUsage(old, x)
 	if old != nil {
