@@ -5,6 +5,10 @@ import (
 	"fmt"
 )
 
+// maxBehind is the longest value that is written behind, in bytes: every backend
+// takes that much.
+const maxBehind = 1 << 20
+
 // behind is what waits to be written: the newest value a place, nil to delete it.
 type behind map[Place]any
 
@@ -35,19 +39,24 @@ func (b behind) putBack(old behind) {
 	}
 }
 
-// changes are the values encoded, in no order.
-func (b behind) changes() ([]Change, error) {
-	changes := make([]Change, 0, len(b))
+// changes are the values encoded, in no order. What can't be kept is forgotten,
+// and refused says why: others than us said it, and it must not hold up the rest.
+func (b behind) changes() (changes []Change, refused []error) {
+	changes = make([]Change, 0, len(b))
 	for place, value := range b {
 		change := Change{Place: place}
 		if value != nil {
 			encoded, err := json.Marshal(value)
+			if err == nil && len(encoded) > maxBehind {
+				err = fmt.Errorf("%d bytes are more than %d", len(encoded), maxBehind)
+			}
 			if err != nil {
-				return nil, fmt.Errorf("encode %s %s %s: %w", place.Part, place.Of, place.Key, err)
+				refused = append(refused, fmt.Errorf("%s %s %s: %w", place.Part, place.Of, place.Key, err))
+				encoded = nil
 			}
 			change.Value = encoded
 		}
 		changes = append(changes, change)
 	}
-	return changes, nil
+	return changes, refused
 }

@@ -242,8 +242,11 @@ func (s *Store) commit(ctx context.Context, decisions []nodes.Decision, all bool
 		more = len(s.behind) > 0
 		s.mu.Unlock()
 	}
-	changes, err := waiting.changes()
-	if err == nil && len(decisions)+len(changes) > 0 {
+	changes, refused := waiting.changes()
+	for _, reason := range refused {
+		s.o.Log.Error("the record can't keep a value; it goes on without", "reason", reason)
+	}
+	if len(decisions)+len(changes) > 0 {
 		err = s.backend.Write(ctx, append(decisionsOf(decisions), changes...))
 	}
 	if err != nil {

@@ -11,8 +11,14 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 )
 
-// maxHistory bounds the revisions that the record remembers.
-const maxHistory = 200
+const (
+	// maxHistory bounds the revisions that the record remembers.
+	maxHistory = 200
+	// maxStatuses bounds the pods whose statuses it remembers of one node, and
+	// maxUID their uids, in bytes: a node may say what it likes.
+	maxStatuses = 10_000
+	maxUID      = 1024
+)
 
 // node returns the record of a node, made if need be.
 func (s *Store) node(name string) *nodeRecord {
@@ -34,7 +40,7 @@ func (s *Store) SaveNode(state nodes.NodeState) {
 }
 
 // SaveReport remembers the statuses that a report brings; a complete one
-// replaces all of its node's.
+// replaces all of its node's. Those beyond 10,000 are not remembered.
 func (s *Store) SaveReport(r nodes.Report) {
 	if r.Node == "" {
 		return
@@ -47,6 +53,9 @@ func (s *Store) SaveReport(r nodes.Report) {
 		record.statuses = make(map[nodes.UID]nodes.PodStatus, len(r.Statuses))
 	}
 	for _, status := range r.Statuses {
+		if !record.mayKeep(status.UID) {
+			continue
+		}
 		// A node that only connected anew says what it said before.
 		if old, known := before[status.UID]; !known || !reflect.DeepEqual(old, status) {
 			s.behind[statusPlace(r.Node, status.UID)] = status
@@ -54,8 +63,10 @@ func (s *Store) SaveReport(r nodes.Report) {
 		record.statuses[status.UID] = status
 	}
 	for _, uid := range r.Gone {
-		delete(record.statuses, uid)
-		s.behind[statusPlace(r.Node, uid)] = nil
+		if _, known := record.statuses[uid]; known {
+			delete(record.statuses, uid)
+			s.behind[statusPlace(r.Node, uid)] = nil
+		}
 	}
 	if r.Complete {
 		for uid := range before {
@@ -65,6 +76,12 @@ func (s *Store) SaveReport(r nodes.Report) {
 		}
 	}
 	s.touch()
+}
+
+// mayKeep tells whether a pod's status has a place.
+func (n *nodeRecord) mayKeep(uid nodes.UID) bool {
+	_, has := n.statuses[uid]
+	return has || uid != "" && len(uid) <= maxUID && len(n.statuses) < maxStatuses
 }
 
 func statusPlace(node string, uid nodes.UID) Place {

@@ -56,6 +56,8 @@ func Run(t *testing.T, empty func(t *testing.T) Place) {
 		"history is bounded":         historyIsBounded,
 		"events aggregate":           eventsAggregate,
 		"events are bounded":         eventsAreBounded,
+		"what no record can keep":    whatNoRecordCanKeep,
+		"statuses are bounded":       statusesAreBounded,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &suite{t: t, place: empty(t), clock: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
@@ -301,5 +303,44 @@ func eventsAreBounded(t *testing.T, s *suite) {
 			t.Errorf("%d events of one pod", len(got))
 		}
 		s.reopen()
+	}
+}
+
+// whatNoRecordCanKeep comes from outside, and must not hold up the rest.
+func whatNoRecordCanKeep(t *testing.T, s *suite) {
+	statuses := []nodes.PodStatus{
+		{UID: ""}, {UID: nodes.UID(strings.Repeat("u", 40_000))}, {UID: "large", Message: strings.Repeat("m", 2<<20)}, {UID: "good"},
+	}
+	gone := []nodes.UID{"", nodes.UID(strings.Repeat("v", 40_000)), "unknown"}
+	s.SaveReport(nodes.Report{Node: "n1", Complete: true, Statuses: statuses, Gone: gone})
+	s.SaveNode(nodes.NodeState{Node: nodes.Node{Name: "n1", Labels: map[string]string{"l": strings.Repeat("l", 2<<20)}}})
+	far := entry("far", nodes.OutcomePending)
+	far.Revision.Time = time.Date(12026, 1, 1, 0, 0, 0, 0, time.UTC)
+	s.AppendHistory(far)
+	s.AppendHistory(entry("near", nodes.OutcomePending))
+	s.AppendEvents([]nodes.Event{event(web, strings.Repeat("e", 2<<20), s.clock)})
+	s.record(decision("service", "a", "1"))
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	s.reopen()
+	s.equal("decisions", []nodes.Decision{decision("service", "a", "1")}, s.decisions())
+	s.equal("history", []nodes.HistoryEntry{entry("near", nodes.OutcomePending)}, s.History(0))
+	_, got := s.Observed()
+	s.equal("statuses", []nodes.Report{{Node: "n1", Statuses: []nodes.PodStatus{{UID: "good"}}}}, got)
+}
+
+// statusesAreBounded, for a node may say what it likes.
+func statusesAreBounded(t *testing.T, s *suite) {
+	for i := range 300 {
+		var statuses []nodes.PodStatus
+		for j := range 100 {
+			statuses = append(statuses, nodes.PodStatus{UID: nodes.UID(fmt.Sprintf("%d-%d", i, j))})
+		}
+		s.SaveReport(nodes.Report{Node: "n1", Statuses: statuses})
+	}
+	s.SaveReport(nodes.Report{Node: "n1", Statuses: []nodes.PodStatus{{UID: "0-0", Message: "newer"}}})
+	if _, got := s.Observed(); len(got[0].Statuses) > 20_000 || got[0].Statuses[0].Message != "newer" {
+		t.Errorf("%d statuses of one node, the first %+v", len(got[0].Statuses), got[0].Statuses[0])
 	}
 }
