@@ -43,10 +43,10 @@ func OpenNode(dir string) (*Node, error) {
 		return nil, fmt.Errorf("keep the node's certificate: %w", err)
 	}
 	n := &Node{dir: dir}
-	if err := errors.Join(n.readKey(), n.readChain()); err != nil {
+	if err := n.readKey(); err != nil {
 		return nil, err
 	}
-	return n, nil
+	return n, n.readChain() // which is held to the key
 }
 
 func (n *Node) readKey() error {

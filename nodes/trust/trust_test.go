@@ -425,6 +425,21 @@ func TestANodeKeepsItsIdentity(t *testing.T) {
 	}
 }
 
+// TestADamagedNodeSaysSo, with the file and the next step.
+func TestADamagedNodeSaysSo(t *testing.T) {
+	a, _ := newAuthority(t, 1)
+	for _, file := range []string{keyFile, certificateFile} {
+		n := joined(t, a, "n1")
+		if err := os.WriteFile(filepath.Join(n.dir, file), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := OpenNode(n.dir)
+		if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "join again") {
+			t.Errorf("damaged %s: %v", file, err)
+		}
+	}
+}
+
 func TestRequestsAreHeldToTheirKey(t *testing.T) {
 	a, _ := newAuthority(t, 1)
 	n := joined(t, a, "n1")
