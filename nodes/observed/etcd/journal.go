@@ -60,23 +60,22 @@ func (r *record) enter(ctx context.Context, changes []observed.Change) error {
 
 // encodeParts divides changes so that each part fits into a request.
 func encodeParts(changes []observed.Change) (parts [][]byte, err error) {
-	for len(changes) > 0 {
-		n, bytes := 0, 0
-		for n < len(changes) && (n == 0 || bytes+sizeOf(changes[n]) <= maxBytes) {
-			bytes += sizeOf(changes[n])
-			n++
-		}
-		lines := make([]line, 0, n)
-		for _, c := range changes[:n] {
-			lines = append(lines, line{c.Part, c.Of, c.Key, c.Value})
-		}
-		part, err := json.Marshal(lines)
+	var part []byte
+	for _, c := range changes {
+		encoded, err := json.Marshal(line{c.Part, c.Of, c.Key, c.Value})
 		if err != nil {
-			return nil, fmt.Errorf("encode %d changes: %w", n, err)
+			return nil, fmt.Errorf("encode %s %s %s: %w", c.Part, c.Of, c.Key, err)
 		}
-		parts, changes = append(parts, part), changes[n:]
+		if len(part) > 0 && len(part)+len(encoded)+2 > maxBytes {
+			parts, part = append(parts, append(part, ']')), nil
+		}
+		separator := byte(',')
+		if len(part) == 0 {
+			separator = '['
+		}
+		part = append(append(part, separator), encoded...)
 	}
-	return parts, nil
+	return append(parts, append(part, ']')), nil
 }
 
 // settle moves what is in force by the journal to its places, and strikes the

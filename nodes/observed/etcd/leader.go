@@ -37,6 +37,9 @@ var (
 	ErrNewer = errors.New("the record in etcd was written by a newer version of Tallyman; run that version")
 )
 
+// errLate is why a term ends that etcd would have extended.
+var errLate = errors.New("the lease was not extended in time")
+
 // Check reports whether the store is this cluster's: ErrOtherCluster, ErrNewer,
 // or what etcd has against us. An empty store is.
 func (c *Client) Check(ctx context.Context) error {
@@ -129,7 +132,7 @@ func (c *Client) stand(ctx context.Context, self string) (leader string, t *Term
 		return "", nil, err
 	}
 	t = &Term{client: c, lease: lease, revision: revision}
-	t.extend(asked)
+	t.begin(asked)
 	if err := t.open(ctx); err != nil {
 		t.Resign(ctx)
 		return "", nil, err
@@ -192,10 +195,23 @@ type Term struct {
 // for clocks that differ by a hundredth, and to come to an end.
 func (t *Term) margin() time.Duration { return t.client.o.TTL / 8 }
 
-// extend notes that etcd agreed to what was asked at that instant. etcd counts
-// from when it answered, so its end is always the later one.
-func (t *Term) extend(asked time.Duration) {
-	t.until.Store(int64(asked + t.client.o.TTL - t.margin()))
+// end is that of a term that etcd agreed to when asked at that instant. etcd
+// counts from when it answered, so its end is always the later one.
+func (t *Term) end(asked time.Duration) int64 {
+	return int64(asked + t.client.o.TTL - t.margin())
+}
+
+// begin notes that etcd agreed to what was asked at that instant.
+func (t *Term) begin(asked time.Duration) { t.until.Store(t.end(asked)) }
+
+// extend does so for a term that began, unless it is over.
+func (t *Term) extend(asked time.Duration) bool {
+	for t.Leads() {
+		if until := t.until.Load(); until != 0 && t.until.CompareAndSwap(until, t.end(asked)) {
+			return true
+		}
+	}
+	return false
 }
 
 // Revision tells terms apart; a later one has a larger number.
@@ -259,7 +275,7 @@ func (t *Term) hold(ctx context.Context) error {
 
 func (t *Term) renew(ctx context.Context) error {
 	if !t.Leads() {
-		return errors.New("the lease was not extended in time")
+		return errLate
 	}
 	etcd, err := t.client.connect()
 	if err != nil {
@@ -271,7 +287,9 @@ func (t *Term) renew(ctx context.Context) error {
 	if _, err := etcd.KeepAliveOnce(ctx, t.lease); err != nil {
 		return err
 	}
-	t.extend(asked)
+	if !t.extend(asked) {
+		return errLate
+	}
 	return nil
 }
 
