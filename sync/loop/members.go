@@ -14,6 +14,9 @@ import (
 // members is which machines have which names; part of runner.
 type members struct {
 	byName map[string]nodes.Member
+	// told are the names whose machines a ledger told, with that ledger's edition:
+	// a newer one counts more.
+	told map[string]uint64
 	// tokens are the join tokens that bound their uses and are not over, by id.
 	tokens map[string]tokenUse
 	// revoked are the names that were handed out as such, of the revision judged.
@@ -78,6 +81,7 @@ func (r *runner) admit(ctx context.Context, a nodes.Admission) error {
 		r.outbox.decide(d) // the ledger is told with the rest
 		r.takeIn(d)
 	}
+	delete(r.members.told, a.Name)
 	if known.Identity != "" && known.Identity != a.Identity {
 		r.o.Log.Warn("a node's name belongs to another machine now", "node", a.Name, "from", a.From, "before", known.From)
 	}
@@ -131,8 +135,8 @@ func (r *runner) takeIn(d nodes.Decision) {
 		}
 		r.members.tokens[d.Key] = use
 	case d.Kind == kindNode && d.Value != nil:
-		m := nodes.Member{Name: d.Key}
-		if err := json.Unmarshal(d.Value, &m); err != nil {
+		m, err := memberOf(d)
+		if err != nil {
 			r.o.Log.Warn("what is recorded of a node can't be read; the first machine with a certificate of that name counts", "node", d.Key, "reason", err)
 		}
 		r.members.byName[m.Name] = m
@@ -140,26 +144,81 @@ func (r *runner) takeIn(d nodes.Decision) {
 	}
 }
 
-// remember takes in what the record or a ledger says about machines, unless
-// something was decided that counts more; it reports whether it did.
-func (r *runner) remember(d nodes.Decision) bool {
-	if d.Kind == kindToken {
-		if _, known := r.members.tokens[d.Key]; known {
-			return false
-		}
-	} else if known := r.members.byName[d.Key]; known.Identity != "" && !known.Assumed {
+// memberOf reads a decision; of one that can't be read, the name.
+func memberOf(d nodes.Decision) (nodes.Member, error) {
+	m := nodes.Member{}
+	if err := json.Unmarshal(d.Value, &m); err != nil {
+		return nodes.Member{Name: d.Key}, err
+	}
+	m.Name = d.Key
+	return m, nil
+}
+
+// remember takes in what a ledger of an edition says about machines, unless
+// something was decided that counts more. It returns what is to be recorded, if
+// anything is.
+func (r *runner) remember(d nodes.Decision, edition uint64) (nodes.Decision, bool) {
+	counts := false
+	switch d.Kind {
+	case kindToken:
+		d, counts = r.addUses(d)
+	case kindNode:
+		counts = r.mayTell(d, edition)
+	}
+	if counts {
+		r.takeIn(d)
+	}
+	return d, counts
+}
+
+// mayTell reports whether a ledger of an edition counts for a node's name, and
+// notes it if so.
+func (r *runner) mayTell(d nodes.Decision, edition uint64) bool {
+	known := r.members.byName[d.Key]
+	before, told := r.members.told[d.Key]
+	if known.Identity != "" && !known.Assumed && (!told || edition <= before) {
 		return false
 	}
-	r.takeIn(d)
+	m, err := memberOf(d)
+	if err != nil || m.Identity == "" && known.Identity != "" {
+		return false
+	}
+	if m.Identity != "" {
+		r.members.told[d.Key] = edition
+	}
 	return true
 }
 
+// addUses adds to the uses of a join token those that a ledger tells: every use
+// counts, whoever remembers it. It reports whether there are any.
+func (r *runner) addUses(d nodes.Decision) (nodes.Decision, bool) {
+	var use tokenUse
+	if err := json.Unmarshal(d.Value, &use); err != nil || use.Expires.Before(r.now()) {
+		return d, false
+	}
+	known := r.members.tokens[d.Key].Identities
+	use.Identities = slices.Compact(slices.Sorted(slices.Values(slices.Concat(known, use.Identities))))
+	if len(use.Identities) == len(known) {
+		return d, false
+	}
+	value, err := json.Marshal(use)
+	if err != nil {
+		return d, false
+	}
+	d.Value = value
+	return d, true
+}
+
 // recallMembers takes from a ledger that came after the start whose the names
-// are that nobody decided on.
+// are that nobody decided on, and how often tokens were used.
 func (r *runner) recallMembers(ledger []nodes.Decision) {
+	edition := editionOf(ledger)
 	for _, d := range ledger {
-		if d.Kind == kindNode && r.members.byName[d.Key].Assumed && r.remember(d) {
-			r.outbox.decide(d)
+		_, told := r.members.told[d.Key]
+		if d.Kind == kindToken || d.Kind == kindNode && (told || r.members.byName[d.Key].Assumed) {
+			if d, counts := r.remember(d, edition); counts {
+				r.outbox.decide(d)
+			}
 		}
 	}
 }

@@ -3,6 +3,8 @@ package loop
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -168,6 +170,56 @@ func TestALedgerKnowsBetterThanWhoCameFirst(t *testing.T) {
 		w.expectOwner("a", "rightful")
 		w.expectOwner("b", "newcomer")
 	})
+}
+
+// TestTheNewestLedgerTellsAboutMachines: the record is lost, and nodes come that
+// kept the ledger at different times, in whatever order.
+func TestTheNewestLedgerTellsAboutMachines(t *testing.T) {
+	for name, oldFirst := range map[string]bool{"the old one first": true, "the newest first": false} {
+		t.Run(name, func(t *testing.T) {
+			runWith(t, func(w *world) { w.several = true }, func(w *world) {
+				w.repository.commit("one", deployment("web", "app:1", 1))
+				w.push("one")
+				admit := func(err error) {
+					t.Helper()
+					if err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Second)
+				}
+				admit(w.ask("a", "first", uses(3)))
+				old := slices.Collect(maps.Values(w.machine.ledger))
+				admit(w.ask("b", "other", uses(3)))
+				admit(w.ask("a", "second", replacing))
+				w.stop()
+				w.record, w.machine.owners = newMemory(), map[string]nodes.Member{}
+				w.start()
+				admit(w.ask("c", "third", uses(3))) // before anybody could say that it is the last
+				kept := func() {
+					info := nodes.Node{Name: "n2"}
+					w.inputs <- Input{
+						Node:   &nodes.NodeState{Node: info, Ready: true, Since: time.Now()},
+						Report: &nodes.Report{Node: "n2", Complete: true, Info: &info, Ledger: old},
+					}
+				}
+				if oldFirst {
+					kept()
+				}
+				w.machine.connect(w.inputs)
+				if !oldFirst {
+					kept()
+				}
+				time.Sleep(10 * time.Second)
+				w.expectOwner("a", "second")
+				w.expectOwner("b", "other")
+				if err := w.ask("d", "fourth", uses(3)); err == nil || !strings.Contains(err.Error(), "used up") {
+					t.Errorf("the fourth use of a token for three: %v", err)
+				}
+				w.anew(w.record)
+				w.expectOwner("a", "second")
+			})
+		})
+	}
 }
 
 // TestRevokedNodesAreHandedOut when the revision that says so is in force, and

@@ -53,7 +53,7 @@ func (l *Loop) newRunner(ctx context.Context, group *errgroup.Group) (*runner, e
 		state:   planner.New(l.o.Planner),
 		history: l.o.Record.History(shownHistory),
 		toMove:  make(chan string, 1),
-		members: members{byName: map[string]nodes.Member{}, tokens: map[string]tokenUse{}},
+		members: members{byName: map[string]nodes.Member{}, told: map[string]uint64{}, tokens: map[string]tokenUse{}},
 		wake:    stoppedTimer(),
 		retry:   stoppedTimer(),
 		times:   times{longest: desired.DefaultSettings().Nodes.Lease},

@@ -80,7 +80,7 @@ func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
 	}
 	for _, d := range decisions {
 		if isMembership(d) {
-			r.remember(d)
+			r.takeIn(d)
 			if !recorded {
 				r.outbox.decide(d) // for the ledger, when there is one
 			}
@@ -132,10 +132,13 @@ func (r *runner) joined(ctx context.Context, report *nodes.Report) {
 	if newest {
 		r.readFollowed(report.Ledger)
 	}
+	edition := editionOf(report.Ledger)
 	for _, d := range report.Ledger {
-		switch {
-		case isMembership(d) && !r.remember(d), d.Kind == kindEdition: // what was decided since counts
-		case isMembership(d), ours(d) && newest:
+		counts := newest && ours(d) && d.Kind != kindEdition
+		if isMembership(d) {
+			d, counts = r.remember(d, edition)
+		}
+		if counts {
 			r.outbox.decide(d)
 		}
 	}
