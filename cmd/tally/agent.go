@@ -199,7 +199,7 @@ func (j *joining) prepare() (t trust.Token, needed bool, err error) {
 	return t, true, nil
 }
 
-// try asks every server once.
+// try asks every server once, and in place of a standby the leader.
 func (j *joining) try(ctx context.Context, t trust.Token) error {
 	request, err := j.identity.Request(j.name)
 	if err != nil {
@@ -208,6 +208,11 @@ func (j *joining) try(ctx context.Context, t trust.Token) error {
 	var failures error
 	for _, address := range j.addresses {
 		chain, err := j.ask(ctx, address, t.Authority, request)
+		var standby *wire.StandbyError
+		if errors.As(err, &standby) && standby.Leader != "" {
+			address = standby.Leader
+			chain, err = j.ask(ctx, address, t.Authority, request)
+		}
 		if err == nil {
 			return j.identity.Keep(chain, t.Authority)
 		}
@@ -238,7 +243,8 @@ type link struct {
 	credentials credentials.TransportCredentials
 	// identity is renewed over the link; nil where none is needed.
 	identity *trust.Node
-	// These are told and bounded where there are several: see wire.ClientOptions.
+	// elsewhere is told who leads; see wire.ClientOptions, as for the two that are
+	// bounded where several servers are known.
 	elsewhere          func(leader string)
 	maxRetry, greeting time.Duration
 }
@@ -254,9 +260,9 @@ func localLink(socket string) *link {
 // remoteLink leads to the servers of a cluster: to the leader, where one is known.
 func remoteLink(addresses []string, config *tls.Config, identity *trust.Node) *link {
 	servers := &servers{addresses: addresses}
-	l := &link{credentials: credentials.NewTLS(config), identity: identity, dial: servers.dial}
+	l := &link{credentials: credentials.NewTLS(config), identity: identity, dial: servers.dial, elsewhere: servers.elsewhere}
 	if len(addresses) > 1 {
-		l.elsewhere, l.maxRetry, l.greeting = servers.elsewhere, severalRetry, severalGreeting
+		l.maxRetry, l.greeting = severalRetry, severalGreeting
 	}
 	return l
 }

@@ -2,16 +2,22 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/credentials"
+
 	"github.com/tallyman-dev/tallyman/nodes/trust"
+	"github.com/tallyman-dev/tallyman/nodes/wire"
 )
 
 func TestServerAddresses(t *testing.T) {
@@ -124,5 +130,69 @@ func TestWhenATokenIsNeeded(t *testing.T) {
 		if c.as != "" && j.name != c.as {
 			t.Errorf("%s: joins as %s, want %s", c.what, j.name, c.as)
 		}
+	}
+}
+
+// TestAStandbySendsNewMachinesToTheLeader: the line that was pasted may name it alone.
+func TestAStandbySendsNewMachinesToTheLeader(t *testing.T) {
+	a := cluster(t, 1, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	standby, leader := listen(), listen()
+	server, err := wire.NewServer(wire.ServerOptions{
+		Credentials: credentials.NewTLS(a.ServerTLS()), Log: slog.New(slog.DiscardHandler),
+		Accept: func(context.Context, *wire.Session) error { return nil },
+		Join:   func(_ context.Context, r wire.JoinRequest) ([][]byte, error) { return a.Certify(r.Node, r.Request) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running.Go(func() {
+		if err := server.Serve(ctx, leader); err != nil {
+			t.Errorf("leader: %v", err)
+		}
+	})
+	running.Go(func() {
+		err := wire.ServeStandby(ctx, standby, wire.StandbyOptions{
+			Credentials: credentials.NewTLS(a.ServerTLS()), Leader: func() string { return leader.Addr().String() },
+		})
+		if err != nil {
+			t.Errorf("standby: %v", err)
+		}
+	})
+	text, err := a.NewToken(trust.Token{Expires: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addresses := []string{standby.Addr().String()}
+	j := &joining{addresses: addresses, token: text, name: "n1", identity: joinedAs(t, a, ""), log: slog.New(slog.DiscardHandler)}
+	if err := j.try(ctx, trust.Token{Authority: a.Hash()}); err != nil || j.identity.Name() != "n1" {
+		t.Fatalf("joined as %q, %v", j.identity.Name(), err)
+	}
+	config, err := j.identity.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := remoteLink(addresses, config, j.identity)
+	if l.elsewhere == nil {
+		t.Fatal("nobody listens to what the standby says")
+	}
+	l.elsewhere(leader.Addr().String())
+	conn, err := l.dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := conn.RemoteAddr().String(); got != leader.Addr().String() {
+		t.Errorf("dialled %s", got)
 	}
 }
