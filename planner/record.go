@@ -331,7 +331,7 @@ func (st *step) restorePod(r *podRecord) {
 	n.Template = s.template
 	st.share(&n)
 	if n.Node != "" && len(n.Seal) == 0 {
-		n.Seal = st.sealPod(&n, n.Node) // recorded by an earlier version
+		n.Seal = st.config.sealPod(&n, n.Node) // recorded by an earlier version
 	}
 	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim, lost: r.Lost, fenced: r.Fenced}
 	st.insertPod(g, p)

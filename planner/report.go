@@ -258,7 +258,7 @@ func (st *step) adoptPod(held *nodes.Pod, r *nodes.Report) bool {
 	}
 	n := *held
 	n.Template, n.TemplateHash, n.Node = s.template, s.hash, r.Node
-	n.Seal = st.sealPod(&n, r.Node)
+	n.Seal = st.config.sealPod(&n, r.Node)
 	p := &pod{Pod: &n, set: s}
 	if _, taken := g.find(p.Incarnation); taken {
 		return true

@@ -245,7 +245,7 @@ func (s *scheduler) take(d *storage.Demand, name string) {
 func (s *scheduler) bind(p *pod, name string) {
 	p = s.change(p.UID, func(p *pod) {
 		n := *p.Pod
-		n.Node, n.Seal = name, s.sealPod(p.Pod, name)
+		n.Node, n.Seal = name, s.config.sealPod(p.Pod, name)
 		p.Pod, p.refusal = &n, ""
 	})
 	s.pending = s.pending.Delete(waiterOf(p))

@@ -19,7 +19,7 @@ const sealSize = 16
 // sealPod proves that a pod was bound to a node: who it is, what it reads, and
 // by which labels others find it. A node could else make up a pod, after the
 // record was lost, and be sent Secrets, tokens or requests.
-func (s *State) sealPod(p *nodes.Pod, node string) []byte {
+func (c *Config) sealPod(p *nodes.Pod, node string) []byte {
 	texts := []string{
 		"pod seal", node, string(p.UID), p.Namespace, p.Name, keyText(p.Owner), keyText(p.Workload),
 		strconv.FormatUint(p.Incarnation, 10), strconv.Itoa(p.Ordinal), p.Hostname, p.Subdomain, p.Template.Spec.ServiceAccountName,
@@ -31,7 +31,7 @@ func (s *State) sealPod(p *nodes.Pod, node string) []byte {
 	texts = appendKeys(texts, "reads", references(p.Namespace, &p.Template.Spec))
 	claims := claimsOf(p)
 	slices.SortFunc(claims, desired.Key.Compare)
-	return digest(s.config.SecretKey, appendKeys(texts, "claim", claims)...)[:sealSize]
+	return digest(c.SecretKey, appendKeys(texts, "claim", claims)...)[:sealSize]
 }
 
 func appendKeys(texts []string, what string, keys []desired.Key) []string {
@@ -61,7 +61,12 @@ func (s *State) sealVolume(v *nodes.Volume) []byte {
 // believesPod reports whether a node may hold a pod that nobody else knows of.
 // The server's own machine needs no proof: who is root there has the key.
 func (s *State) believesPod(p *nodes.Pod, r *nodes.Report) bool {
-	return r.Local || hmac.Equal(p.Seal, s.sealPod(p, r.Node))
+	return r.Local || s.config.Bound(r.Node, p)
+}
+
+// Bound reports whether a pod bears the seal of having been bound to a node.
+func (c *Config) Bound(node string, p *nodes.Pod) bool {
+	return p.Template != nil && hmac.Equal(p.Seal, c.sealPod(p, node))
 }
 
 // believesVolume is the same of a volume.

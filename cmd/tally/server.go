@@ -118,8 +118,9 @@ func (s *server) wireSync(key clusterKey) error {
 	if err := s.openAuthority(key); err != nil {
 		return err
 	}
+	config := planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones(), Several: s.term != nil}
 	registryOptions := registry.Options{
-		Log: s.log.With("part", "registry"), Version: version, Token: s.sign, Authority: s.authority, Members: admission{s},
+		Log: s.log.With("part", "registry"), Version: version, Token: s.sign, Authority: s.authority, Members: admission{s}, Bound: config.Bound,
 	}
 	if s.term != nil {
 		registryOptions.Leads, registryOptions.Settle = s.term.Leads, settleTime
@@ -129,7 +130,7 @@ func (s *server) wireSync(key clusterKey) error {
 	}
 	options := loop.Options{
 		Source: s.source, Load: loader(s.o.path), Record: s.record, Executor: s.registry, Inputs: s.registry.Inputs(),
-		Planner:    planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones(), Several: s.term != nil},
+		Planner:    config,
 		SourceName: strings.Join([]string{s.o.shownRepo(), s.o.branch, s.o.path}, " "),
 		SyncInfo:   nodes.Sync{Repo: s.o.shownRepo(), Branch: s.o.branch, Path: s.o.path},
 		Metrics:    (&prometheus.Source{}).Ask,

@@ -20,13 +20,13 @@ func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
 	report.Local = s.caller.Local
 	if report.Info != nil {
 		info := *report.Info
-		info.Labels = ownLabels(info.Labels)
+		info.Labels = ownLabels(s.node, info.Labels)
 		report.Info = &info
 	}
 	if len(report.Events) == 0 {
 		return
 	}
-	own := ownObjects(m.assignment, report)
+	own := r.ownObjects(m.assignment, report)
 	kept := slices.DeleteFunc(slices.Clone(report.Events), func(e nodes.Event) bool {
 		return !own[e.Object] && e.Object != desired.Key{Kind: "Node", Name: s.node}
 	})
@@ -36,12 +36,12 @@ func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
 	report.Events = kept
 }
 
-// ownLabels leaves out those that Kubernetes keeps nodes from giving themselves:
-// pods that must not run anywhere are placed by them.
-func ownLabels(labels map[string]string) map[string]string {
-	restricted := func(key, _ string) bool {
+// ownLabels leaves out those that Kubernetes keeps nodes from giving themselves,
+// and another's host name: pods that must not run anywhere are placed by them.
+func ownLabels(node string, labels map[string]string) map[string]string {
+	restricted := func(key, value string) bool {
 		domain, _, found := strings.Cut(key, "/")
-		return found && (domain == corev1.LabelNamespaceNodeRestriction || strings.HasSuffix(domain, "."+corev1.LabelNamespaceNodeRestriction))
+		return key == corev1.LabelHostname && value != node || found && (domain == corev1.LabelNamespaceNodeRestriction || strings.HasSuffix(domain, "."+corev1.LabelNamespaceNodeRestriction))
 	}
 	own := maps.Clone(labels)
 	maps.DeleteFunc(own, restricted)
@@ -49,21 +49,25 @@ func ownLabels(labels map[string]string) map[string]string {
 }
 
 // ownObjects are the pods that a node has or is to have, and the claims of its
-// volumes.
-func ownObjects(a *nodes.Assignment, report *nodes.Report) map[desired.Key]bool {
+// volumes. What it only says that it has counts if it is the server's own
+// machine, and pods if they bear their seal.
+func (r *Registry) ownObjects(a *nodes.Assignment, report *nodes.Report) map[desired.Key]bool {
 	own := map[desired.Key]bool{}
-	pods := report.Held
 	if a != nil {
-		pods = slices.Concat(pods, a.Pods)
+		for _, p := range a.Pods {
+			own[p.Key()] = true
+		}
 		for _, v := range a.Volumes {
 			own[v.Claim] = true
 		}
 	}
-	for _, p := range pods {
-		own[p.Key()] = true
+	for _, p := range report.Held {
+		if report.Local || r.o.Bound == nil || r.o.Bound(report.Node, p) {
+			own[p.Key()] = true
+		}
 	}
 	for i := range report.Volumes {
-		if v := report.Volumes[i].Held; v != nil {
+		if v := report.Volumes[i].Held; v != nil && report.Local {
 			own[v.Claim] = true
 		}
 	}

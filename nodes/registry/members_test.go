@@ -74,7 +74,11 @@ func newTown(t *testing.T) *town {
 	signs := func(p *nodes.Pod, q nodes.TokenRequest) (nodes.Token, error) {
 		return nodes.Token{Value: "token of " + p.Name}, nil
 	}
-	r, err := New(Options{Log: slog.New(slog.DiscardHandler), Authority: w.authority, Members: w, Token: signs, Clock: func() time.Duration { return boottime.Now() + time.Duration(w.later.Load()) }})
+	bound := func(node string, p *nodes.Pod) bool { return string(p.Seal) == "for "+node }
+	r, err := New(Options{
+		Log: slog.New(slog.DiscardHandler), Authority: w.authority, Members: w, Token: signs, Bound: bound,
+		Clock: func() time.Duration { return boottime.Now() + time.Duration(w.later.Load()) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +227,7 @@ func (w *town) session(c credentials.TransportCredentials, name string, report *
 	hello := &pb.AgentMessage{Message: &pb.AgentMessage_Hello{Hello: &pb.Hello{MinVersion: 1, MaxVersion: 1, Node: name}}}
 	if stream.Send(hello) == nil {
 		report.Complete, report.Info = true, &pb.Node{Name: name, Labels: map[string]string{
-			"disk": "ssd", "node-restriction.kubernetes.io/pci": "yes", "x.node-restriction.kubernetes.io/pci": "yes",
+			"disk": "ssd", "kubernetes.io/hostname": "another", "node-restriction.kubernetes.io/pci": "yes", "x.node-restriction.kubernetes.io/pci": "yes",
 		}}
 		_ = stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Report{Report: report}}) // Recv tells why not
 	}
@@ -548,18 +552,25 @@ func TestWhatNodesSayOfOthersIsNotTaken(t *testing.T) {
 		return &pb.Event{Object: &pb.Key{Kind: kind, Namespace: namespace, Name: name}}
 	}
 	report := func(name string) *pb.Report {
+		claim := &pb.Key{Kind: "PersistentVolumeClaim", Namespace: "default", Name: "claim"}
 		return &pb.Report{
+			Held: []*pb.Pod{
+				{Uid: "3", Namespace: "default", Name: "held", Seal: []byte("for " + name)}, {Uid: "4", Namespace: "default", Name: "claimed", Seal: []byte("x")},
+			},
+			Volumes: []*pb.VolumeStatus{{Name: "v", Held: &pb.Volume{Name: "v", Claim: claim}}},
 			Ledger: []*pb.Decision{
 				seal(w.authority, "good"), misplaced, seal(authority(t, 2, time.Now), "foreign"), {Kind: "service", Key: "plain", Value: []byte("1")},
 			},
 			Events: []*pb.Event{
 				event("Pod", "default", "own"), event("Pod", "default", "other"), event("Secret", "default", "s"), event("Node", "", name), event("Node", "", "a"),
+				event("Pod", "default", "held"), event("Pod", "default", "claimed"),
+				{Object: claim},
 			},
 		}
 	}
 	for _, c := range []struct{ name, target, want string }{
-		{"b", w.addr, "service/good Pod/own Node/b "},
-		{"home", "unix:" + w.private, "service/good service/plain Pod/own Node/home "},
+		{"b", w.addr, "service/good Pod/own Node/b Pod/held "},
+		{"home", "unix:" + w.private, "service/good service/plain Pod/own Node/home Pod/held Pod/claimed PersistentVolumeClaim/claim "},
 	} {
 		creds := insecure.NewCredentials()
 		if c.name == "b" {

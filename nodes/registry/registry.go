@@ -61,6 +61,10 @@ type Options struct {
 	// then in the clear.
 	Authority *trust.Authority
 	Members   Members
+	// Bound tells, by its seal, that the server bound a pod to a node: what another
+	// machine says about one that it merely claims to hold is not taken. Must be set
+	// where there are public doors.
+	Bound func(node string, p *nodes.Pod) bool
 	// Token signs a token for a pod that is bound to the asking node; nil refuses all.
 	Token func(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error)
 }
@@ -193,8 +197,8 @@ func (r *Registry) open(door Door) (*wire.Server, error) {
 		}
 		return wire.NewServer(o)
 	}
-	if r.o.Authority == nil || r.o.Members == nil {
-		return nil, errors.New("registry: a public door needs an authority, and somebody who decides on members")
+	if r.o.Authority == nil || r.o.Members == nil || r.o.Bound == nil {
+		return nil, errors.New("registry: a public door needs an authority, somebody who decides on members, and somebody who knows seals")
 	}
 	o.Credentials = credentials.NewTLS(r.o.Authority.ServerTLS())
 	if door.Peers != nil {
