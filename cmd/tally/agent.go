@@ -69,7 +69,7 @@ func runAgent(ctx context.Context, s streams, o agentOptions) error {
 	if err := o.absolute(); err != nil {
 		return err
 	}
-	return o.hold(func(log *slog.Logger) error {
+	return o.hold(ctx, func(log *slog.Logger) error {
 		if !isAgent(o.dataDir) && isServed(o.dataDir) {
 			return fmt.Errorf("this machine ran tally up, with a cluster of its own (%s): run tally reset and move that file away, or give the agent another --data-dir",
 				keyFile(o.dataDir))

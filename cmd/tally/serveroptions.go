@@ -132,7 +132,7 @@ func runServer(ctx context.Context, s streams, i instance, o serverOptions) erro
 	if o.store.shared() {
 		return runSeveral(ctx, s, i, o)
 	}
-	return i.hold(func(log *slog.Logger) error {
+	return i.hold(ctx, func(log *slog.Logger) error {
 		key, err := openKey(i.dataDir)
 		if err != nil {
 			return err

@@ -56,7 +56,7 @@ type leader struct {
 // runSeveral runs one of several servers: a standby until it is elected, the
 // leader until it is deposed.
 func runSeveral(ctx context.Context, s streams, i instance, o serverOptions) error {
-	return i.hold(func(log *slog.Logger) error {
+	return i.hold(ctx, func(log *slog.Logger) error {
 		c, err := newCandidate(ctx, i, o, log)
 		if err != nil {
 			return err

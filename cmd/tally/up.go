@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tallyman-dev/tallyman/nodes/trim"
 )
 
 // upOptions are the flags of tally up: a server's and an agent's.
@@ -53,7 +56,7 @@ func runUp(ctx context.Context, s streams, o upOptions) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	return o.hold(func(log *slog.Logger) error {
+	return o.hold(ctx, func(log *slog.Logger) error {
 		if isAgent(o.dataDir) {
 			return fmt.Errorf("this machine is an agent of a cluster (%s): run tally agent, or tally reset and remove that file", agentKeyFile(o.dataDir))
 		}
@@ -78,8 +81,9 @@ func runUp(ctx context.Context, s streams, o upOptions) error {
 	})
 }
 
-// hold runs f while the instance's directories are there and locked.
-func (i *instance) hold(f func(log *slog.Logger) error) error {
+// hold runs f while the instance's directories are there and locked, and gives
+// memory back meanwhile.
+func (i *instance) hold(ctx context.Context, f func(log *slog.Logger) error) error {
 	log, err := i.logger()
 	if err != nil {
 		return err
@@ -92,6 +96,11 @@ func (i *instance) hold(f func(log *slog.Logger) error) error {
 		return err
 	}
 	defer lock.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	var trimming sync.WaitGroup
+	trimming.Go(func() { trim.Run(ctx) })
+	defer trimming.Wait()
+	defer cancel()
 	return f(log)
 }
 

@@ -1,0 +1,92 @@
+package trim
+
+import (
+	"context"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// world is a heap that a test fills.
+type world struct {
+	heap
+	// costs is how long giving back takes.
+	costs time.Duration
+	freed []time.Duration
+	begun time.Time
+}
+
+func (w *world) free() {
+	time.Sleep(w.costs)
+	w.cycles++
+	w.held = w.live
+	w.freed = append(w.freed, time.Since(w.begun))
+}
+
+// during lets a process go on for a while; each second it does something.
+func during(t *testing.T, w *world, d time.Duration, each func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		w.begun = time.Now()
+		go run(ctx, func() heap { return w.heap }, w.free)
+		for time.Since(w.begun) < d {
+			time.Sleep(time.Second - time.Millisecond)
+			synctest.Wait()
+			each(w)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+func TestQuietProcessesAreTrimmed(t *testing.T) {
+	w := &world{heap: heap{live: 100, held: 200}}
+	during(t, w, time.Minute, func(*world) {})
+	if len(w.freed) != 1 || w.freed[0] != pause {
+		t.Errorf("gave back after %v, want once, after %s", w.freed, pause)
+	}
+}
+
+func TestBusyProcessesAreLeftAlone(t *testing.T) {
+	w := &world{heap: heap{live: 100, held: 200}}
+	during(t, w, time.Minute, func(w *world) { w.cycles++ })
+	if len(w.freed) != 0 {
+		t.Errorf("gave back after %v", w.freed)
+	}
+}
+
+func TestLittleGarbageStays(t *testing.T) {
+	w := &world{heap: heap{live: 100, held: 150}}
+	during(t, w, time.Minute, func(*world) {})
+	if len(w.freed) != 0 {
+		t.Errorf("gave back after %v", w.freed)
+	}
+}
+
+func TestTrimmingTakesASmallShareOfTime(t *testing.T) {
+	w := &world{heap: heap{live: 100, held: 200}, costs: time.Second}
+	const long = 5 * time.Hour
+	during(t, w, long, func(w *world) { w.held++ })
+	if took := time.Duration(len(w.freed)) * w.costs; len(w.freed) < 10 || took > long/share+w.costs {
+		t.Errorf("gave back %d times, which took %s of %s", len(w.freed), took, long)
+	}
+}
+
+// TestLook reads the real heap: what is dropped is held until a collection.
+func TestLook(t *testing.T) {
+	runtime.GC()
+	before := look()
+	func() {
+		dropped := make([]byte, 64<<20)
+		if grown := look(); grown.held < before.held+uint64(len(dropped)) {
+			t.Errorf("%d bytes are held, %d before", grown.held, before.held)
+		}
+		runtime.KeepAlive(dropped)
+	}()
+	runtime.GC()
+	if after := look(); after.cycles <= before.cycles || after.live > before.live+32<<20 {
+		t.Errorf("after a collection %+v, before %+v", after, before)
+	}
+}
