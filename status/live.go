@@ -5,12 +5,13 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
-	"html/template"
 	"iter"
 	"maps"
 	"net/http"
 	"sync"
 	"time"
+
+	template "github.com/DataDog/datadog-agent/pkg/template/html"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 )

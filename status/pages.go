@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"html/template"
 	"io/fs"
 	"net/url"
 	"regexp"
 	"strings"
 	"time"
+
+	template "github.com/DataDog/datadog-agent/pkg/template/html"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -70,7 +72,7 @@ func newPages(files fs.FS, version string) (*pages, error) {
 	return &pages{templates: templates, version: version, assets: hex.EncodeToString(hash.Sum(nil)[:6])}, nil
 }
 
-// functions are what templates may call.
+// functions are what templates may call; methods they can't, see DESIGN.md.
 func functions() template.FuncMap {
 	return template.FuncMap{
 		"when":      when,
@@ -94,6 +96,13 @@ func functions() template.FuncMap {
 		"mark":      mark,
 		"outcome":   outcomeWord,
 		"dict":      dict,
+		"zero":      func(v interface{ IsZero() bool }) bool { return v.IsZero() },
+		"word":      report.Level.Word,
+		"short":     desired.Revision.Short,
+		"subject":   desired.Revision.Subject,
+		"taint":     func(t corev1.Taint) string { return t.ToString() },
+		"pods":      (*report.Workload).AllPods,
+		"restarts":  func(p *nodes.PodOverview) int { return p.Status.Restarts() },
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/template"
 	"time"
 )
 
@@ -189,21 +188,9 @@ func (r *Remote) writeHooks() error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	fill := strings.NewReplacer("@REF@", quoteShell(r.ref()), "@EXECUTABLE@", quoteShell(r.options.Executable), "@SOCKET@", quoteShell(r.options.Socket))
 	for name, script := range map[string]string{preReceive: preReceiveScript, postReceive: postReceiveScript} {
-		parsed, err := template.New(name).Parse(script)
-		if err != nil {
-			return fmt.Errorf("hook %s: %w", name, err)
-		}
-		var b bytes.Buffer
-		err = parsed.Execute(&b, map[string]string{
-			"Ref":        quoteShell(r.ref()),
-			"Executable": quoteShell(r.options.Executable),
-			"Socket":     quoteShell(r.options.Socket),
-		})
-		if err != nil {
-			return fmt.Errorf("hook %s: %w", name, err)
-		}
-		if err := replaceFile(filepath.Join(dir, name), b.Bytes(), 0o755); err != nil {
+		if err := replaceFile(filepath.Join(dir, name), []byte(fill.Replace(script)), 0o755); err != nil {
 			return err
 		}
 	}

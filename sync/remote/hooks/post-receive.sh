@@ -2,10 +2,10 @@
 # Written by tally at every start; changes are lost.
 # Shows what comes of a push to the followed branch, unless it was pushed with
 # -o tally.wait=false. The branch has moved: nothing here can fail the push.
-tally={{.Executable}}
+tally=@EXECUTABLE@
 ours=
 while read -r old new ref; do
-	if [ "$ref" = {{.Ref}} ]; then
+	if [ "$ref" = @REF@ ]; then
 		ours="$old $new $ref"
 	fi
 done
@@ -18,6 +18,6 @@ while [ "$i" -lt "${GIT_PUSH_OPTION_COUNT:-0}" ]; do
 	fi
 	i=$((i + 1))
 done
-exec "$tally" hook post-receive --socket {{.Socket}} <<END
+exec "$tally" hook post-receive --socket @SOCKET@ <<END
 $ours
 END
