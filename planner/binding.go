@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -173,7 +174,7 @@ func (st *step) demandOf(p *pod) (d *storage.Demand, why string) {
 		default:
 			bound = append(bound, v.view)
 			if !v.view.Shared() {
-				attached[v.Name] = st.usedOn(k, p)
+				attached[v.Name] = cmp.Or(st.usedOn(k, p), st.unheardHolder(c))
 			}
 		}
 	}

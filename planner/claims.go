@@ -53,6 +53,9 @@ type claimRecord struct {
 	Spec        corev1.PersistentVolumeClaimSpec `json:"spec"`
 	// Volume is the name of its PersistentVolume; empty while it has none.
 	Volume string `json:"volume,omitempty"`
+	// Holder is the node whose pods use it, of a volume that only one node at a time
+	// may have: should the record be lost, a node that has not spoken since may run them.
+	Holder string `json:"holder,omitempty"`
 }
 
 func (st *step) setClaim(c *claim) {
@@ -282,10 +285,14 @@ func (st *step) use(p *pod) {
 		st.users = st.users.Set(k, users.Set(p.UID, struct{}{}))
 		st.storageDirty = true
 	}
+	st.hold(p.claims...)
 }
 
 func (st *step) leaveClaims(p *pod) {
 	for _, k := range p.claims {
+		if c, ok := st.claims.Get(k); ok && c.Holder == p.Node {
+			st.setHolder(c, "") // until it is noted whether there are others
+		}
 		users, ok := st.users.Get(k)
 		if !ok {
 			continue
@@ -297,6 +304,7 @@ func (st *step) leaveClaims(p *pod) {
 		}
 		st.storageDirty = true
 	}
+	st.hold(p.claims...)
 }
 
 func (s *State) usersOf(k desired.Key) int {

@@ -41,6 +41,7 @@ func (s *State) said(name string) *corev1.Node {
 // applyMachine takes in that Git says something else about a node, or nothing
 // any more. One that has not joined has time.
 func (st *step) applyMachine(name string) {
+	st.releaseHeld(name)
 	if n, joined := st.nodes.Get(name); joined {
 		clone := *n
 		st.putNode(&clone)

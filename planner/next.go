@@ -89,8 +89,10 @@ type step struct {
 	madeRoom bool
 	// storageDirty is set when claims and volumes must be looked at; lists are
 	// those of the rules, made when somebody asks.
-	storageDirty  bool
-	lists         *storageRules
+	storageDirty bool
+	lists        *storageRules
+	// heldClaims are those whose holder is to be noted anew.
+	heldClaims    map[desired.Key]bool
 	routesChanged bool
 	// daemons is what was found of DaemonSets in this step.
 	daemons map[desired.Key]*daemonLook
@@ -126,6 +128,7 @@ func begin(s *State, now time.Time) *step {
 		heard:         map[string]bool{},
 		texts:         map[string]string{},
 		daemons:       map[desired.Key]*daemonLook{},
+		heldClaims:    map[desired.Key]bool{},
 	}
 }
 
@@ -213,6 +216,7 @@ func (st *step) wakeUp() {
 func (st *step) finish() (*State, *Plan) {
 	st.plan.Revision = st.force.Revision.SHA
 	st.emitAssignments()
+	st.noteHolders()
 	st.emitDecisions()
 	for k := range keys(st.active) {
 		g, _ := st.groups.Get(k)

@@ -178,7 +178,8 @@ func (st *step) keepHolders(g *group) {
 	}
 }
 
-// hearFrom looks again at the StatefulSets of which a node may have had pods.
+// hearFrom looks again at the StatefulSets of which a node may have had pods, and
+// at the claims that those may have used.
 func (st *step) hearFrom(node string) {
 	for k, g := range entries(st.groups) {
 		for _, holder := range g.holders {
@@ -187,6 +188,7 @@ func (st *step) hearFrom(node string) {
 			}
 		}
 	}
+	st.releaseHeld(node)
 }
 
 func (k statefulSets) assess(st *step, g *group) (workload.Verdict, string) {

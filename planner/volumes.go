@@ -170,6 +170,7 @@ func (st *step) bindClaim(c *claim, v *volume) {
 	bound := *c
 	bound.Volume, bound.waits, bound.consumer, bound.stuck = v.Name, "", false, false
 	st.setClaim(&bound)
+	st.hold(c.Key)
 	st.act("bind", c.Key, v.Node, "to PersistentVolume "+v.Name)
 }
 
