@@ -301,6 +301,7 @@ const unreachable = corev1.TaintNodeUnreachable + ":" + string(corev1.TaintEffec
 // giveUpDue decides about a pod whose time on a silent node is over.
 func (st *step) giveUpDue(n *node, g *group, p *pod) {
 	alone, stuck := st.tie(g, p)
+	alone = alone || st.failoverOf(g, p) == desired.FailoverFenced
 	reason := "node " + n.Name + " does not answer"
 	switch {
 	case stuck != "":

@@ -504,3 +504,24 @@ func TestLostJobPod(t *testing.T) {
 		t.Fatalf("%d failed", g.run.Failed)
 	}
 }
+
+// TestWhatSaysThatItIsFenced: of no pod that says so two run, of whatever kind.
+func TestWhatSaysThatItIsFenced(t *testing.T) {
+	w := newWorld(t, "n1", "n2", "n3")
+	d := deployment("a", 1)
+	d.Annotations = fenced
+	w.push(d)
+	w.settle()
+	before := w.pods("a")[0]
+	w.promise(before.Node)
+	w.fallSilent(before.Node)
+	w.elapse(time.Hour)
+	if after := w.pods("a"); len(after) != 1 || after[0].UID != before.UID {
+		t.Fatalf("given up while its lease may be valid: %v", w.uids("a"))
+	}
+	w.lapse(before.Node)
+	w.work(before.Node)
+	if after := w.pods("a"); len(after) != 1 || after[0].UID == before.UID || !after[0].serving() {
+		t.Fatalf("not given away: %v, %v", w.uids("a"), w.last.Waiting)
+	}
+}
