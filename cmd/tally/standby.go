@@ -68,7 +68,8 @@ func (s *standby) run(ctx context.Context) error {
 	group.Go(func() error { return serveHTTP(ctx, local, s.localHandler()) })
 	group.Go(func() error { return serveHTTP(ctx, outward, s.outwardHandler()) })
 	group.Go(func() error {
-		return wire.ServeStandby(ctx, agents, wire.StandbyOptions{Credentials: credentials.NewTLS(s.authority.ServerTLS()), Leader: s.leaderAddress})
+		secure := wire.Bounded(credentials.NewTLS(s.authority.ServerTLS()), s.authority.Knows)
+		return wire.ServeStandby(ctx, agents, wire.StandbyOptions{Credentials: secure, Leader: s.leaderAddress})
 	})
 	// The repository is kept at hand, so that a new leader need not fetch all of it.
 	group.Go(func() error { return s.repository.Run(ctx) })

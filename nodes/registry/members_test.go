@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -517,6 +518,34 @@ func TestStrangersGetNothing(t *testing.T) {
 			t.Errorf("%s: a certificate", what)
 		}
 		cancel()
+	}
+}
+
+// TestStrangersSayLittle: a server that hears them out needs memory for it.
+func TestStrangersSayLittle(t *testing.T) {
+	w := newTown(t)
+	n := w.citizen("a")
+	config, err := n.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	naked := config.Clone()
+	naked.GetClientCertificate = nil
+	for what, c := range map[string]struct {
+		credentials credentials.TransportCredentials
+		size        int
+		want        codes.Code
+	}{
+		"a stranger":           {credentials.NewTLS(naked), 1000, codes.PermissionDenied},
+		"a talkative stranger": {credentials.NewTLS(naked), 1 << 20, codes.Unavailable},
+		"a talkative node":     {w.tls(n), 1 << 20, codes.PermissionDenied},
+		"an expired one":       {w.tls(w.made(91 * 24 * time.Hour)), 1 << 20, codes.Unavailable},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		_, err := w.service(c.credentials).Join(ctx, &pb.JoinRequest{Node: "b", Token: strings.Repeat("x", c.size)})
+		if cancel(); status.Code(err) != c.want {
+			t.Errorf("%s: %v, want %v", what, err, c.want)
+		}
 	}
 }
 

@@ -204,6 +204,7 @@ func (r *Registry) open(door Door) (*wire.Server, error) {
 	if door.Peers != nil {
 		o.Credentials = wire.Aside(r.o.Authority.ServerTLS(), trust.PeerProtocol, func(c *tls.Conn) { r.peer(c, door.Peers) })
 	}
+	o.Credentials = wire.Bounded(o.Credentials, r.o.Authority.Knows)
 	o.Identify, o.Join, o.Renew = r.identify, r.admit, r.renew
 	return wire.NewServer(o)
 }

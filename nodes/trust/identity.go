@@ -114,6 +114,12 @@ func (a *Authority) Identify(chain []*x509.Certificate) (Identity, error) {
 	return Identity{Node: leaf.Subject.CommonName, Key: fingerprint(leaf.RawSubjectPublicKeyInfo), Expires: leaf.NotAfter}, nil
 }
 
+// Knows tells that a connection's certificate is one of the cluster's nodes'.
+func (a *Authority) Knows(chain []*x509.Certificate) bool {
+	_, err := a.Identify(chain)
+	return err == nil
+}
+
 func fingerprint(publicKeyInfo []byte) string {
 	sum := sha256.Sum256(publicKeyInfo)
 	return hex.EncodeToString(sum[:])
