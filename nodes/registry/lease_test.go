@@ -229,14 +229,15 @@ func TestAgentsAreGrantedLeasesOverTheWire(t *testing.T) {
 	w := newWorldWith(t, Options{})
 	a, _ := w.join("n1")
 	in := w.joined("n1")
-	w.Tune(desired.Nodes{SilentAfter: time.Minute, Lease: 30 * time.Millisecond}) // a heartbeat every 10 ms
+	const lease = 900 * time.Millisecond // a heartbeat every 300 ms; three without an answer end the session
+	w.Tune(desired.Nodes{SilentAfter: time.Minute, Lease: lease})
 	w.Assign(nodes.Assignment{Node: "n1", Session: in.Node.Session})
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		a.mu.Lock()
 		leases, assignments := a.leases, a.assignments
 		a.mu.Unlock()
 		if len(leases) > 3 {
-			if leases[0] != 30*time.Millisecond || assignments != 1 {
+			if leases[0] != lease || assignments != 1 {
 				t.Errorf("leases %v after %d assignments", leases, assignments)
 			}
 			return
