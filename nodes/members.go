@@ -17,6 +17,9 @@ type Member struct {
 	// Assumed is set when nobody decided on it: it was the first of that name
 	// after the record was lost. What a ledger says counts more.
 	Assumed bool `json:"assumed,omitempty"`
+	// Removed is set once Git has taken the node out of the cluster: a machine gets
+	// the name with a token, and with no certificate.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // Admission asks that a node's name belong to a machine.
@@ -46,4 +49,12 @@ func (e *TakenError) Error() string {
 	}
 	return fmt.Sprintf("node %s is already joined%s: give this machine another --node-name, or let it take over with a token made by "+
 		"tally token create --node %s --replace", e.Name, from, e.Name)
+}
+
+// RemovedError is returned to a machine whose node was taken out of the cluster.
+type RemovedError struct{ Name string }
+
+func (e *RemovedError) Error() string {
+	return fmt.Sprintf("node %s was removed from the cluster: to join as a new node, run tally reset on the machine, remove <data-dir>/agent/tls, "+
+		"and give it a token made by tally token create", e.Name)
 }

@@ -8,6 +8,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/planner/place"
 	"github.com/tallyman-dev/tallyman/planner/workload"
 )
 
@@ -16,7 +17,9 @@ import (
 const drainMercy = workload.DefaultDeadline
 
 // markDepartures notes which pods are to leave a node that answers: those whose
-// time with one of its taints is over. A DaemonSet sees to its own.
+// time with one of its taints is over. A DaemonSet sees to those that do not
+// tolerate it at all, and makes others anew, as in Kubernetes, for their node is
+// still one that it is for.
 func (st *step) markDepartures(n *node) {
 	if n.look.IsZero() || n.look.After(st.now) {
 		return
@@ -24,11 +27,12 @@ func (st *step) markDepartures(n *node) {
 	look := time.Time{}
 	for uid := range keys(n.pods) {
 		g, p := st.pod(uid)
-		if p == nil || g.key.Kind == kindDaemonSet || p.done() {
+		if p == nil || p.done() {
 			continue
 		}
 		at, taint, ok := departure(p, n, 0)
 		switch {
+		case g.key.Kind == kindDaemonSet && !stays(p, n):
 		case ok && at.After(st.now):
 			if look.IsZero() || at.Before(look) {
 				look = at
@@ -43,6 +47,28 @@ func (st *step) markDepartures(n *node) {
 	n = st.nodeFor(n.Name)
 	n.look = look
 	st.nodes = st.nodes.Set(n.Name, n)
+}
+
+// stays reports whether a pod of a DaemonSet may run on a node for some time.
+func stays(p *pod, n *node) bool {
+	_, stays := place.Eligible(p.request, n.load)
+	return stays
+}
+
+// lookFor has a node looked at when a pod that was bound to it is to leave again.
+func (st *step) lookFor(p *pod) {
+	if _, evicts := st.tainted.Get(p.Node); !evicts {
+		return
+	}
+	n := st.nodeFor(p.Node)
+	at, _, leaves := departure(p, n, 0)
+	if soon := st.now.Add(time.Second); at.Before(soon) {
+		at = soon // or it would come and go without end
+	}
+	if leaves && (n.look.IsZero() || at.Before(n.look)) {
+		n.look = at
+		st.nodes = st.nodes.Set(n.Name, n)
+	}
 }
 
 // stayPut takes back that pods are to leave a node.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -211,5 +212,54 @@ func TestUnhealthyPods(t *testing.T) {
 				t.Errorf("leaving: %q, held: %q", p.leaving, p.held)
 			}
 		})
+	}
+}
+
+// TestDaemonsTolerationEnds: a pod of a DaemonSet goes when its time with a taint
+// is over, and the next one has as much: its node is still one that it is for.
+func TestDaemonsTolerationEnds(t *testing.T) {
+	w := newWorld(t, "n1")
+	d := daemonSet("agent", func(d *appsv1.DaemonSet) {
+		d.Spec.Template.Spec.Tolerations = []corev1.Toleration{{Key: "drain", Operator: corev1.TolerationOpExists, TolerationSeconds: new(int64(60))}}
+	})
+	w.push(d, machineOf("n1", drainNow))
+	for range 3 {
+		first := w.uids("agent")
+		w.elapse(58 * time.Second)
+		if now := w.uids("agent"); len(first) != 1 || !slices.Equal(now, first) {
+			t.Fatalf("%v after %v: too early", now, first)
+		}
+		w.elapse(4 * time.Second)
+		w.work()
+		if now := w.uids("agent"); len(now) != 1 || slices.Equal(now, first) {
+			t.Fatalf("%v after %v: not replaced", now, first)
+		}
+	}
+	w.push(d)
+	w.settle()
+	last := w.uids("agent")
+	w.elapse(time.Hour)
+	if now := w.uids("agent"); !slices.Equal(now, last) {
+		t.Errorf("%v after %v, and the taint is gone", now, last)
+	}
+}
+
+// TestTolerationBeginsWithThePod: one that is made on a node with the taint has
+// its whole time.
+func TestTolerationBeginsWithThePod(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(machineOf("n1", drainNow), namespace("default"))
+	w.elapse(time.Hour)
+	w.push(machineOf("n1", drainNow), namespace("default"), deployment("a", 1, tolerating("drain", 60)))
+	w.work()
+	first := w.uids("a")
+	w.elapse(50 * time.Second)
+	if now := w.uids("a"); !slices.Equal(now, first) {
+		t.Errorf("%v after %v: too early", now, first)
+	}
+	w.elapse(20 * time.Second)
+	w.work()
+	if now := w.uids("a"); slices.Equal(now, first) {
+		t.Error("not replaced")
 	}
 }

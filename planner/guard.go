@@ -17,11 +17,12 @@ const confirmTrailer = "Tally-Confirm"
 // in its commit message; nil lets it pass.
 func (st *step) guard(c *comparison, source string) *nodes.Hold {
 	why := st.objection(c, source)
-	confirm := fmt.Sprintf("delete %d", len(c.gone))
+	ends := slices.Concat(c.gone, c.lost)
+	confirm := fmt.Sprintf("delete %d", len(ends))
 	if why == "" || confirmed(c.next.Revision(), confirm) {
 		return nil
 	}
-	return &nodes.Hold{Revision: c.next.Revision(), Deletes: c.gone, Why: why, Confirm: confirmTrailer + ": " + confirm}
+	return &nodes.Hold{Revision: c.next.Revision(), Deletes: ends, Why: why, Confirm: confirmTrailer + ": " + confirm}
 }
 
 func confirmed(r desired.Revision, confirm string) bool {
@@ -38,7 +39,7 @@ func (st *step) objection(c *comparison, source string) string {
 		}
 	}
 	if len(c.gone) == 0 {
-		return ""
+		return lossWith(c.lost)
 	}
 	if len(c.gone) == c.size() {
 		return fmt.Sprintf("everything in force (%s) would be deleted", count(c.size(), "object"))
@@ -53,6 +54,9 @@ func (st *step) objection(c *comparison, source string) string {
 	if lost := st.dataLost(c); len(lost) > 0 {
 		return fmt.Sprintf("the data of %s would be deleted %s after: %s",
 			countData(lost), c.next.Settings().KeepData, listKeys(lost))
+	}
+	if why := lossWith(c.lost); why != "" {
+		return why
 	}
 	return overGuard(st.bounds(c.next), c)
 }

@@ -31,7 +31,11 @@ func (s *State) said(name string) *corev1.Node {
 	if s.snapshot == nil {
 		return nil
 	}
-	if o := s.snapshot.Get(nodeKey(name)); o != nil {
+	return nodeIn(s.snapshot, name)
+}
+
+func nodeIn(snapshot *desired.Snapshot, name string) *corev1.Node {
+	if o := snapshot.Get(nodeKey(name)); o != nil {
 		v, _ := o.Value.(*corev1.Node)
 		return v
 	}
@@ -42,6 +46,7 @@ func (s *State) said(name string) *corev1.Node {
 // any more. One that has not joined has time.
 func (st *step) applyMachine(name string) {
 	st.releaseHeld(name)
+	st.applyRemoval(name)
 	if n, joined := st.nodes.Get(name); joined {
 		clone := *n
 		st.putNode(&clone)

@@ -42,7 +42,10 @@ func (s *State) machineHealth(h *nodes.ObjectHealth) {
 		return
 	}
 	n, joined := s.nodes.Get(h.Key.Name)
+	removal, why := s.removalHealth(h.Key.Name)
 	switch {
+	case removal != "":
+		h.Health, h.Reason = removal, why
 	case !joined || !n.told && !n.reported:
 		h.Reason = "no machine of this name has joined"
 	case n.silent():

@@ -47,6 +47,7 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 		st.wakeDaemons()
 		st.autoscale()
 		st.reconcile()
+		st.removeNodes()
 		st.evict()
 		st.reconcile() // what takes the place of those that go
 		st.settleStorage()

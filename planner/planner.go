@@ -115,7 +115,8 @@ type FieldDifference struct {
 
 // Action is one thing that a step sets going.
 type Action struct {
-	// Verb is "start", "resize", "scale", "drain", "stop", "forget", "adopt".
+	// Verb is "start", "resize", "scale", "drain", "stop", "forget", "adopt",
+	// "remove" and the like.
 	Verb   string      `json:"verb"`
 	Object desired.Key `json:"object"`
 	Node   string      `json:"node,omitempty"`

@@ -21,10 +21,15 @@ func (s *State) Revoked() []string {
 		if !ok {
 			continue
 		}
-		if value, found := n.Annotations[revokedAnnotation]; found && value != "false" {
+		if isRevoked(n) {
 			names = append(names, n.Name)
 		}
 	}
 	slices.Sort(names)
 	return names
+}
+
+func isRevoked(n *corev1.Node) bool {
+	value, found := n.Annotations[revokedAnnotation]
+	return found && value != "false"
 }

@@ -37,6 +37,8 @@ type muster struct {
 	peers []proxy.Node
 	// tainted are the nodes with taints that evict, silent ones included.
 	tainted *immutable.SortedMap[string, struct{}]
+	// outcasts are the names of the nodes that Git takes out of the cluster.
+	outcasts *immutable.SortedMap[string, struct{}]
 	// departing are the pods that are to leave a node that answers.
 	departing *immutable.SortedMap[nodes.UID, struct{}]
 	all       census
@@ -49,6 +51,7 @@ func newMuster() muster {
 			return hashText(string(p.Addr().AsSlice()))
 		})),
 		rangeless: immutable.NewSortedMap[string, struct{}](nil),
+		outcasts:  newOutcasts(),
 		tainted:   immutable.NewSortedMap[string, struct{}](nil),
 		departing: immutable.NewSortedMap[nodes.UID, struct{}](comparer[nodes.UID](compareUID)),
 		zones:     immutable.NewMap[string, census](nil),
@@ -186,6 +189,9 @@ func departure(p *pod, n *node, tolerate time.Duration) (at time.Time, taint str
 		patience, forever := tolerance(p.Template.Spec.Tolerations, t, tolerate)
 		if forever {
 			continue
+		}
+		if since.Before(p.Created) {
+			since = p.Created // Kubernetes counts from when it first sees the pod there
 		}
 		if due := since.Add(patience); !ok || due.Before(at) {
 			at, taint, ok = due, t.ToString(), true

@@ -41,6 +41,8 @@ type comparison struct {
 	// changed are the keys that differ or may differ, those that go included;
 	// gone are those that next does not have.
 	changed, gone []desired.Key
+	// lost are the claims and snapshots whose data goes with removed nodes.
+	lost []desired.Key
 }
 
 func (st *step) compare(next *desired.Snapshot) *comparison {
@@ -59,6 +61,7 @@ func (st *step) compare(next *desired.Snapshot) *comparison {
 			c.gone = append(c.gone, k)
 		}
 	}
+	c.lost = st.lostWith(c)
 	return c
 }
 
@@ -111,6 +114,9 @@ func (st *step) apply(c *comparison, source string) {
 		st.decide(kindOfNetwork, theOne, st.network)
 	}
 	st.applyOverlay(next.Settings().Network.Overlay)
+	if c.old == nil {
+		st.outcasts = newOutcasts()
+	}
 	var altered []desired.Key
 	for _, k := range c.changed {
 		if st.alters(c, k) {

@@ -229,7 +229,8 @@ func (st *step) reclaim() {
 		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() || st.isCopied(v) {
 			continue
 		}
-		if n, _ := st.nodes.Get(v.Maker); n == nil || !n.reported {
+		n, there := st.nodes.Get(v.Maker)
+		if !there && st.reassign(v) || n == nil || !n.reported {
 			continue // what it says about the volume may be newer
 		}
 		end := v.Released.Add(keep)

@@ -84,6 +84,22 @@ func (n *nodeRecord) mayKeep(uid nodes.UID) bool {
 	return has || uid != "" && len(uid) <= maxUID && len(n.statuses) < maxStatuses
 }
 
+// ForgetNode drops what a node said.
+func (s *Store) ForgetNode(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	record := s.nodes[name]
+	if record == nil {
+		return
+	}
+	for uid := range record.statuses {
+		s.behind[statusPlace(name, uid)] = nil
+	}
+	s.behind[Place{Part: PartNodes, Key: name}] = nil
+	delete(s.nodes, name)
+	s.touch()
+}
+
 func statusPlace(node string, uid nodes.UID) Place {
 	return Place{Part: PartStatuses, Of: node, Key: string(uid)}
 }

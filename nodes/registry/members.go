@@ -13,7 +13,7 @@ import (
 
 // Member says which machine a node's name belongs to. A session of another one
 // ends; the next machine must wait until that one's lease is over, for it may
-// run fenced pods until then.
+// run fenced pods until then. Of a node that was removed nothing else is kept.
 func (r *Registry) Member(m nodes.Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -25,8 +25,11 @@ func (r *Registry) Member(m nodes.Member) {
 			r.shut(known, err)
 		}
 	}
-	if before.Identity != "" && before.Identity != m.Identity {
+	if before.Identity != "" && (before.Identity != m.Identity || before.Removed && !m.Removed) {
 		known.after = max(known.until, r.began+over(r.longest))
+	}
+	if m.Removed && known.session == nil {
+		known.state, known.assignment, known.expected = nodes.NodeState{}, nil, false
 	}
 }
 
@@ -63,6 +66,8 @@ func (r *Registry) contradicts(m *member, s *session) error {
 		return revoked(s.node)
 	case s.caller.Local || s.caller.Identity == "":
 		return nil
+	case m.owner.Removed:
+		return &nodes.RemovedError{Name: s.node}
 	case m.owner.Identity != s.caller.Identity:
 		return &nodes.TakenError{Member: m.owner}
 	}
@@ -92,6 +97,8 @@ func (r *Registry) vouch(ctx context.Context, id trust.Identity, from string) er
 	switch {
 	case err != nil:
 		return err
+	case owner.Removed:
+		return &nodes.RemovedError{Name: id.Node}
 	case owner.Identity == id.Key:
 		return nil
 	case owner.Identity != "":

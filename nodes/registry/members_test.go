@@ -663,3 +663,40 @@ func TestTheLedgerLeavesSealed(t *testing.T) {
 		}
 	}
 }
+
+// TestRemovedNodes are forgotten, and their certificates are good for nothing.
+func TestRemovedNodes(t *testing.T) {
+	w := newTown(t)
+	w.assign("a")
+	first := w.citizen("a")
+	stream, err := w.session(w.tls(first), "a", &pb.Report{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	m := nodes.Member{Name: "a", Identity: w.owners["a"], Removed: true}
+	delete(w.owners, "a")
+	w.mu.Unlock()
+	w.Member(m)
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	w.refused("its session", err, "was removed from the cluster", "tally reset", "tally token create")
+	if left := w.Nodes(); len(left) > 0 {
+		t.Errorf("the registry still has %v", left)
+	}
+	_, err = w.session(w.tls(first), "a", &pb.Report{})
+	w.refused("another one", err, "was removed from the cluster")
+	request, _ := first.Request("a")
+	_, err = w.service(w.tls(first)).Renew(t.Context(), &pb.RenewRequest{Request: request})
+	w.refused("renewal", err, "was removed from the cluster")
+	second := w.machine()
+	if err := w.buy(second, "a", w.token(trust.Token{})); err != nil {
+		t.Fatal(err)
+	}
+	w.later.Store(int64(time.Minute))
+	w.assign("a")
+	if _, err := w.session(w.tls(second), "a", &pb.Report{}); err != nil {
+		t.Errorf("a new node of that name: %v", err)
+	}
+}

@@ -69,6 +69,8 @@ type Record interface {
 
 	SaveNode(state nodes.NodeState)
 	SaveReport(r nodes.Report)
+	// ForgetNode drops what was saved of a node.
+	ForgetNode(name string)
 	// Observed returns what the nodes said last.
 	Observed() ([]nodes.NodeState, []nodes.Report)
 

@@ -38,7 +38,8 @@ type admission struct {
 }
 
 // Admit decides whether a machine may have a node's name, and returns once that
-// is recorded: nil, a *nodes.TakenError when the name is another machine's, or why not.
+// is recorded: nil, a *nodes.TakenError when the name is another machine's, a
+// *nodes.RemovedError when it was that of a removed node, or why not.
 func (l *Loop) Admit(ctx context.Context, a nodes.Admission) error {
 	q := admission{a, make(chan error, 1)}
 	select {
@@ -58,6 +59,9 @@ func (l *Loop) Admit(ctx context.Context, a nodes.Admission) error {
 func (r *runner) admit(ctx context.Context, a nodes.Admission) error {
 	known := r.members.byName[a.Name]
 	switch {
+	case known.Removed && a.Token == "":
+		return &nodes.RemovedError{Name: a.Name}
+	case known.Removed:
 	case known.Identity == a.Identity && !known.Assumed:
 		return nil
 	case known.Identity == a.Identity && a.Assumed:
@@ -82,7 +86,7 @@ func (r *runner) admit(ctx context.Context, a nodes.Admission) error {
 		r.takeIn(d)
 	}
 	delete(r.members.told, a.Name)
-	if known.Identity != "" && known.Identity != a.Identity {
+	if known.Identity != "" && known.Identity != a.Identity && !known.Removed {
 		r.o.Log.Warn("a node's name belongs to another machine now", "node", a.Name, "from", a.From, "before", known.From)
 	}
 	return nil
@@ -223,18 +227,40 @@ func (r *runner) recallMembers(ledger []nodes.Decision) {
 	}
 }
 
-// knowNode records that there is such a node.
-func (r *runner) knowNode(name string) {
-	if _, known := r.members.byName[name]; known {
+// knowNode records that there is such a node: the server's own machine comes
+// back without being admitted.
+func (r *runner) knowNode(state *nodes.NodeState) {
+	m, known := r.members.byName[state.Name]
+	if known && !(m.Removed && state.Ready) {
 		return
 	}
-	d, err := memberDecision(nodes.Member{Name: name})
+	m.Name, m.Removed = state.Name, false
+	r.settleMember(m)
+}
+
+// settleMember makes what is decided about a name the one in force, and has it
+// recorded with the rest.
+func (r *runner) settleMember(m nodes.Member) {
+	d, err := memberDecision(m)
 	if err != nil {
-		r.o.Log.Error("node not recorded", "node", name, "reason", err)
+		r.o.Log.Error("node not recorded", "node", m.Name, "reason", err)
 		return
 	}
+	delete(r.members.told, m.Name)
 	r.takeIn(d)
 	r.outbox.decide(d)
+}
+
+// remove takes the names from the machines of removed nodes.
+func (r *runner) remove() {
+	for _, name := range r.state.Removed() {
+		if m, known := r.members.byName[name]; known && !m.Removed {
+			r.o.Log.Info("node removed from the cluster", "node", name, "from", m.From)
+			m.Removed = true
+			r.settleMember(m)
+			r.o.Record.ForgetNode(name)
+		}
+	}
 }
 
 // revoke hands out the names that the revision in force shuts out.

@@ -246,3 +246,80 @@ func TestRevokedNodesAreHandedOut(t *testing.T) {
 		}
 	})
 }
+
+// TestARemovedNodesNameIsForTokensAlone: no certificate of before counts, a
+// restart does not wait for the node, and a token makes the name another's.
+func TestARemovedNodesNameIsForTokensAlone(t *testing.T) {
+	out := &desired.Object{
+		Key: desired.Key{Kind: "Node", Name: "a"}, Fingerprint: "out",
+		Value: &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "a", Annotations: map[string]string{"tallyman.dev/revoked": "broken"}},
+			Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: corev1.TaintNodeOutOfService, Effect: corev1.TaintEffectNoExecute}}},
+		},
+	}
+	runWith(t, func(w *world) { w.several = true }, func(w *world) {
+		refused := func(when string) {
+			t.Helper()
+			var gone *nodes.RemovedError
+			if err := w.ask("a", "first", assumed); !errors.As(err, &gone) {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+		web := deployment("web", "app:1", 1)
+		w.repository.commit("one", web)
+		w.repository.commit("two", web, out)
+		w.repository.commit("three", web)
+		w.push("one")
+		if err := w.ask("a", "first"); err != nil {
+			t.Fatal(err)
+		}
+		w.push("two")
+		refused("removed")
+		w.push("three")
+		refused("no longer revoked")
+		began := time.Now()
+		w.stop()
+		w.start()
+		w.machine.connect(w.inputs)
+		synctest.Wait()
+		if w.inForce() != "three" || !time.Now().Equal(began) {
+			t.Errorf("the start waited for a removed node: in force %q", w.inForce())
+		}
+		refused("after a restart")
+		if err := w.ask("a", "second"); err != nil {
+			t.Errorf("with a token: %v", err)
+		}
+		w.expectOwner("a", "second")
+		if m := w.machine.owners["a"]; m.Removed {
+			t.Error("the new node counts as removed")
+		}
+	})
+}
+
+// TestTheServersOwnMachineComesBack: nobody admits it.
+func TestTheServersOwnMachineComesBack(t *testing.T) {
+	node := &desired.Object{
+		Key: desired.Key{Kind: "Node", Name: "n1"}, Fingerprint: "out",
+		Value: &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{"tallyman.dev/revoked": ""}},
+			Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: corev1.TaintNodeOutOfService, Effect: corev1.TaintEffectNoExecute}}},
+		},
+	}
+	run(t, func(w *world) {
+		web := deployment("web", "app:1", 1)
+		w.repository.commit("one", web, node)
+		w.repository.commit("two", web)
+		w.push("one")
+		w.inputs <- Input{Node: &nodes.NodeState{Node: nodes.Node{Name: "n1"}, Since: time.Now(), Reason: "revoked"}}
+		synctest.Wait()
+		if m := w.machine.owners["n1"]; !m.Removed {
+			t.Fatal("not removed")
+		}
+		w.push("two")
+		w.machine.connect(w.inputs)
+		synctest.Wait()
+		if m := w.machine.owners["n1"]; m.Removed || len(w.Overview().Nodes) != 1 {
+			t.Errorf("%+v, nodes %v", m, w.Overview().Nodes)
+		}
+	})
+}

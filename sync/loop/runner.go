@@ -163,7 +163,7 @@ func (r *runner) input(ctx context.Context, in Input) {
 	if in.Node != nil {
 		r.change.Nodes = append(r.change.Nodes, *in.Node)
 		r.o.Record.SaveNode(*in.Node)
-		r.knowNode(in.Node.Name)
+		r.knowNode(in.Node)
 	}
 	if in.Report == nil {
 		return
@@ -195,6 +195,7 @@ func (r *runner) step(ctx context.Context) {
 		state, plan := r.o.Next(r.state, change, now)
 		r.state = state
 		r.revoke()
+		r.remove()
 		r.alarm(plan.Wake, now)
 		r.outbox.add(plan)
 		r.o.Record.AppendEvents(plan.Events)

@@ -94,10 +94,17 @@ func (r *runner) learn(decisions []nodes.Decision) {
 	for _, d := range decisions {
 		switch {
 		case d.Kind == kindNode && d.Value != nil:
-			r.start.expected[d.Key] = true
+			r.expectNode(d)
 		case d.Kind == kindLease && d.Value != nil:
 			r.learnLease(d)
 		}
+	}
+}
+
+// expectNode waits for a node that is known, unless it was removed.
+func (r *runner) expectNode(d nodes.Decision) {
+	if m, err := memberOf(d); err != nil || !m.Removed {
+		r.start.expected[d.Key] = true
 	}
 }
 

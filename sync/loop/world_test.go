@@ -82,6 +82,12 @@ func (m *memory) SaveNode(s nodes.NodeState) {
 	m.states[s.Name] = s
 }
 func (m *memory) SaveReport(nodes.Report) {}
+func (m *memory) ForgetNode(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.states, name)
+}
+
 func (m *memory) Observed() ([]nodes.NodeState, []nodes.Report) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

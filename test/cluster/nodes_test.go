@@ -22,6 +22,7 @@ func TestNodes(t *testing.T) {
 	t.Run("labels and taints", func(t *testing.T) { labels(w.in(t)) })
 	t.Run("drain", func(t *testing.T) { drain(w.in(t)) })
 	t.Run("revoke", func(t *testing.T) { revoke(w.in(t)) })
+	t.Run("remove", func(t *testing.T) { remove(w.in(t)) })
 }
 
 // sameName has a second machine ask for the name of the first.
@@ -143,6 +144,59 @@ func revoke(w *world) {
 	w.clone.Git("revert", "--no-edit", "HEAD")
 	w.clone.Push()
 	w.awaitReady()
+	w.once(4 + len(w.nodes))
+}
+
+// remove takes a machine that died out of the cluster, and lets it in as a new
+// node when it is clean.
+func remove(w *world) {
+	victim := w.nodes[2]
+	o, err := w.server.Overview()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	before := node(o, victim.Name).PodCIDR
+	victim.Die()
+	w.clone.Write("node3.yaml", nodeManifest(victim.Name, `annotations: {tallyman.dev/revoked: "broken"}`,
+		"taints: [{key: node.kubernetes.io/out-of-service, value: nodeshutdown, effect: NoExecute}]"))
+	w.clone.Commit("node3 is gone for good")
+	if r := w.clone.Push(); r.Code != 0 {
+		w.t.Fatalf("push: %+v", r)
+	}
+	w.Eventually(patience, "node3 is forgotten", func() error {
+		o, err := w.server.Overview()
+		if err == nil && node(o, victim.Name) != nil {
+			err = fmt.Errorf("%+v", node(o, victim.Name))
+		}
+		return err
+	})
+	w.awaitPods("web-", 4, victim.Name)
+	w.clone.Git("revert", "--no-edit", "HEAD")
+	w.clone.Push()
+	victim.Boot()
+	victim.StartTallyAgain()
+	w.Eventually(patience, "its certificate is good for nothing", func() error {
+		if !victim.LogHas("was removed from the cluster") {
+			return fmt.Errorf("its log does not say so")
+		}
+		return nil
+	})
+	victim.TallyProcess().Stop()
+	if r := victim.Tally("reset"); r.Code != 0 {
+		w.t.Fatalf("reset: %+v", r)
+	}
+	if r := victim.Run("rm", "-r", "/var/lib/tallyman/agent/tls"); r.Code != 0 {
+		w.t.Fatalf("remove the certificate: %+v", r)
+	}
+	victim.Join(w.server, "--zone", "zone1")
+	w.awaitReady()
+	if o, err = w.server.Overview(); err != nil {
+		w.t.Fatal(err)
+	}
+	if now := node(o, victim.Name).PodCIDR; now != before {
+		w.t.Errorf("the new node has %s, and %s was free", now, before)
+	}
+	w.awaitPods("asker", len(w.nodes))
 	w.once(4 + len(w.nodes))
 }
 

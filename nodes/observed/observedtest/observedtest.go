@@ -27,6 +27,7 @@ type Record interface {
 	Record(ctx context.Context, decisions []nodes.Decision) error
 	SaveNode(state nodes.NodeState)
 	SaveReport(r nodes.Report)
+	ForgetNode(name string)
 	Observed() ([]nodes.NodeState, []nodes.Report)
 	AppendHistory(e nodes.HistoryEntry)
 	UpdateHistory(e nodes.HistoryEntry)
@@ -227,6 +228,14 @@ func reports(_ *testing.T, s *suite) {
 	for range 2 {
 		_, got := s.Observed()
 		s.equal("statuses after a complete report", want, got)
+		s.reopen()
+	}
+	s.ForgetNode("n1")
+	s.ForgetNode("never heard of")
+	for range 2 {
+		states, got := s.Observed()
+		s.equal("states without a node that is forgotten", []nodes.NodeState(nil), states)
+		s.equal("statuses without it", want[1:], got)
 		s.reopen()
 	}
 }
