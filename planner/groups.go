@@ -106,12 +106,14 @@ func (s *State) frozen(g *group) string {
 	return ""
 }
 
-// fungible reports whether what is done about a group's pods does not depend on
-// what becomes of each: one that is not heard of counts as not ready, and what
-// was decided about it is carried out when its node is back.
+// fungible reports whether a group goes on while one of its pods is not heard
+// of: that one counts as not ready, and what is decided about it is carried out
+// when its node is back. A StatefulSet in order waits for it then, as for any
+// pod that is not ready; a parallel one does not. An ordinal is free only when
+// nothing is left of its pod.
 func fungible(g *group) bool {
 	switch g.kind().(type) {
-	case deployments, replicaSets, jobs:
+	case deployments, replicaSets, jobs, statefulSets:
 		return true
 	}
 	return false
@@ -202,7 +204,10 @@ func (st *step) viewOf(p *pod) workload.Pod {
 		v.Phase, v.Ready, v.ReadySince, v.Restarts = p.status.Phase, p.status.Ready, p.status.ReadySince, p.status.Restarts()
 	}
 	if st.unreachable(p) {
-		v.Ready = false
+		v.Ready, v.Silent = false, true
+		if v.Why == "" && p.Workload.Kind != kindDaemonSet { // which leaves its node alone
+			v.Why = clause("NodeNotReady", "node "+p.Node+" does not answer")
+		}
 	}
 	return v
 }

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -523,5 +524,84 @@ func TestWhatSaysThatItIsFenced(t *testing.T) {
 	w.work(before.Node)
 	if after := w.pods("a"); len(after) != 1 || after[0].UID == before.UID || !after[0].serving() {
 		t.Fatalf("not given away: %v, %v", w.uids("a"), w.last.Waiting)
+	}
+}
+
+// inOrder is a StatefulSet over the nodes that starts one pod after the other.
+func inOrder(replicas int32) *appsv1.StatefulSet {
+	s := fencedSet(nil)
+	s.Spec.Replicas, s.Spec.PodManagementPolicy = &replicas, appsv1.OrderedReadyPodManagement
+	return s
+}
+
+func parallel(replicas int32) *appsv1.StatefulSet {
+	s := fencedSet(nil)
+	s.Spec.Replicas = &replicas
+	return s
+}
+
+// TestStatefulSetWithASilentPod: in order it waits for that pod, as for any that
+// is not ready; in parallel the others go on. Its ordinal is nobody else's.
+func TestStatefulSetWithASilentPod(t *testing.T) {
+	newer := func(s *appsv1.StatefulSet) *appsv1.StatefulSet {
+		s.Spec.Template.Spec.Containers[0].Image = "app:2"
+		return s
+	}
+	tests := map[string]struct {
+		before, after *appsv1.StatefulSet
+		silent        int
+		// want are the pods that are there then, the silent one included, and how many
+		// of them have the newer template; says is what is waited for.
+		want    []int
+		updated int
+		says    string
+	}{
+		"in order, more":     {inOrder(3), inOrder(4), 1, []int{0, 1, 2}, 0, "is not fenced"},
+		"in order, fewer":    {inOrder(3), inOrder(2), 0, []int{0, 1, 2}, 0, "is not fenced"},
+		"in order, newer":    {inOrder(3), newer(inOrder(3)), 0, []int{0, 1, 2}, 0, "is not fenced"},
+		"in parallel, more":  {parallel(3), parallel(5), 1, []int{0, 1, 2, 3, 4}, 0, "is not fenced"},
+		"in parallel, fewer": {parallel(3), parallel(2), 0, []int{0, 1}, 0, "is not fenced"},
+		"in parallel, newer": {parallel(3), newer(parallel(3)), 1, []int{0, 1, 2}, 0, "is not fenced"},
+		"in parallel, newer, room for two": {parallel(3), func() *appsv1.StatefulSet {
+			s := newer(parallel(3))
+			two := intstr.FromInt32(2)
+			s.Spec.UpdateStrategy = appsv1.StatefulSetUpdateStrategy{
+				Type: appsv1.RollingUpdateStatefulSetStrategyType, RollingUpdate: &appsv1.RollingUpdateStatefulSetStrategy{MaxUnavailable: &two},
+			}
+			return s
+		}(), 1, []int{0, 1, 2}, 2, "is not fenced"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "n1", "n2", "n3")
+			w.push(test.before)
+			w.settle()
+			uid, node := w.holderOf(test.silent)
+			w.fallSilent(node)
+			w.elapse(time.Minute)
+			w.push(test.after)
+			w.work(node)
+			var got []int
+			updated := 0
+			for _, p := range w.pods("db") {
+				got = append(got, p.Ordinal)
+				if p.Template.Spec.Containers[0].Image == "app:2" {
+					updated++
+				}
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, test.want) || updated != test.updated {
+				t.Errorf("ordinals %v, want %v; %d updated, want %d", got, test.want, updated, test.updated)
+			}
+			if said := fmt.Sprint(w.last.Waiting); !strings.Contains(said, test.says) {
+				t.Errorf("want %q in %s", test.says, said)
+			}
+			if _, p := w.s.pod(uid); p == nil || p.lost != "" {
+				t.Error("the silent pod was forgotten")
+			}
+			w.join(node)
+			w.settle()
+			w.checkHeldOnce(t)
+		})
 	}
 }

@@ -229,7 +229,7 @@ func (s *Stateful) failedUpdate(t *slot) bool {
 }
 
 func (s *Stateful) outdatedAndDown(t *slot) bool {
-	return !s.OnDelete && t.set != s.Update && !s.protected(t.ordinal) && !s.available(t.pod)
+	return !s.OnDelete && t.set != s.Update && !s.protected(t.ordinal) && !s.available(t.pod) && !t.pod.Silent
 }
 
 // givenUp is until when a pod whose template had been good is waited for: half
@@ -268,7 +268,8 @@ func (s *Stateful) shrink(steps *Steps, condemned []*slot) bool {
 
 // update replaces pods of earlier templates from the highest ordinal down:
 // those that are not available first, for that takes nothing away, then as
-// many available ones as may be missing.
+// many available ones as may be missing. A silent one is missing, and may yet be
+// back.
 func (s *Stateful) update(steps *Steps, wanted []*slot) {
 	room := s.Unavailable
 	for _, t := range wanted {
@@ -277,7 +278,7 @@ func (s *Stateful) update(steps *Steps, wanted []*slot) {
 		}
 	}
 	for _, t := range slices.Backward(wanted) {
-		if t.pod == nil || t.pod.done() || t.set == s.Update || s.protected(t.ordinal) {
+		if t.pod == nil || t.pod.done() || t.pod.Silent || t.set == s.Update || s.protected(t.ordinal) {
 			continue
 		}
 		if s.available(t.pod) {

@@ -48,6 +48,9 @@ type Pod struct {
 	// Leaving pods are on their way out and count only where a rule waits for
 	// them to be gone.
 	Leaving bool
+	// Silent is set while its node does not answer: it is not Ready then, though it
+	// may be.
+	Silent bool
 	// Why is one clause that says why the pod is not ready; empty when it is.
 	Why string
 }
