@@ -278,10 +278,10 @@ func (s *State) drainWaits() (out []nodes.WaitingItem) {
 
 // drain is how far a node is drained.
 type drain struct {
-	// left are the pods that are to leave it, gone or not; held names those that
-	// can't, and why.
-	left int
-	held []string
+	// left are the pods that are still to leave it, of all that were to; held names
+	// those that can't, and why.
+	left, all int
+	held      []string
 }
 
 func (s *State) drain(n *node) (d drain) {
@@ -296,6 +296,7 @@ func (s *State) drain(n *node) (d drain) {
 			}
 		}
 	}
+	d.all = d.left + n.departed
 	return d
 }
 
@@ -303,7 +304,7 @@ func (s *State) drain(n *node) (d drain) {
 const maxHeld = 3
 
 func (d drain) String() string {
-	text := "is drained: " + count(d.left, "pod") + " left"
+	text := fmt.Sprintf("is drained: %d of %s left", d.left, count(d.all, "pod"))
 	if len(d.held) == 0 {
 		return text
 	}

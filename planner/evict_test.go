@@ -125,7 +125,7 @@ func TestDrainWaitsForBudget(t *testing.T) {
 		t.Fatalf("evicted against the budget: %v", after)
 	}
 	said := fmt.Sprint(w.last.Waiting)
-	for _, want := range []string{"is drained: 2 pods left", "PodDisruptionBudget default/a needs 2 of its 2 pods ready, and 2 are"} {
+	for _, want := range []string{"is drained: 2 of 2 pods left", "PodDisruptionBudget default/a needs 2 of its 2 pods ready, and 2 are"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("nobody says %q: %s", want, said)
 		}
@@ -261,5 +261,32 @@ func TestTolerationBeginsWithThePod(t *testing.T) {
 	w.work()
 	if now := w.uids("a"); slices.Equal(now, first) {
 		t.Error("not replaced")
+	}
+}
+
+// TestDrainTellsHowFar: how many pods are left of how many.
+func TestDrainTellsHowFar(t *testing.T) {
+	w := newWorld(t, "n1")
+	d := deployment("a", 3, strategy("0", "1"))
+	w.push(d)
+	w.settle()
+	w.machines["n2"] = &machine{name: "n2", index: 1, held: map[nodes.UID]*nodes.Pod{}, status: map[nodes.UID]*nodes.PodStatus{}, disk: map[string]*nodes.Volume{}}
+	w.join("n2")
+	for range 2 { // the second drain counts anew
+		var said []string
+		w.push(d, machineOf("n1", drainNow))
+		for range 100 {
+			for _, item := range w.last.Waiting {
+				if text, _, _ := strings.Cut(item.Reason, ";"); strings.HasPrefix(text, "is drained") && !slices.Contains(said, text) {
+					said = append(said, text)
+				}
+			}
+			w.turn()
+		}
+		if len(said) < 2 || said[0] != "is drained: 3 of 3 pods left" || said[len(said)-1] != "is drained: 1 of 3 pods left" {
+			t.Fatalf("said %q", said)
+		}
+		w.push(d, machineOf("n2", drainNow))
+		w.settle()
 	}
 }

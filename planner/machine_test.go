@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -88,6 +89,16 @@ func (w *world) joinWith(name, cidr string) *Plan {
 	return w.next(Change{Nodes: []nodes.NodeState{{Node: n, Ready: true, Since: w.now}}, Reports: []nodes.Report{r}})
 }
 
+// eventsOf are the warnings about a node.
+func (w *world) eventsOf(node string) (out []string) {
+	for _, e := range w.events {
+		if e.Object == nodeKey(node) && e.Warning {
+			out = append(out, e.Message)
+		}
+	}
+	return out
+}
+
 func TestRanges(t *testing.T) {
 	w := newWorld(t)
 	w.joinWith("b", "10.244.0.0/24")
@@ -96,6 +107,9 @@ func TestRanges(t *testing.T) {
 	w.joinWith("c", "10.244.9.0/24")
 	w.joinWith("d", "10.244.9.0/24") // taken
 	w.joinWith("e", "10.1.0.0/24")   // not the cluster's
+	if said := w.eventsOf("d"); len(said) != 1 || !strings.Contains(said[0], "10.244.9.0/24 is the range of node c") {
+		t.Errorf("said of d: %q", said)
+	}
 	want := map[string]string{"a": "10.244.1.0/24", "b": "10.244.0.0/24", "c": "10.244.9.0/24", "d": "10.244.2.0/24", "e": "10.244.3.0/24"}
 	if diff := cmp.Diff(want, w.ranges()); diff != "" {
 		t.Fatal(diff)
@@ -135,6 +149,15 @@ func TestRangesRunOut(t *testing.T) {
 	want := "0/257 nodes fit: 256 do not match the pod's node selector or affinity, 1 has no range of pod addresses: all of 10.244.0.0/16 are given"
 	if p := w.pods("a")[0]; p.refusal != want {
 		t.Errorf("refused: %q", p.refusal)
+	}
+	why := "all 256 ranges of 10.244.0.0/16 are given: remove nodes that are gone for good"
+	if said := w.eventsOf("z"); len(said) != 1 || !strings.Contains(said[0], why) {
+		t.Errorf("said of z: %q", said)
+	}
+	for _, n := range w.s.Overview(w.now).Nodes {
+		if noted := strings.Contains(fmt.Sprint(n.Notes), why); noted != (n.Name == "z") {
+			t.Errorf("node %s: %q", n.Name, n.Notes)
+		}
 	}
 }
 

@@ -20,6 +20,9 @@ func (s *State) nodeOverview(n *node) nodes.NodeOverview {
 	if n.state.Unschedulable {
 		o.Notes = append(o.Notes, "is cordoned: no new pods")
 	}
+	if n.rangeTrouble != "" && (n.podCIDR() != n.PodCIDR || !n.podCIDR().IsValid()) {
+		o.Notes = append(o.Notes, n.rangeTrouble)
+	}
 	d := s.drain(n)
 	o.Leaving = d.left
 	switch storm := s.storm(n); {

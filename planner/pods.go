@@ -221,6 +221,9 @@ func (st *step) unbind(p *pod) {
 	}
 	n := st.nodeFor(p.Node)
 	n.pods = n.pods.Delete(p.UID)
+	if p.departs != "" && p.Workload.Kind != kindDaemonSet {
+		n.departed++
+	}
 	for _, k := range p.set.refs {
 		if count, _ := n.configs.Get(k); count > 1 {
 			n.configs = n.configs.Set(k, count-1)

@@ -2,6 +2,7 @@ package planner
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -37,7 +38,8 @@ func (st *step) holdRange(n *node) {
 
 // giveRanges gives a range to each node that has none: the one that it uses
 // already, if that is nobody else's, else the smallest that is free. The nodes
-// that use one come first.
+// that use one come first; of two that use the same, the record decides, and
+// else the name that sorts first.
 func (st *step) giveRanges() {
 	waiting := keysOf(st.rangeless)
 	for _, name := range waiting {
@@ -47,11 +49,40 @@ func (st *step) giveRanges() {
 	}
 	for _, name := range waiting {
 		if n, ok := st.nodes.Get(name); ok && n.reported && !n.podCIDR().IsValid() {
-			if free, found := st.freeRange(); found {
-				st.giveRange(n, free)
-			}
+			st.giveFreeRange(n)
 		}
 	}
+}
+
+func (st *step) giveFreeRange(n *node) {
+	free, found := st.freeRange()
+	if found {
+		st.giveRange(n, free)
+	}
+	other, taken := st.ranges.Get(n.PodCIDR)
+	switch {
+	case taken:
+		st.sayOfRange(n, n.PodCIDR.String()+" is the range of node "+other+": what has an address of it there is not reached from other nodes")
+	case !found:
+		st.sayOfRange(n, st.noRangeLeft())
+	}
+}
+
+// sayOfRange tells once why a node does not have the range that it should.
+func (st *step) sayOfRange(n *node, why string) {
+	if n.rangeTrouble == why {
+		return
+	}
+	n = st.nodeFor(n.Name)
+	n.rangeTrouble = why
+	st.nodes = st.nodes.Set(n.Name, n)
+	st.event(nodeKey(n.Name), true, "CIDRNotAvailable", "Node "+n.Name+": "+why)
+}
+
+// noRangeLeft says why a node has no range, and what helps.
+func (s *State) noRangeLeft() string {
+	return fmt.Sprintf("all %d ranges of %s are given: remove nodes that are gone for good; how many there can be follows from podCIDR, which is fixed after first use",
+		1<<(s.bitsOfRange()-s.network.Pods.Bits()), s.network.Pods)
 }
 
 // mayHave reports whether a node may keep the range that it reports.
@@ -68,7 +99,7 @@ func (s *State) bitsOfRange() int { return max(s.network.Pods.Bits(), rangeBits)
 
 func (st *step) giveRange(n *node, p netip.Prefix) {
 	clone := *n
-	clone.kept.Name, clone.kept.PodCIDR = n.Name, p.String()
+	clone.kept.Name, clone.kept.PodCIDR, clone.rangeTrouble = n.Name, p.String(), ""
 	st.ranges = st.ranges.Set(p, n.Name)
 	st.rangeless = st.rangeless.Delete(n.Name)
 	st.recordMachine(&clone)

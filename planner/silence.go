@@ -171,6 +171,7 @@ func (st *step) noteTaints(n *node) {
 		st.tainted = st.tainted.Set(n.Name, struct{}{})
 	case was:
 		st.tainted = st.tainted.Delete(n.Name)
+		n.departed = 0
 		st.stayPut(n)
 	}
 }

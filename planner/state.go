@@ -283,8 +283,13 @@ type node struct {
 	// excused after one.
 	waits bool
 	calm  time.Time
-	load  *place.Node
-	pods  *immutable.SortedMap[nodes.UID, *nodes.Pod]
+	// rangeTrouble says why it does not have the range that it uses, or any.
+	rangeTrouble string
+	// departed counts the pods that have left it since it is drained, or since the
+	// server started.
+	departed int
+	load     *place.Node
+	pods     *immutable.SortedMap[nodes.UID, *nodes.Pod]
 	// configs counts the pods that read each ConfigMap or Secret.
 	configs *immutable.SortedMap[desired.Key, int]
 }

@@ -178,7 +178,7 @@ func Troubled() *nodes.Overview {
 	o.Nodes = append(o.Nodes, node("quay-2"))
 	o.Nodes[1].Ready, o.Nodes[1].Since, o.Nodes[1].Reason = true, ago(2*time.Hour), ""
 	o.Nodes[1].Leaving, o.Nodes[1].Unschedulable = 2, true
-	o.Nodes[1].Notes = []string{"is cordoned: no new pods", "is drained: 2 pods left; pod shop/db-0: PodDisruptionBudget shop/db needs 3 of its 3 pods ready, and 3 are"}
+	o.Nodes[1].Notes = []string{"is cordoned: no new pods", "is drained: 2 of 5 pods left; pod shop/db-0: PodDisruptionBudget shop/db needs 3 of its 3 pods ready, and 3 are"}
 	return o
 }
 
