@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/tallyman-dev/tallyman/nodes/trust"
+	"github.com/tallyman-dev/tallyman/nodes/trust/trusttest"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 )
 
@@ -72,17 +73,7 @@ func joinedAs(t *testing.T, a *trust.Authority, name string) *trust.Node {
 	if err != nil || name == "" {
 		return n
 	}
-	request, err := n.Request(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := a.Certify(name, request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Keep(chain, a.Hash()); err != nil {
-		t.Fatal(err)
-	}
+	trusttest.Join[trust.Hash](t, n, a, name)
 	return n
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/nodes/trust"
+	"github.com/tallyman-dev/tallyman/nodes/trust/trusttest"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 	"github.com/tallyman-dev/tallyman/nodes/wire/pb"
 )
@@ -181,17 +182,7 @@ func (w *town) made(ago time.Duration) *trust.Node {
 	w.ahead.Store(-int64(ago))
 	defer w.ahead.Store(0)
 	n := w.machine()
-	request, err := n.Request("a")
-	if err != nil {
-		w.Fatal(err)
-	}
-	chain, err := w.authority.Certify("a", request)
-	if err != nil {
-		w.Fatal(err)
-	}
-	if err := n.Keep(chain, w.authority.Hash()); err != nil {
-		w.Fatal(err)
-	}
+	trusttest.Join[trust.Hash](w, n, w.authority, "a")
 	return n
 }
 
@@ -477,12 +468,9 @@ func TestStrangersGetNothing(t *testing.T) {
 	}
 	other := authority(t, 2, time.Now)
 	foreigner := w.machine()
-	request, _ := foreigner.Request("a")
-	chain, err := other.Certify("a", request)
+	trusttest.Join[trust.Hash](t, foreigner, other, "a")
+	request, err := foreigner.Request("a")
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := foreigner.Keep(chain, other.Hash()); err != nil {
 		t.Fatal(err)
 	}
 	foreign, err := foreigner.TLS()

@@ -19,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/trust/trusttest"
 )
 
 var noon = time.Date(2031, time.May, 4, 12, 0, 0, 0, time.UTC)
@@ -242,17 +243,7 @@ func joined(t *testing.T, a *Authority, name string) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request, err := n.Request(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := a.Certify(name, request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Keep(chain, a.Hash()); err != nil {
-		t.Fatal(err)
-	}
+	trusttest.Join[Hash](t, n, a, name)
 	return n
 }
 
