@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -130,8 +131,11 @@ func limitHugePages(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("cgroup", dir, "cgroup", 0, "hugetlb"); err != nil {
-		t.Fatal(err)
+	// The kernel makes hierarchies only for those whose groups are the machine's,
+	// as those of the first process here are.
+	mount := exec.Command("nsenter", "--cgroup=/proc/1/ns/cgroup", "mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", dir)
+	if out, err := mount.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", mount, err, out)
 	}
 	t.Cleanup(func() {
 		// A hierarchy with groups would outlive its mount.

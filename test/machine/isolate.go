@@ -1,6 +1,7 @@
-// Package machine gives a test a machine of its own: network, mount and process
-// namespaces that vanish with everything in them when the test ends, a real
-// containerd, a real registry, and the built tally binary to run on it.
+// Package machine gives a test a machine of its own: namespaces for network,
+// mounts, processes and control groups that vanish with everything in them when
+// the test ends, a real containerd, a real registry, and the built tally binary to
+// run on it. Tests of several packages run beside each other.
 //
 // It makes no assertion about Tallyman; it starts, stops and looks.
 package machine
@@ -37,6 +38,10 @@ func Main(m *testing.M) {
 		os.Exit(inside())
 	}
 	os.Unsetenv(stage)
+	if err := mountGroups(); err != nil {
+		fmt.Fprintln(os.Stderr, "mount the control groups of the tests:", err)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -110,7 +115,12 @@ func inside() int {
 		fmt.Fprintln(os.Stderr, "prepare the test's namespaces:", err)
 		return 1
 	}
+	if err := enterGroups(); err != nil {
+		fmt.Fprintln(os.Stderr, "make control groups for the tests:", err)
+		return 1
+	}
 	cmd := again("tests")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWCGROUP}
 	signal.Ignore(syscall.SIGINT)
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -149,6 +159,46 @@ func prepare() error {
 		return fmt.Errorf("find loopback: %w", err)
 	}
 	return netlink.LinkSetUp(lo)
+}
+
+// enterGroups makes control groups for the tests and all that they start, and moves
+// this process into them. They weigh as much as several programs of the outer
+// machine's, for so many are in them.
+func enterGroups() error {
+	groups, err := NewGroups("all", os.Getpid())
+	if err != nil {
+		return err
+	}
+	weights := map[string]string{"cpu.shares": "8192", "cpu.weight": "800"} // eight programs', by versions 1 and 2
+	for _, dir := range groups {
+		for file, weight := range weights {
+			path := filepath.Join(dir, file)
+			if _, err := os.Stat(path); err != nil {
+				continue // the processor is another hierarchy's
+			}
+			if err := os.WriteFile(path, []byte(weight), 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// mountGroups shows the tests these groups only.
+func mountGroups() error {
+	all, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range all {
+		if err := unix.Unmount(h.Point, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("leave the outer %s: %w", h.Point, err)
+		}
+		if err := h.MountOwn(0, 1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func again(life string) *exec.Cmd {

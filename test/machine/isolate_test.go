@@ -5,6 +5,7 @@ package machine
 import (
 	"net"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -29,5 +30,21 @@ func TestTheMachineIsItsOwn(t *testing.T) {
 	entries, err := os.ReadDir("/run")
 	if err != nil || len(entries) != 0 {
 		t.Errorf("/run holds %v (%v), want nothing", entries, err)
+	}
+	groups, err := os.ReadFile("/proc/self/cgroup")
+	if text := string(groups); err != nil || !strings.Contains(text, ":/"+ProcessGroup) || strings.Contains(text, "tally-test") || strings.Contains(text, "..") {
+		t.Errorf("the tests are in the control groups %s (%v)", text, err)
+	}
+	all, err := Hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range all {
+		entries, err := os.ReadDir(h.Point)
+		for _, e := range entries {
+			if e.IsDir() && e.Name() != ProcessGroup || err != nil {
+				t.Errorf("%s shows the group %s, which is not the tests' (%v)", h.Point, e.Name(), err)
+			}
+		}
 	}
 }

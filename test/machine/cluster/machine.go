@@ -26,7 +26,7 @@ type Machine struct {
 	card   net.HardwareAddr // the same after a reboot
 	dir    string           // its disk and its logs
 	boots  int
-	groups groups
+	groups machine.Groups
 	life   *exec.Cmd // the first process of its namespaces; nil while it is off
 	ended  chan struct{}
 	// containerd and tally, while they run.
@@ -166,7 +166,7 @@ func (m *Machine) boot() (err error) {
 		return err
 	}
 	m.life, m.ended = cmd, make(chan struct{})
-	if m.groups, err = newGroups(m.Name, cmd.Process.Pid); err != nil {
+	if m.groups, err = machine.NewGroups(m.Name, cmd.Process.Pid); err != nil {
 		return err
 	}
 	if err := m.c.cables.plug(m.Name, m.card, cmd.Process.Pid); err != nil {
@@ -207,7 +207,7 @@ func (m *Machine) Die() {
 		}
 	}
 	m.containerd, m.tally = nil, nil
-	m.c.Eventually(patience, m.Name+"'s control groups end", m.groups.remove)
+	m.c.Eventually(patience, m.Name+"'s control groups end", m.groups.Remove)
 }
 
 // forget removes what Die leaves.

@@ -29,7 +29,7 @@ func (m *Machine) Command(name string, args ...string) *exec.Cmd {
 func (m *Machine) entry() string {
 	var text strings.Builder
 	for _, dir := range m.groups {
-		fmt.Fprintf(&text, "echo 0 > %s/%s/cgroup.procs && ", dir, processGroup)
+		fmt.Fprintf(&text, "echo 0 > %s/%s/cgroup.procs && ", dir, machine.ProcessGroup)
 	}
 	namespaces := fmt.Sprintf("/proc/%d/ns/", m.life.Process.Pid)
 	fmt.Fprintf(&text, "set -- nsenter --no-fork --mount=%[1]smnt --net=%[1]snet --uts=%[1]suts --ipc=%[1]sipc --cgroup=%[1]scgroup --time=%[1]stime_for_children -- \"$@\" &&", namespaces)
