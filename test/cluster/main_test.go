@@ -1,7 +1,5 @@
 //go:build e2e
 
-// Package cluster_test joins real machines to a cluster, breaks them one way
-// after the other under traffic, and looks that what must go on goes on.
 package cluster_test
 
 import (

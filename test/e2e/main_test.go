@@ -1,7 +1,5 @@
 //go:build e2e
 
-// Package e2e_test does what users do, with the built binary, a real containerd,
-// a real registry and Git itself, and looks that what must happen happens.
 package e2e_test
 
 import (
