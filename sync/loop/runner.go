@@ -108,7 +108,6 @@ func (r *runner) run(ctx context.Context) error {
 			r.advanced(ctx, rev)
 		case in := <-r.o.Inputs:
 			r.input(ctx, in)
-			r.drain(ctx)
 		case result := <-r.branch.results:
 			r.loaded(ctx, result)
 		case q := <-r.admissions:
@@ -124,6 +123,7 @@ func (r *runner) run(ctx context.Context) error {
 		case <-r.start.over():
 			r.start.expired = true
 		}
+		r.drain(ctx)
 		if r.start == nil {
 			r.steps(ctx)
 		} else if r.starting(ctx) {
@@ -146,7 +146,9 @@ func (r *runner) steps(ctx context.Context) {
 	}
 }
 
-// drain takes the inputs that are there already, so that one step does for all.
+// drain takes the inputs that are there already, so that one step does for all,
+// and so that what a node said before it could know of a change is not taken for
+// an answer to it.
 func (r *runner) drain(ctx context.Context) {
 	for range maxDrain {
 		select {

@@ -402,6 +402,8 @@ type world struct {
 	inputs     chan Input
 	// several tells that the cluster may have more nodes than the machine.
 	several bool
+	// next plans the steps; nil is the planner.
+	next    func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan)
 	metrics func(ctx context.Context, source string, queries []string) []scale.Sample
 	stop    func()
 }
@@ -435,7 +437,7 @@ func (w *world) start() {
 		Source: w.repository, Load: w.repository.load, Record: w.record, Executor: w.machine, Inputs: w.inputs,
 		Planner: planner.Config{SecretKey: []byte("0123456789abcdef")}, SourceName: "embedded main .",
 		SyncInfo: nodes.Sync{Repo: "embedded", Branch: "main", Path: "."}, Version: "test",
-		Log: slog.New(slog.DiscardHandler), Single: !w.several, Metrics: w.metrics,
+		Log: slog.New(slog.DiscardHandler), Single: !w.several, Metrics: w.metrics, Next: w.next,
 	})
 	if err != nil {
 		w.Fatal(err)
