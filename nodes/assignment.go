@@ -72,6 +72,10 @@ type Report struct {
 	// Held, in a complete report, are the pods that the node has, with their
 	// templates: what a server without a record adopts.
 	Held []*Pod
+	// Left, in a complete report, are pods that are neither held nor gone: the
+	// node lost what it knew of them, but something of them is there and may run.
+	// They end, or are adopted, by the assignment.
+	Left []UID
 	// Ledger, in a complete report, is what the node keeps for the server.
 	Ledger []Decision
 	Events []Event

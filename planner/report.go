@@ -206,6 +206,9 @@ func (st *step) adopt(r *nodes.Report) {
 	for i := range r.Statuses {
 		reported[r.Statuses[i].UID] = true
 	}
+	for _, uid := range r.Left {
+		held[uid] = true // it may run: the node still has to be told to end it
+	}
 	// A pod that is assigned and not reported is one that the agent will report
 	// as soon as it has its assignment: it may have lost its store. Until then
 	// what was said last holds, or its services would be cut off for that moment.

@@ -545,6 +545,9 @@ func TestLostStoreAdoptsByLabelOnceAssigned(t *testing.T) {
 		defer kill()
 		settle(2 * time.Minute)
 		expectRunning(t, w, "u1_a_0", "u2_a_0") // nothing is deleted for lack of knowledge
+		if r, err := a.Hello(t.Context()); err != nil || len(r.Held) > 0 || !slices.Equal(r.Left, []nodes.UID{"u1", "u2"}) {
+			t.Errorf("what is here and not known was not said: %v, %v", r.Left, err)
+		}
 		aside, _ := filepath.Glob(filepath.Join(w.dir, "agent.db.corrupt-*"))
 		if len(aside) != 1 {
 			t.Errorf("set aside: %v", aside)
@@ -554,6 +557,9 @@ func TestLostStoreAdoptsByLabelOnceAssigned(t *testing.T) {
 		expectRunning(t, w, "u1_a_0")
 		if !w.gone("u2") || w.gone("u1") {
 			t.Error("the unassigned pod was not swept, or the assigned one was")
+		}
+		if r, err := a.Hello(t.Context()); err != nil || len(r.Left) > 0 {
+			t.Errorf("still left: %v, %v", r.Left, err)
 		}
 		if len(w.groups) != 1 {
 			t.Errorf("control groups left: %v", w.groups)

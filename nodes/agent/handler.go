@@ -41,10 +41,21 @@ func (a *Agent) Hello(ctx context.Context) (nodes.Report, error) {
 		r.Statuses = append(r.Statuses, w.m.Status())
 		r.Held = append(r.Held, w.pod)
 	}
+	r.Left = a.left()
 	for _, key := range slices.Sorted(maps.Keys(a.ledger)) {
 		r.Ledger = append(r.Ledger, a.ledger[key])
 	}
 	return r, nil
+}
+
+// left are the pods that are here in part and have no worker. The caller holds mu.
+func (a *Agent) left() []nodes.UID {
+	here := maps.Clone(a.sweeping)
+	for uid := range a.leftover {
+		here[uid] = true
+	}
+	maps.DeleteFunc(here, func(uid nodes.UID, _ bool) bool { return a.pods[uid] != nil })
+	return slices.Sorted(maps.Keys(here))
 }
 
 // Assign takes over the complete assignment.

@@ -94,7 +94,7 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 	}
 	out := &nodes.Report{
 		Node: a.Node, Local: a.Local || b.Local, Complete: a.Complete, Info: a.Info, Routes: max(a.Routes, b.Routes),
-		Held: a.Held, Ledger: a.Ledger,
+		Held: a.Held, Left: a.Left, Ledger: a.Ledger,
 		Gone:   unionUIDs(a.Gone, b.Gone),
 		Fenced: unionUIDs(a.Fenced, b.Fenced),
 		Events: mergeEvents(a.Events, b.Events),
@@ -105,11 +105,14 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 	}
 	if b.Complete {
 		out.Complete, out.Statuses = true, b.Statuses
-		out.Held, out.Ledger, out.Routes, out.Volumes = b.Held, b.Ledger, b.Routes, b.Volumes
+		out.Held, out.Left, out.Ledger, out.Routes, out.Volumes = b.Held, b.Left, b.Ledger, b.Routes, b.Volumes
 		out.Fenced = b.Fenced
 		return out
 	}
 	out.Statuses, out.Volumes = mergeStatuses(a.Statuses, b), mergeVolumes(a.Volumes, b.Volumes)
+	if len(b.Gone) > 0 {
+		out.Left = slices.DeleteFunc(slices.Clone(out.Left), func(uid nodes.UID) bool { return slices.Contains(b.Gone, uid) })
+	}
 	if len(b.Gone) > 0 && len(out.Held) > 0 {
 		out.Held = slices.DeleteFunc(slices.Clone(out.Held), func(p *nodes.Pod) bool {
 			return slices.Contains(b.Gone, p.UID)

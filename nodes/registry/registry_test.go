@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -352,7 +353,7 @@ func fullReport(t *testing.T) *nodes.Report {
 		Statuses: []nodes.PodStatus{{UID: "a"}}, Gone: []nodes.UID{"x"}, Held: []*nodes.Pod{{UID: "a"}},
 		Ledger: []nodes.Decision{{Kind: "k"}}, Events: []nodes.Event{{Reason: "Pulled"}},
 		Volumes: []nodes.VolumeStatus{{Name: "v", UID: "1", Phase: nodes.VolumeReady, Held: &nodes.Volume{Name: "v"}}},
-		Usage:   []nodes.Usage{{Pod: "a"}}, Fenced: []nodes.UID{"a"},
+		Usage:   []nodes.Usage{{Pod: "a"}}, Fenced: []nodes.UID{"a"}, Left: []nodes.UID{"l"},
 	}
 	for field, value := range reflect.ValueOf(*r).Fields() {
 		if value.IsZero() {
@@ -372,6 +373,15 @@ func TestMergingLosesNothing(t *testing.T) {
 		if diff := cmp.Diff(fullReport(t), merged, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
+	}
+}
+
+// TestWhatWasLeftMayGo: the end of a pod that was left counts.
+func TestWhatWasLeftMayGo(t *testing.T) {
+	left := &nodes.Report{Node: "n1", Complete: true, Left: []nodes.UID{"a", "b"}}
+	merged := mergeReports(left, &nodes.Report{Node: "n1", Gone: []nodes.UID{"a"}})
+	if !slices.Equal(merged.Left, []nodes.UID{"b"}) || len(left.Left) != 2 {
+		t.Errorf("left: %v, of %v", merged.Left, left.Left)
 	}
 }
 

@@ -317,7 +317,7 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"}, WireGuard: "key",
 				Taints: []corev1.Taint{{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}},
 			},
-			Gone:   []nodes.UID{"x", "y"},
+			Gone: []nodes.UID{"x", "y"}, Left: []nodes.UID{"l"},
 			Ledger: []nodes.Decision{{Kind: "service", Key: "a", Value: json.RawMessage(`{"a":1}`)}, {Kind: "k", Key: "forgotten"}},
 			Events: []nodes.Event{{Reason: "Pulled", Message: "ok", Count: 3, Last: time.Unix(5, 0).UTC()}},
 			Volumes: []nodes.VolumeStatus{

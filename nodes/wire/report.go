@@ -21,7 +21,7 @@ func encodeReport(r nodes.Report, limit int) ([]*pb.AgentMessage, error) {
 		part.Statuses = append(part.Statuses, m)
 	}
 	last := out.parts[len(out.parts)-1]
-	last.Gone, last.Fenced = each(r.Gone, encodeUID), each(r.Fenced, encodeUID)
+	last.Gone, last.Fenced, last.Left = each(r.Gone, encodeUID), each(r.Fenced, encodeUID), each(r.Left, encodeUID)
 	if err := out.addHeld(r.Held); err != nil {
 		return nil, err
 	}
@@ -119,6 +119,7 @@ func (r *reportReader) add(part *pb.Report) (*nodes.Report, error) {
 	r.report.Statuses = append(r.report.Statuses, each(part.GetStatuses(), decodeStatus)...)
 	r.report.Gone = append(r.report.Gone, each(part.GetGone(), decodeUID)...)
 	r.report.Fenced = append(r.report.Fenced, each(part.GetFenced(), decodeUID)...)
+	r.report.Left = append(r.report.Left, each(part.GetLeft(), decodeUID)...)
 	r.report.Ledger = append(r.report.Ledger, each(part.GetLedger(), decodeDecision)...)
 	r.report.Events = append(r.report.Events, each(part.GetEvents(), decodeEvent)...)
 	for _, v := range part.GetVolumes() {

@@ -671,6 +671,7 @@ type Report struct {
 	Volumes       []*VolumeStatus        `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	Usage         []*Usage               `protobuf:"bytes,12,rep,name=usage,proto3" json:"usage,omitempty"`
 	Fenced        []string               `protobuf:"bytes,13,rep,name=fenced,proto3" json:"fenced,omitempty"`
+	Left          []string               `protobuf:"bytes,14,rep,name=left,proto3" json:"left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -792,6 +793,13 @@ func (x *Report) GetUsage() []*Usage {
 func (x *Report) GetFenced() []string {
 	if x != nil {
 		return x.Fenced
+	}
+	return nil
+}
+
+func (x *Report) GetLeft() []string {
+	if x != nil {
+		return x.Left
 	}
 	return nil
 }
@@ -3750,7 +3758,7 @@ const file_wire_proto_rawDesc = "" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x1c\n" +
-	"\theartbeat\x18\x03 \x01(\x03R\theartbeat\"\x94\x04\n" +
+	"\theartbeat\x18\x03 \x01(\x03R\theartbeat\"\xa8\x04\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x12\x12\n" +
 	"\x04more\x18\x02 \x01(\bR\x04more\x12*\n" +
@@ -3765,7 +3773,8 @@ const file_wire_proto_rawDesc = "" +
 	" \x03(\v2\x17.tallyman.wire.v1.EventR\x06events\x128\n" +
 	"\avolumes\x18\v \x03(\v2\x1e.tallyman.wire.v1.VolumeStatusR\avolumes\x12-\n" +
 	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\x12\x16\n" +
-	"\x06fenced\x18\r \x03(\tR\x06fenced\"\xbe\x05\n" +
+	"\x06fenced\x18\r \x03(\tR\x06fenced\x12\x12\n" +
+	"\x04left\x18\x0e \x03(\tR\x04left\"\xbe\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
