@@ -61,7 +61,7 @@ type Store struct {
 	dirty chan struct{}
 
 	// writing is held by whoever commits; it guards done and err of requests.
-	writing sync.Mutex
+	writing turn
 
 	mu sync.Mutex
 	// guarded by mu
@@ -71,6 +71,13 @@ type Store struct {
 	events   *events
 	behind   behind
 }
+
+// turn is a lock for what may take long: in the virtual time of package
+// testing/synctest, waiting for it lets time pass, which a mutex does not.
+type turn chan struct{}
+
+func (t turn) take() { t <- struct{}{} }
+func (t turn) give() { <-t }
 
 // nodeRecord is what one node reported last.
 type nodeRecord struct {
@@ -151,7 +158,7 @@ func New(ctx context.Context, b Backend, o Options) (*Store, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Store{o: o, backend: b, dirty: make(chan struct{}, 1), nodes: map[string]*nodeRecord{}, events: newEvents(o.Now), behind: behind{}}
+	s := &Store{o: o, backend: b, dirty: make(chan struct{}, 1), writing: make(turn, 1), nodes: map[string]*nodeRecord{}, events: newEvents(o.Now), behind: behind{}}
 	if err := b.Load(ctx, s.restore); err != nil {
 		return nil, fmt.Errorf("read the record: %w", err)
 	}
@@ -223,9 +230,9 @@ func (s *Store) Close() error {
 // Flush writes everything that waits and returns once it is durable.
 func (s *Store) Flush() error {
 	for {
-		s.writing.Lock()
+		s.writing.take()
 		more, err := s.commit(context.Background(), nil, true)
-		s.writing.Unlock()
+		s.writing.give()
 		if err != nil || !more {
 			return err
 		}
@@ -268,8 +275,8 @@ func (s *Store) touch() {
 
 // Decisions returns every decision, ordered by kind and key.
 func (s *Store) Decisions() ([]nodes.Decision, error) {
-	s.writing.Lock()
-	defer s.writing.Unlock()
+	s.writing.take()
+	defer s.writing.give()
 	out, err := s.backend.Decisions(context.Background())
 	if err != nil {
 		return nil, fmt.Errorf("read decisions: %w", err)
@@ -296,8 +303,8 @@ func (s *Store) Record(ctx context.Context, decisions []nodes.Decision) error {
 	s.mu.Lock()
 	s.requests = append(s.requests, mine)
 	s.mu.Unlock()
-	s.writing.Lock()
-	defer s.writing.Unlock()
+	s.writing.take()
+	defer s.writing.give()
 	if !mine.done {
 		s.commitRequests()
 	}
