@@ -24,6 +24,11 @@ type Bug struct {
 	Load   func(s *desired.Snapshot) *desired.Snapshot
 	Assign func(w *world, a nodes.Assignment) nodes.Assignment
 	Route  func(w *world, t *proxy.Table) *proxy.Table
+	// Several wants worlds of several servers.
+	Several bool
+	// Clings has servers lead for ever once they are elected, and the store take
+	// whatever they write.
+	Clings bool
 	// Hastes has the server's clock run twice as fast, Spares has keepers never kill.
 	Hastes, Spares bool
 }

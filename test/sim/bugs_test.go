@@ -42,7 +42,7 @@ var bugs = []Bug{
 		return t
 	}},
 	{Name: "assigns nothing after a start", Invariants: []int{7, 9}, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
-		if w.server != nil && time.Since(w.began) > 5*time.Second {
+		if w.serving() != nil && time.Since(w.began) > 5*time.Second {
 			a.Pods = nil
 		}
 		return a
@@ -222,6 +222,13 @@ var bugs = []Bug{
 	{Name: "forgets at its start what earlier servers granted", Invariants: []int{5}, Fenced: true, Next: withNodes(func(n *nodes.NodeState) {
 		n.Lapsed = n.Lapsed || !n.Ready && strings.Contains(n.Reason, "since the server started")
 	})},
+	{Name: "gives every node the same range", Invariants: []int{6}, Several: true, Assign: func(_ *world, a nodes.Assignment) nodes.Assignment {
+		if a.PodCIDR.IsValid() {
+			a.PodCIDR = netip.MustParsePrefix("10.244.77.0/24")
+		}
+		return a
+	}},
+	{Name: "goes on when another server leads", Invariants: []int{5}, Several: true, Clings: true},
 	{Name: "never kills what is fenced", Invariants: []int{5}, Fenced: true, Spares: true},
 	{Name: "gives leases to nodes that were not told what was given away", Invariants: []int{5}, Fenced: true, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
 		if old := w.witness.assignmentOf(a.Node); old.Node != "" && old.Session != a.Session {
@@ -342,7 +349,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			for n := range uint64(tries) {
-				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Many: b.Many, Fenced: b.Fenced, Bug: &b})
+				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Many: b.Many, Fenced: b.Fenced, Several: b.Several, Bug: &b})
 				if r.Err == nil {
 					continue
 				}

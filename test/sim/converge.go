@@ -38,7 +38,10 @@ func (w *world) checkNow() error {
 	if err := w.runsOnce(); err != nil {
 		return err
 	}
-	if !w.connected() || time.Since(w.troubled) < settled || !w.witness.knowsIntent(settled) || w.rng.IntN(3) > 0 {
+	if err := w.addressesDiffer(); err != nil {
+		return err
+	}
+	if !w.connected() || w.calm() < settled || !w.witness.knowsIntent(settled) || w.rng.IntN(3) > 0 {
 		return nil
 	}
 	if err := w.schedulesAreKept(); err != nil {
@@ -155,7 +158,7 @@ func (w *world) expected() *commit {
 // nil when they are the same.
 func (w *world) agrees() error {
 	want := w.expected()
-	o := w.server.loop.Overview()
+	o := w.serving().loop.Overview()
 	switch {
 	case !w.connected():
 		return errors.New("not every node is connected")
@@ -290,7 +293,7 @@ func (w *world) routesAgree(i *intent, ready map[desired.Key][]netip.Addr) error
 // plansTheSameFromScratch: invariant 3. A planner that is given the record,
 // the revision and the nodes' complete reports comes to what runs, twice alike.
 func (w *world) plansTheSameFromScratch() error {
-	decisions, err := w.server.record.Decisions()
+	decisions, err := w.serving().record.Decisions()
 	if err != nil {
 		return err
 	}
@@ -353,7 +356,7 @@ func printAssignment(a nodes.Assignment) string {
 // describe prints the world, for whoever looks at a failure.
 func (w *world) describe() string {
 	var b strings.Builder
-	o := w.server.loop.Overview()
+	o := w.serving().loop.Overview()
 	for _, h := range o.Objects {
 		if h.Health != nodes.Healthy || h.Pod != nil {
 			fmt.Fprintf(&b, "%s %s %s", h.Key, h.Health, h.Reason)

@@ -57,7 +57,7 @@ func (w *world) exitSome(m *machine) {
 	for _, c := range m.runtime.running() {
 		if w.rng.IntN(3) == 0 {
 			w.note("container %s exits", c.ID)
-			w.troubled = time.Now()
+			w.disturb()
 			w.witness.report(m.runtime.Exit(c.ID, int32(w.rng.IntN(2)), false))
 		}
 	}
@@ -94,10 +94,10 @@ func (w *world) toggleAgent(m *machine) error {
 // restartServer, sometimes without its record: then the nodes must have been
 // connected for as long as it takes them to keep their ledger.
 func (w *world) restartServer() error {
-	if w.server == nil {
+	if w.serving() == nil {
 		return w.startServer()
 	}
-	lose := w.connected() && time.Since(w.troubled) > 30*time.Second && w.rng.IntN(2) == 0 && w.witness.toldAll()
+	lose := w.store == nil && w.connected() && w.calm() > 30*time.Second && w.rng.IntN(2) == 0 && w.witness.toldAll()
 	w.killServer()
 	if lose {
 		if err := w.loseRecord(); err != nil {
@@ -109,7 +109,7 @@ func (w *world) restartServer() error {
 }
 
 func (w *world) toggleServer() error {
-	if w.server == nil {
+	if w.serving() == nil {
 		return w.startServer()
 	}
 	w.killServer()
@@ -118,13 +118,17 @@ func (w *world) toggleServer() error {
 
 // changeSource lets the server follow another branch.
 func (w *world) changeSource() error {
+	if w.store != nil {
+		w.election()
+		return nil
+	}
 	w.killServer()
 	w.source = pick(w.rng, "embedded main .", "embedded other .")
 	return w.startServer()
 }
 
 func (w *world) toggleSilence(m *machine) {
-	w.troubled = time.Now()
+	w.disturb()
 	if m.line.isSilent() {
 		w.note("line of %s speaks again", m.name)
 		m.line.speak()
@@ -135,7 +139,7 @@ func (w *world) toggleSilence(m *machine) {
 }
 
 func (w *world) toggleRuntime(m *machine) {
-	w.troubled = time.Now()
+	w.disturb()
 	m.down = !m.down
 	w.note("runtime of %s down: %v", m.name, m.down)
 	switch {
@@ -155,7 +159,7 @@ func (w *world) togglePulls(m *machine) {
 }
 
 func (w *world) toggleLatency(m *machine) {
-	w.troubled = time.Now()
+	w.disturb()
 	latency := pick(w.rng, time.Millisecond, 100*time.Millisecond, 2*time.Second)
 	w.note("line of %s takes %v", m.name, latency)
 	m.line.slow(latency)
@@ -176,7 +180,7 @@ func (w *world) loseContainer(m *machine) {
 	if running := m.runtime.running(); len(running) > 0 {
 		c := pick(w.rng, running...)
 		w.note("container %s vanishes", c.ID)
-		w.troubled = time.Now()
+		w.disturb()
 		m.runtime.Lose(c.ID)
 	}
 }
@@ -184,7 +188,8 @@ func (w *world) loseContainer(m *machine) {
 // connected reports whether the server and every agent are up and may talk. On a
 // line that takes a second no heartbeat is answered in time, and no session lasts.
 func (w *world) connected() bool {
-	if w.server == nil {
+	s := w.serving()
+	if s == nil || s.host != nil && s.host.held.isShut() {
 		return false
 	}
 	for _, m := range w.nodes {
@@ -215,12 +220,13 @@ func (w *world) heal() error {
 	}
 	w.repo.breakDown(false)
 	w.relieve()
-	if head := w.repo.head(); !head.valid && w.witness.truth() == nil {
+	if head := w.repo.head(); !head.valid && (w.witness.truth() == nil || w.store != nil && w.store.undecided()) {
 		w.push(head.intent.clone(), "valid") // or there is nothing to converge to
 	}
-	if w.server == nil {
+	if w.store == nil && w.serving() == nil {
 		return w.startServer()
 	}
+	w.healServers()
 	return nil
 }
 

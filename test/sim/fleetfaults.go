@@ -6,6 +6,10 @@ import (
 
 // anyEvent lets one thing happen, of those that the world may suffer.
 func (w *world) anyEvent() error {
+	if w.store != nil && w.chance.IntN(3) == 0 {
+		w.election()
+		return nil
+	}
 	if w.fleet == nil || !w.fleet.fenced && w.fleet.rng.IntN(5) < 3 || w.fleet.rng.IntN(5) == 0 {
 		return w.event()
 	}
@@ -26,7 +30,7 @@ func (f *fleet) event(w *world) error {
 		f.partition(w)
 	case n < 40:
 		w.note("line of %s is cut", m.name)
-		w.troubled = time.Now()
+		w.disturb()
 		m.line.cut()
 	case n < 52:
 		m.stop(!m.line.held.isShut())
@@ -41,7 +45,7 @@ func (f *fleet) event(w *world) error {
 	case n < 88:
 		slow := pick(f.rng, 0, 3, 30)
 		w.note("machine %s takes %d times as long", m.name, slow)
-		w.troubled = time.Now()
+		w.disturb()
 		m.runtime.pace.drag(int64(slow))
 	case n < 96:
 		f.jump(w, m)
@@ -58,14 +62,14 @@ func (f *fleet) event(w *world) error {
 // deafen breaks one direction of a machine's line.
 func (w *world) deafen(m *machine, up bool) {
 	w.note("line of %s loses what is said: by the agent %v, by the server %v", m.name, up, !up)
-	w.troubled = time.Now()
+	w.disturb()
 	m.line.silence(up, !up)
 }
 
 // partition silences the machines of a zone, most of all or all of them, or
 // ends every silence.
 func (f *fleet) partition(w *world) {
-	w.troubled = time.Now()
+	w.disturb()
 	what, zone := f.rng.IntN(6), f.zone(f.rng.IntN(f.zones))
 	for i, m := range w.nodes {
 		switch {
@@ -111,10 +115,14 @@ func (f *fleet) forget(w *world, m *machine) error {
 // dieBetween has the server die in the midst of handing over what it has
 // recorded, when it decides something soon.
 func (f *fleet) dieBetween(w *world) error {
-	if w.server == nil {
+	if w.serving() == nil {
 		return w.startServer()
 	}
-	dies := w.server.hands.dieAfter(f.rng.IntN(4))
+	if w.store != nil {
+		w.election()
+		return nil
+	}
+	dies := w.serving().hands.dieAfter(f.rng.IntN(4))
 	w.revise()
 	select {
 	case <-dies:

@@ -40,7 +40,7 @@ type step struct {
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
 	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce, dataOutlivesItsClaim,
-	schedulesMakeJobs, sizesFollowUsage, podsArePlacedWell, givesUpNoMoreThanItMay,
+	schedulesMakeJobs, sizesFollowUsage, podsArePlacedWell, givesUpNoMoreThanItMay, rangesDiffer,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -73,6 +72,9 @@ func newMachine(w *world, index int) (*machine, error) {
 	}
 	pace := &pace{rng: rand.New(rand.NewPCG(w.o.Seed, uint64(index))), held: m.line.held}
 	m.network = &network{machine: m, pace: pace, attached: map[nodes.UID]place{}, drift: make(chan nodes.UID)}
+	if w.store == nil {
+		m.network.give(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(index), 0}), 24))
+	}
 	m.volumes = &volumes{machine: m, pace: pace, mounted: map[nodes.UID][]string{}}
 	m.disk = &disk{Persistent: volumefake.New(), machine: m, pace: pace}
 	m.kernel = &kernel{pace: pace}
@@ -97,13 +99,13 @@ func (m *machine) startAgent() error {
 		},
 		DataDir: m.dir, RunDir: m.dir, Key: bytes.Repeat([]byte{7}, 32), BootID: fmt.Sprintf("boot-%d", m.boot),
 		Runtime: m.runtime, Network: m.network, Keeper: m.keeper, Proxy: m.kernel, Volumes: m.volumes, Persistent: m.disk,
-		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: slog.New(slog.DiscardHandler), Now: m.wallClock(), Clock: m.clock.now,
+		Forwarders: func() []netip.AddrPort { return nil }, DB: db, Log: silent, Now: m.wallClock(), Clock: m.clock.now,
 	})
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
 	client, err := wire.NewClient(wire.ClientOptions{
-		Dial: m.line.dial, Node: m.name, Version: "sim", Handler: a, Clock: m.clock.now, Log: slog.New(slog.DiscardHandler),
+		Dial: m.line.dial, Node: m.name, Version: "sim", Handler: ranged{a, m}, Clock: m.clock.now, Log: silent,
 	})
 	if err != nil {
 		return errors.Join(err, db.Close())
@@ -114,10 +116,27 @@ func (m *machine) startAgent() error {
 	group.Go(func() error { return a.Run(ctx, client) })
 	r := &running{Agent: a, db: db, cancel: cancel, ended: make(chan error, 1)}
 	go func() { r.ended <- group.Wait() }()
-	m.agent, m.since, m.world.troubled = r, time.Now(), time.Now()
+	m.agent, m.since = r, time.Now()
+	m.world.disturb()
 	m.runtime.serve(true)
 	m.world.note("agent %s starts", m.name)
 	return nil
+}
+
+// ranged is an agent whose machine sets up its network when it learns its range,
+// and then says so in a new session.
+type ranged struct {
+	*agent.Agent
+	machine *machine
+}
+
+// Assign implements wire.Handler.
+func (r ranged) Assign(a *nodes.Assignment) {
+	r.Agent.Assign(a)
+	if r.machine.network.give(a.PodCIDR) {
+		r.machine.world.note("machine %s has range %s", r.machine.name, a.PodCIDR)
+		r.machine.line.cut()
+	}
 }
 
 // wallClock is the machine's as a process sees it that starts now.
@@ -133,7 +152,8 @@ func (m *machine) killAgent() {
 	if r == nil {
 		return
 	}
-	m.agent, m.world.troubled = nil, time.Now()
+	m.agent = nil
+	m.world.disturb()
 	synctest.Wait()
 	file := filepath.Join(m.dir, "agent.db")
 	stored, err := os.ReadFile(file)
@@ -192,7 +212,7 @@ func (m *machine) powerOn() error {
 // stop has the agent do nothing at all, as SIGSTOP does, or go on.
 func (m *machine) stop(stopped bool) {
 	m.world.note("agent %s stopped: %v", m.name, stopped)
-	m.world.troubled = time.Now()
+	m.world.disturb()
 	m.line.held.set(stopped)
 }
 

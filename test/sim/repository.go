@@ -39,13 +39,6 @@ type repository struct {
 
 func newRepository() *repository { return &repository{commits: map[string]*commit{}} }
 
-// Heads implements loop.Source.
-func (r *repository) Heads() <-chan loop.Head {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.heads
-}
-
 // Revision implements loop.Source.
 func (r *repository) Revision(_ context.Context, sha string) (desired.Revision, error) {
 	c := r.commit(sha)
@@ -75,12 +68,23 @@ func (r *repository) head() *commit {
 }
 
 // follow begins to tell a new server what the branch points to.
-func (r *repository) follow() {
+func (r *repository) follow() *follower {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.heads = make(chan loop.Head, 1)
+	f := &follower{repository: r, heads: make(chan loop.Head, 1)}
+	r.heads = f.heads
 	r.tell()
+	return f
 }
+
+// follower is the repository as one server follows it. Implements loop.Source.
+type follower struct {
+	*repository
+	heads chan loop.Head
+}
+
+// Heads implements loop.Source.
+func (f *follower) Heads() <-chan loop.Head { return f.heads }
 
 // tell says the newest head in the place of one that nobody has taken. The
 // caller holds mu.

@@ -184,7 +184,7 @@ func (w *world) schedulesAreKept() error {
 		due := now.Add(-2 * time.Second).Truncate(v.period())
 		seen := x.last.crons[k]
 		switch {
-		case c.awake.IsZero() || due.Before(c.awake) || !due.After(c.since) || due.Before(w.troubled.Add(settled)) || due.Before(x.known.Add(settled)):
+		case c.awake.IsZero() || due.Before(c.awake) || !due.After(c.since) || due.Before(w.disturbed().Add(settled)) || due.Before(x.known.Add(settled)):
 		case seen == nil:
 			return violated(2, "nobody looks after %s", k)
 		case v.policy == batchv1.ForbidConcurrent && (v.deadline > 0 || seen.Active > 0):

@@ -17,9 +17,16 @@
 // faults of a data centre. Its keepers kill fenced pods by their own clocks,
 // and no two machines may run one ordinal, by what truly runs on them.
 //
-// A seed fixes the cluster, the revisions and the faults. It does not fix the
-// order in which goroutines run at one instant, nor the jitter of retries: a
-// failing seed fails again often, not always, which is why -times repeats it.
+// Several servers may share a store (several.go): they elect a leader, stand
+// still, die, lose the store or its answers, and the store its quorum. The store
+// is a fake that passes the record's suite. What is real of them is what a server
+// is made of; the election is a copy of nodes/observed/etcd's rules. Their nodes
+// get their ranges of pod addresses from the planner.
+//
+// A seed fixes the cluster, the revisions and the faults. It does not fix what
+// Go's runtime leaves to chance, by which retries are jittered too: the order of timers of one
+// instant, of goroutines, of ready cases of a select and of maps. A failing seed fails again often, not
+// always, which is why -times repeats it.
 //
 // It does not test the YAML reader, Git, containerd or the kernel: end-to-end
 // tests do.
@@ -37,6 +44,8 @@ import (
 // Options of one run.
 type Options struct {
 	Seed uint64
+	// Several servers share a store, in a world of many machines.
+	Several bool
 	// Plain leaves out claims, autoscalers and CronJobs: older seeds failed
 	// without them.
 	Plain bool
@@ -67,27 +76,31 @@ type Result struct {
 
 // world is one simulated cluster.
 type world struct {
-	o       Options
-	rng     *rand.Rand
-	began   time.Time
-	repo    *repository
-	shape   shape
-	extras  *extras
-	fleet   *fleet // nil but in worlds of many machines
-	demand  *demand
-	server  *server // nil while it is down
-	clock   *boottime
-	source  string // what the server is told to follow
-	nodes   []*machine
-	witness *witness
-	// troubled is when the way from agents to routes was last disturbed.
-	troubled   time.Time
+	o          Options
+	rng        *rand.Rand
+	chance     *rand.Rand // of several servers
+	began      time.Time
+	repo       *repository
+	shape      shape
+	extras     *extras
+	fleet      *fleet // nil but in worlds of many machines
+	demand     *demand
+	hosts      []*host // of several servers
+	store      *shared // of theirs; nil for a lone one
+	clock      *boottime
+	source     string // what the server is told to follow
+	nodes      []*machine
+	witness    *witness
 	repoBroken bool
 	result     Result
 
 	mu sync.Mutex
 	// guarded by mu
 	trace []string
+	// server is the one that leads; nil while none does.
+	server *server
+	// troubled is when the way from agents to routes was last disturbed.
+	troubled time.Time
 }
 
 // Run plays one seed. It must be called in a bubble of testing/synctest and
@@ -103,7 +116,7 @@ func Run(o Options) Result {
 	case o.Rich:
 		w.extras = richExtras(o.Seed)
 	}
-	if o.Many || o.Fenced {
+	if o.Many || o.Fenced || o.Several {
 		w.fleet, w.shape = drawFleet(o.Seed, o.Fenced)
 	}
 	w.clock = newBoottime(w.fleet.drift())
@@ -111,6 +124,9 @@ func Run(o Options) Result {
 		w.clock = newBoottime(100_000)
 	}
 	w.repo, w.demand = newRepository(), newDemand()
+	if o.Several {
+		w.drawServers()
+	}
 	w.witness = newWitness(w)
 	err := w.play()
 	w.end()
@@ -182,6 +198,9 @@ func (w *world) end() {
 		m.runtime.end()
 	}
 	w.killServer()
+	for _, h := range w.hosts {
+		h.kill()
+	}
 	synctest.Wait()
 }
 

@@ -312,7 +312,7 @@ func (x *witness) deletes(m *machine, v *nodes.Volume) {
 // dataAgrees compares what the disks hold with the claims of Git.
 func (w *world) dataAgrees(i *intent) error {
 	held := map[desired.Key]*nodes.Volume{}
-	o := w.server.loop.Overview()
+	o := w.serving().loop.Overview()
 	known := map[string]bool{}
 	for _, h := range o.Objects {
 		known[h.Key.Kind+" "+h.Key.Name] = true

@@ -20,8 +20,8 @@ import (
 
 type place = podnetwork.Attachment
 
-// network gives pods addresses of 10.244.<machine>.0/24, each as late as
-// possible again.
+// network gives pods addresses of the machine's range, each as late as possible
+// again. The range is 10.244.<machine>.0/24, or what several servers give it.
 type network struct {
 	machine *machine
 	pace    *pace
@@ -29,6 +29,7 @@ type network struct {
 
 	mu sync.Mutex
 	// guarded by mu
+	pods     netip.Prefix // invalid while it has no range
 	attached map[nodes.UID]place
 	last     byte
 }
@@ -39,11 +40,38 @@ func (n *network) SetPeers(context.Context, []proxy.Node) error { return nil }
 func (n *network) PublicKey() string                            { return "" }
 func (n *network) Drift() <-chan nodes.UID                      { return n.drift }
 func (n *network) Bridge() string                               { return "tally0" }
-func (n *network) Gateway() netip.Addr                          { return n.addr(1) }
-func (n *network) PodCIDR() netip.Prefix                        { return netip.PrefixFrom(n.addr(0), 24) }
 
+func (n *network) Gateway() netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.pods.IsValid() {
+		return netip.Addr{}
+	}
+	return n.addr(1)
+}
+
+func (n *network) PodCIDR() netip.Prefix {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pods
+}
+
+// give tells the machine its range, and whether that is news: one that it has it keeps.
+func (n *network) give(pods netip.Prefix) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pods.IsValid() || !pods.IsValid() {
+		return false
+	}
+	n.pods = pods
+	return true
+}
+
+// addr is an address of the range. The caller holds mu.
 func (n *network) addr(last byte) netip.Addr {
-	return netip.AddrFrom4([4]byte{10, 244, byte(n.machine.index), last})
+	four := n.pods.Addr().As4()
+	four[3] = last
+	return netip.AddrFrom4(four)
 }
 
 func (n *network) Add(ctx context.Context, s podnetwork.Sandbox) (place, error) {
@@ -54,6 +82,9 @@ func (n *network) Add(ctx context.Context, s podnetwork.Sandbox) (place, error) 
 	defer n.mu.Unlock()
 	if p, found := n.attached[s.UID]; found {
 		return p, nil
+	}
+	if !n.pods.IsValid() {
+		return place{}, errors.New("the machine has no range yet")
 	}
 	taken := map[netip.Addr]bool{}
 	for _, p := range n.attached {
