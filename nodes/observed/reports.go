@@ -134,6 +134,25 @@ func historyPlace(id uint64) Place { return Place{Part: PartHistory, Key: fmt.Sp
 func (s *Store) AppendHistory(e nodes.HistoryEntry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.appendHistory(e)
+}
+
+// SetHistory replaces all revisions; the newest comes first.
+func (s *Store) SetHistory(entries []nodes.HistoryEntry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.history {
+		s.behind[historyPlace(e.id)] = nil
+	}
+	s.history = nil
+	for _, e := range slices.Backward(entries) {
+		s.appendHistory(e)
+	}
+	s.touch()
+}
+
+// appendHistory adds a revision as the newest. The caller holds mu.
+func (s *Store) appendHistory(e nodes.HistoryEntry) {
 	id := uint64(1)
 	if n := len(s.history); n > 0 {
 		id = s.history[n-1].id + 1

@@ -121,7 +121,7 @@ func (r *runner) want(ctx context.Context, t *target) {
 	}
 	b.newest, b.next, b.failures, b.paused = t.revision.SHA, t, 0, false
 	if !r.inForce(t.revision.SHA) && !r.restoring(t.revision.SHA) {
-		r.appendHistory(nodes.HistoryEntry{Revision: t.revision, Outcome: nodes.OutcomePending, Seen: r.now()})
+		r.appendHistory(t.revision)
 	}
 	r.proceed(ctx)
 }
@@ -327,7 +327,7 @@ func (r *runner) applied(hold *nodes.Hold) {
 	held := b.held
 	b.held = nil
 	if _, seen := r.entry(t.revision.SHA); !seen {
-		r.appendHistory(nodes.HistoryEntry{Revision: t.revision, Outcome: nodes.OutcomePending, Seen: r.now()})
+		r.appendHistory(t.revision)
 	}
 	if t.restored {
 		r.o.Log.Info("the revision in force is known again", "revision", t.revision.SHA)

@@ -59,9 +59,11 @@ func (r *runner) trust(ctx context.Context) {
 	}
 	r.edition = max(r.edition, s.edition)
 	for i := range r.change.Reports {
-		if report := &r.change.Reports[i]; report.Node != s.keeper {
+		report := &r.change.Reports[i]
+		if report.Node != s.keeper {
 			report.Ledger = nil
 		}
+		r.recallHistory(report.Ledger)
 	}
 	if s.followed != nil {
 		r.restore(ctx, s.followed)

@@ -10,9 +10,22 @@ import (
 
 // The views share r.history; every change makes a new slice.
 
-func (r *runner) appendHistory(e nodes.HistoryEntry) {
+// appendHistory notes a revision that was seen now, and returns its entry: no two
+// were seen at one instant, so that this tells their order.
+func (r *runner) appendHistory(rev desired.Revision) nodes.HistoryEntry {
+	e := nodes.HistoryEntry{Revision: rev, Outcome: nodes.OutcomePending, Seen: r.now()}
+	if len(r.history) > 0 && !e.Seen.After(r.history[0].Seen) {
+		e.Seen = r.history[0].Seen.Add(1)
+		r.last = e.Seen
+	}
 	r.o.Record.AppendHistory(e)
+	if len(r.history) == shownHistory {
+		oldest := &r.history[shownHistory-1]
+		r.outbox.decide(nodes.Decision{Kind: kindHistory, Key: historyKey(oldest)})
+	}
 	r.history = append([]nodes.HistoryEntry{e}, r.history[:min(len(r.history), shownHistory-1)]...)
+	r.carry(&e)
+	return e
 }
 
 func (r *runner) updateHistory(e nodes.HistoryEntry) {
@@ -21,6 +34,7 @@ func (r *runner) updateHistory(e nodes.HistoryEntry) {
 		if r.history[i].Revision.SHA == e.Revision.SHA {
 			r.history = slices.Clone(r.history)
 			r.history[i] = e
+			r.carry(&e)
 			return
 		}
 	}
@@ -36,8 +50,7 @@ func (r *runner) entry(sha string) (e nodes.HistoryEntry, ok bool) {
 func (r *runner) end(rev desired.Revision, outcome nodes.Outcome, message string, problems int) {
 	e, seen := r.entry(rev.SHA)
 	if !seen {
-		e = nodes.HistoryEntry{Revision: rev, Seen: r.now()}
-		r.appendHistory(e)
+		e = r.appendHistory(rev)
 	}
 	if e.Outcome != outcome {
 		e.Outcome, e.Ended = outcome, r.now()

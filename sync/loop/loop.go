@@ -76,6 +76,8 @@ type Record interface {
 
 	AppendHistory(e nodes.HistoryEntry)
 	UpdateHistory(e nodes.HistoryEntry)
+	// SetHistory replaces all of it, the newest first.
+	SetHistory(entries []nodes.HistoryEntry)
 	// History returns the newest first.
 	History(limit int) []nodes.HistoryEntry
 

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -370,6 +372,7 @@ func TestRestartRestartsNothing(t *testing.T) {
 				w.repository.commit("aaaaaaaa", deployment("web", "web:1", 3))
 				w.repository.commit("bbbbbbbb", deployment("web", "web:1", 4))
 				w.push("aaaaaaaa")
+				before := w.Overview().History
 				w.stop()
 				if c.lose {
 					w.record = newMemory()
@@ -381,6 +384,9 @@ func TestRestartRestartsNothing(t *testing.T) {
 				synctest.Wait()
 				if n := w.machine.counts(); n != [3]int{3, 3, 0} {
 					t.Fatalf("pods after the restart: %v", n)
+				}
+				if o := w.Overview(); len(o.History) != 2 || o.History[0].Outcome != nodes.OutcomeRejected || !cmp.Equal(o.History[1:], before) {
+					t.Errorf("history %+v, was %+v", o.History, before)
 				}
 				// The newest revision is refused; the one before it is known and in force.
 				if w.inForce() != "aaaaaaaa" || w.Overview().Sync.State != "rejected" {

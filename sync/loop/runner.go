@@ -28,6 +28,8 @@ type runner struct {
 
 	branch  branch
 	history []nodes.HistoryEntry
+	// forgot is set while there was no record and no ledger has told the history.
+	forgot  bool
 	toMove  chan string // newest revision to mirror
 	members members
 	// edition is that of the ledger, as recorded.
@@ -175,6 +177,7 @@ func (r *runner) input(ctx context.Context, in Input) {
 	r.o.Record.AppendEvents(in.Report.Events)
 	if in.Report.Complete && r.start == nil {
 		r.recallMembers(in.Report.Ledger)
+		r.recallHistory(in.Report.Ledger)
 	}
 	switch {
 	case !in.Report.Complete:

@@ -72,7 +72,9 @@ func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
 		// be replaced, are all that is known then.
 		r.change.Decisions = decisions
 		r.o.Executor.Ledger(decisions)
+		r.carryAll(decisions)
 	}
+	r.forgot = !recorded
 	r.edition = editionOf(decisions)
 	r.learn(decisions)
 	if r.readFollowed(decisions) {
@@ -141,7 +143,7 @@ func (r *runner) joined(ctx context.Context, report *nodes.Report) {
 	}
 	edition := editionOf(report.Ledger)
 	for _, d := range report.Ledger {
-		counts := newest && ours(d) && d.Kind != kindEdition
+		counts := newest && ours(d) && d.Kind != kindEdition && d.Kind != kindHistory
 		if isMembership(d) {
 			d, counts = r.remember(d, edition)
 		}

@@ -88,5 +88,5 @@ func (r *runner) recordLease(d time.Duration) {
 
 // ours tells the loop's own decisions from the planner's.
 func ours(d nodes.Decision) bool {
-	return isMembership(d) || d.Kind == kindFollowed || d.Kind == kindLease || d.Kind == kindEdition
+	return isMembership(d) || d.Kind == kindFollowed || d.Kind == kindLease || d.Kind == kindEdition || d.Kind == kindHistory
 }

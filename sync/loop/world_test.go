@@ -115,6 +115,12 @@ func (m *memory) UpdateHistory(e nodes.HistoryEntry) {
 	}
 }
 
+func (m *memory) SetHistory(entries []nodes.HistoryEntry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.history = slices.Clone(entries)
+}
+
 func (m *memory) History(int) []nodes.HistoryEntry {
 	m.mu.Lock()
 	defer m.mu.Unlock()

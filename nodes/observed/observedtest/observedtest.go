@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,7 @@ type Record interface {
 	Observed() ([]nodes.NodeState, []nodes.Report)
 	AppendHistory(e nodes.HistoryEntry)
 	UpdateHistory(e nodes.HistoryEntry)
+	SetHistory(entries []nodes.HistoryEntry)
 	History(limit int) []nodes.HistoryEntry
 	AppendEvents(events []nodes.Event)
 	Events(object desired.Key) []nodes.Event
@@ -257,6 +259,14 @@ func history(_ *testing.T, s *suite) {
 	for range 2 {
 		s.equal("history", want, s.History(0))
 		s.equal("newest two", want[:2], s.History(2))
+		s.reopen()
+	}
+	want = []nodes.HistoryEntry{entry("f", nodes.OutcomePending), entry("e", nodes.OutcomeFailed)}
+	s.SetHistory(want)
+	s.AppendHistory(entry("g", nodes.OutcomePending))
+	want = slices.Insert(want, 0, entry("g", nodes.OutcomePending))
+	for range 2 {
+		s.equal("another history", want, s.History(0))
 		s.reopen()
 	}
 }
