@@ -12,10 +12,10 @@ package bench
 import (
 	"testing"
 
-	"github.com/tallyman-dev/tallyman/test/machine"
+	"github.com/tallyman-dev/tallyman/test/machine/cluster"
 )
 
-func TestMain(m *testing.M) { machine.Main(m) }
+func TestMain(m *testing.M) { cluster.Main(m) }
 
 // TestBench measures everything; -run TestBench/pods measures a part, and
 // leaves the other figures in build/bench.json as they are.
@@ -30,6 +30,7 @@ func TestBench(t *testing.T) {
 	t.Run("cluster", func(t *testing.T) { benchCluster(t, all) })
 	t.Run("traffic", func(t *testing.T) { benchTraffic(t, all) })
 	t.Run("idle", func(t *testing.T) { benchIdle(t, all) })
+	t.Run("lost", func(t *testing.T) { benchLost(t, all) })
 	t.Run("repository", func(t *testing.T) { benchRepositories(t, all) })
 	all.write(t)
 }

@@ -35,7 +35,13 @@ type watch struct {
 
 func newWatch(t *testing.T, m *machine.Machine) *watch {
 	t.Helper()
-	c, err := client.New(client.Options{Socket: filepath.Join(m.RunDir, "tally.sock")})
+	return watchSocket(t, filepath.Join(m.RunDir, "tally.sock"))
+}
+
+// watchSocket looks at the server behind a socket.
+func watchSocket(t *testing.T, socket string) *watch {
+	t.Helper()
+	c, err := client.New(client.Options{Socket: socket})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,17 +40,35 @@ func (c *Cluster) newMachine(name string) (*Machine, error) {
 		Name: name, Address: address(number), c: c,
 		card: net.HardwareAddr{2, 0, 0, 0, 0, byte(number)}, dir: filepath.Join(c.dir, name),
 	}
+	return m, m.format()
+}
+
+// format puts on a disk what a machine has when somebody gets it.
+func (m *Machine) format() error {
 	for _, dir := range []string{"/var/lib/tallyman", "/var/lib/containerd", "/root/.", "/usr/local/bin"} {
 		if err := os.MkdirAll(m.File(dir), 0o755); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, dir := range layered {
 		if err := os.MkdirAll(filepath.Join(m.dir, "work", dir), 0o755); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return m, errors.Join(m.writeEtc(), m.install(machine.Built(c.t)))
+	return errors.Join(m.writeEtc(), m.install(machine.Built(m.c.t)))
+}
+
+// NewDisk replaces the disk of a machine that is off. Only /root is as before: who
+// sets the machine up again brings it along.
+func (m *Machine) NewDisk() {
+	m.c.t.Helper()
+	for path, name := range kept {
+		if path != "/root" {
+			m.do(os.RemoveAll(filepath.Join(m.dir, "disk", name)))
+		}
+	}
+	m.do(os.RemoveAll(filepath.Join(m.dir, "work")))
+	m.do(m.format())
 }
 
 // writeEtc configures the machine as somebody who sets one up would: containerd

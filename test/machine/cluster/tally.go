@@ -126,14 +126,13 @@ func (m *Machine) AwaitNodes(all ...*Machine) {
 	})
 }
 
-// LoseServer deletes all that tally keeps here but the repository and the key.
-// It does not run.
-func (m *Machine) LoseServer() {
+// LoseDisk deletes all that tally keeps here, except what is named. It does not run.
+func (m *Machine) LoseDisk(except ...string) {
 	m.c.t.Helper()
 	entries, err := os.ReadDir(m.File(dataDir))
 	m.do(err)
 	for _, e := range entries {
-		if e.Name() != "repo.git" && e.Name() != "key" {
+		if !slices.Contains(except, e.Name()) {
 			m.do(os.RemoveAll(filepath.Join(m.File(dataDir), e.Name())))
 		}
 	}
