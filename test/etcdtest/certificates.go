@@ -22,8 +22,8 @@ type Certificates struct {
 	config        *tls.Config
 }
 
-// NewCertificates makes them for loopback.
-func NewCertificates(t *testing.T) *Certificates {
+// NewCertificates makes them for loopback and for more addresses.
+func NewCertificates(t *testing.T, more ...string) *Certificates {
 	t.Helper()
 	dir := t.TempDir()
 	c := &Certificates{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
@@ -33,6 +33,9 @@ func NewCertificates(t *testing.T) *Certificates {
 		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		KeyUsage:    x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, address := range more {
+		template.IPAddresses = append(template.IPAddresses, net.ParseIP(address))
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -66,7 +69,8 @@ func NewCertificates(t *testing.T) *Certificates {
 // Config is a client's.
 func (c *Certificates) Config() *tls.Config { return c.config.Clone() }
 
-func (c *Certificates) flags() []string {
+// Flags are a member's.
+func (c *Certificates) Flags() []string {
 	if c == nil {
 		return nil
 	}

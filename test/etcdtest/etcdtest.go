@@ -95,7 +95,7 @@ func (c *Cluster) StartMember(i int) {
 		"--listen-client-urls", scheme + m.client, "--advertise-client-urls", scheme + m.client,
 		"--listen-peer-urls", scheme + m.peer, "--initial-advertise-peer-urls", scheme + m.peer,
 		"--initial-cluster", strings.Join(all, ","), "--logger", "zap", "--log-level", "error",
-	}, c.o.Certificates.flags()...)...)
+	}, c.o.Certificates.Flags()...)...)
 	m.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log, err := os.OpenFile(filepath.Join(c.dir, m.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

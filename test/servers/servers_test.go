@@ -7,6 +7,7 @@ package servers_test
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,8 +22,11 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/test/etcdtest"
 	"github.com/tallyman-dev/tallyman/test/machine"
 	"github.com/tallyman-dev/tallyman/test/machine/cluster"
 )
@@ -43,12 +47,18 @@ type world struct {
 	remote string
 	clone  *machine.Clone
 	newest string // commit
+	// certificates are etcd's and its clients'.
+	certificates *etcdtest.Certificates
+	// password is the file with that of the servers' user.
+	password string
 }
 
 // server is a machine with a member of etcd, a server and a node.
 type server struct {
 	*cluster.Machine
 	etcd, server *cluster.Process
+	// line makes it a node.
+	line []string
 }
 
 func newWorld(t *testing.T) *world {
@@ -58,9 +68,7 @@ func newWorld(t *testing.T) *world {
 	for _, name := range []string{"a", "b", "c"} {
 		w.machines = append(w.machines, &server{Machine: w.Machine(name)})
 	}
-	for _, m := range w.machines {
-		m.startEtcd(w)
-	}
+	w.startEtcd()
 	w.git("init", "--quiet", "--bare", "--initial-branch", "main", w.remote)
 	w.clone = machine.NewClone(t, w.machines[0].Machine, w.remote, "")
 	w.commit(3, "first")
@@ -93,16 +101,46 @@ spec:
 	}
 }
 
+// startEtcd starts the members, which speak TLS alone, and gives the servers a
+// user who may do nothing outside of their prefix.
+func (w *world) startEtcd() {
+	w.t.Helper()
+	var addresses, endpoints []string
+	for _, m := range w.machines {
+		addresses, endpoints = append(addresses, m.Address), append(endpoints, "https://"+m.Address+":2379")
+	}
+	w.password = filepath.Join(w.t.TempDir(), "password")
+	if err := os.WriteFile(w.password, []byte(etcdtest.Password+"\n"), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	w.certificates = etcdtest.NewCertificates(w.t, addresses...)
+	for _, m := range w.machines {
+		m.startEtcd(w)
+	}
+	admin, err := clientv3.New(clientv3.Config{Endpoints: endpoints, TLS: w.certificates.Config(), DialTimeout: patience, Logger: zap.NewNop()})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer admin.Close()
+	w.Eventually(patience, "etcd answers", func() error {
+		ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
+		defer cancel()
+		_, err := admin.Get(ctx, "ready")
+		return err
+	})
+	etcdtest.Confine(w.t, admin, "cluster")
+}
+
 func (m *server) startEtcd(w *world) {
 	w.t.Helper()
 	var members []string
 	for _, other := range w.machines {
-		members = append(members, fmt.Sprintf("%s=http://%s:2380", other.Name, other.Address))
+		members = append(members, fmt.Sprintf("%s=https://%s:2380", other.Name, other.Address))
 	}
-	m.etcd = m.Start("etcd", "--name", m.Name, "--data-dir", "/var/lib/etcd",
-		"--listen-client-urls", "http://"+m.Address+":2379", "--advertise-client-urls", "http://"+m.Address+":2379",
-		"--listen-peer-urls", "http://"+m.Address+":2380", "--initial-advertise-peer-urls", "http://"+m.Address+":2380",
-		"--initial-cluster", strings.Join(members, ","), "--logger", "zap", "--log-level", "error")
+	m.etcd = m.Start("etcd", append(w.certificates.Flags(), "--name", m.Name, "--data-dir", "/var/lib/etcd",
+		"--listen-client-urls", "https://"+m.Address+":2379", "--advertise-client-urls", "https://"+m.Address+":2379",
+		"--listen-peer-urls", "https://"+m.Address+":2380", "--initial-advertise-peer-urls", "https://"+m.Address+":2380",
+		"--initial-cluster", strings.Join(members, ","), "--logger", "zap", "--log-level", "error")...)
 }
 
 // list is what is said of each machine, with commas.
@@ -114,11 +152,19 @@ func (w *world) list(format string) string {
 	return strings.Join(out, ",")
 }
 
-func (w *world) flags() []string {
-	return []string{"server", "--store", "etcd://" + w.list("%s:2379") + "/cluster", "--repo", w.remote, "--interval", "2s"}
+// flags of a server with the record in etcd, below a part of the prefix.
+func (w *world) flags(part string) []string {
+	c := w.certificates
+	return append(w.alone(), "--store", "etcd://"+w.list("%s:2379")+"/cluster/"+part, "--store-ca", c.CA, "--store-cert", c.Cert, "--store-key", c.Key,
+		"--store-user", etcdtest.User, "--store-password-file", w.password)
 }
 
-func (w *world) startServer(m *server) { m.server = m.Start("tally", w.flags()...) }
+// alone are the flags of a server with the record in a file.
+func (w *world) alone() []string {
+	return []string{"server", "--repo", w.remote, "--interval", "2s"}
+}
+
+func (w *world) startServer(m *server) { m.server = m.Start("tally", w.flags("all")...) }
 
 func (w *world) tally(m *server, args ...string) machine.Result {
 	w.t.Helper()
@@ -134,6 +180,10 @@ func (w *world) tally(m *server, args ...string) machine.Result {
 func (w *world) begin() {
 	w.t.Helper()
 	first := w.machines[0]
+	wrong := append(w.flags("all"), "--store-password-file", w.remote+"/HEAD")
+	if r := first.Run("tally", wrong...); r.Code != 1 || !strings.Contains(r.Err, "authentication") {
+		w.t.Fatalf("a server with a wrong password: %+v", r)
+	}
 	w.startServer(first)
 	passphrase, key := filepath.Join(w.t.TempDir(), "passphrase"), filepath.Join(w.t.TempDir(), "key")
 	if err := os.WriteFile(passphrase, []byte("correct horse\n"), 0o600); err != nil {
@@ -142,7 +192,7 @@ func (w *world) begin() {
 	w.awaitLeader(first)
 	w.tally(first, "key", "export", key, "--passphrase-file", passphrase)
 	for _, m := range w.machines[1:] {
-		if r := m.Run("tally", w.flags()...); r.Code != 1 || !strings.Contains(r.Err, "tally key import") {
+		if r := m.Run("tally", w.flags("all")...); r.Code != 1 || !strings.Contains(r.Err, "tally key import") {
 			w.t.Fatalf("a server without the key: %+v", r)
 		}
 		w.tally(m, "key", "import", key, "--passphrase-file", passphrase)
@@ -164,8 +214,13 @@ func (w *world) join() {
 		return nil
 	})
 	for _, m := range w.machines {
-		m.Start("tally", append(line[1:], "--data-dir", "/var/lib/tallyman-node", "--run-dir", "/run/tallyman-node")...)
+		m.line = line[1:]
+		m.startNode()
 	}
+}
+
+func (m *server) startNode() {
+	m.Start("tally", append(slices.Clone(m.line), "--data-dir", "/var/lib/tallyman-node", "--run-dir", "/run/tallyman-node")...)
 }
 
 // leader is the machine whose server leads; nil while that is nobody's.
@@ -343,6 +398,26 @@ func TestServers(t *testing.T) {
 		t.Logf("another server led after %v", time.Since(begun))
 		w.settled(next, 3, 2)
 		t.Logf("all pods were ready elsewhere after %v", time.Since(begun))
+		old.Boot()
+		old.startEtcd(w)
+		old.startNode()
+		w.startServer(old)
+		pods = w.settled(next, 3, 3)
+	})
+	t.Run("one server, and several again", func(*testing.T) {
+		for _, m := range w.machines {
+			m.server.Stop()
+		}
+		first.server = first.Start("tally", w.alone()...)
+		w.same(pods, w.settled(first, 3, 3), "from etcd to a file")
+		first.server.Stop()
+		for _, m := range w.machines {
+			m.server = m.Start("tally", w.flags("moved")...)
+			w.same(pods, w.settled(first, 3, 3), "from a file to etcd")
+		}
+		w.commit(4, "after the move")
+		w.settled(w.machines[2], 4, 3)
+		w.everywhere()
 	})
 }
 

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/observed"
 	"github.com/tallyman-dev/tallyman/nodes/observed/observedtest"
@@ -94,20 +92,10 @@ func TestRecordConforms(t *testing.T) {
 func TestRecordConformsSecured(t *testing.T) {
 	certificates := etcdtest.NewCertificates(t)
 	cluster := etcdtest.Start(t, etcdtest.Options{Certificates: certificates})
-	admin := cluster.Client("", "")
 	const prefix = "secured/cluster"
-	for _, err := range []error{
-		second(admin.UserAdd(t.Context(), "root", "root's")), second(admin.UserGrantRole(t.Context(), "root", "root")),
-		second(admin.RoleAdd(t.Context(), "tally")), second(admin.UserAdd(t.Context(), "tally", "secret")),
-		second(admin.RoleGrantPermission(t.Context(), "tally", prefix+"/", clientv3.GetPrefixRangeEnd(prefix+"/"), clientv3.PermissionType(clientv3.PermReadWrite))),
-		second(admin.UserGrantRole(t.Context(), "tally", "tally")), second(admin.AuthEnable(t.Context())),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	etcdtest.Confine(t, cluster.Client("", ""), prefix)
 	secure := func(o *Options) {
-		o.TLS, o.User, o.Password = certificates.Config(), "tally", "secret"
+		o.TLS, o.User, o.Password = certificates.Config(), etcdtest.User, etcdtest.Password
 	}
 	observedtest.Run(t, func(t *testing.T) observedtest.Place {
 		return place{lead(t, open(t, cluster.Address(prefix+"/"+strings.ReplaceAll(t.Name(), "/", "-")), secure))}
@@ -123,8 +111,6 @@ func TestRecordConformsSecured(t *testing.T) {
 		}
 	}
 }
-
-func second[T any](_ T, err error) error { return err }
 
 func TestOtherClusterIsRefused(t *testing.T) {
 	cluster := etcdtest.Start(t, etcdtest.Options{})

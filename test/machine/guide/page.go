@@ -6,11 +6,12 @@
 //
 //	<!-- on: first, second -->               on these machines, one after the other
 //	<!-- on: first, until it works -->       again and again until it exits with 0
-//	<!-- on: first, goes on -->              one command that is not waited for
-//	<!-- file: /etc/default/tally on: a -->  no command, but what a file there says
 //	<!-- shown -->                           only to look at
-//	<!-- lost: first -->                     (without a block) what befalls a machine:
-//	                                         it dies, and is back with a new disk
+//
+// A comment may stand for what happens otherwise:
+//
+//	<!-- brought: key, from a to b, c -->    somebody brings files of /root along
+//	<!-- lost: first -->                     the machine dies, and is back with a new disk
 package guide
 
 import (
@@ -23,18 +24,19 @@ import (
 // step is something that a guide does or that befalls it.
 type step struct {
 	on []string
-	// lost machines are replaced; then there is no text.
-	lost bool
-	// patient steps are repeated until they work, endless ones go on.
-	patient, endless bool
-	// file is where text is to be written; empty when text is commands.
-	file string
-	text string
+	// lost machines are replaced, brought are files of the machine from; in both
+	// cases there is no text.
+	lost    bool
+	brought []string
+	from    string
+	// patient steps are repeated until they work.
+	patient bool
+	text    string
 }
 
 // marked is a block with the comment above it, if there is one, or a comment
 // that stands for itself.
-var marked = regexp.MustCompile(`(?m)^<!-- lost: (.*) -->$|(?:^<!-- (.*) -->\n\n?)?((?:^    .*\n(?:\n+(?:    ))?)+)`)
+var marked = regexp.MustCompile(`(?m)^<!-- lost: (.*) -->$|^<!-- brought: (.*), from (.*) to (.*) -->$|(?:^<!-- (.*) -->\n\n?)?((?:^    .*\n(?:\n+(?:    ))?)+)`)
 
 // read returns the steps of a page. A block without a word is a mistake, for
 // nobody would try it.
@@ -45,24 +47,23 @@ func read(file string) ([]step, error) {
 	}
 	var steps []step
 	for _, found := range marked.FindAllStringSubmatch(string(content), -1) {
-		lost, where, block := found[1], found[2], found[3]
-		if lost != "" {
+		lost, brought, from, to, where, block := found[1], found[2], found[3], found[4], found[5], found[6]
+		switch {
+		case lost != "":
 			steps = append(steps, step{on: strings.Split(lost, ", "), lost: true})
 			continue
-		}
-		if where == "shown" {
+		case brought != "":
+			steps = append(steps, step{on: strings.Split(to, ", "), brought: strings.Fields(brought), from: from})
+			continue
+		case where == "shown":
 			continue
 		}
 		s := step{text: strings.TrimSuffix(strings.ReplaceAll("\n"+block, "\n    ", "\n"), "\n")[1:]}
-		if rest, found := strings.CutPrefix(where, "file: "); found {
-			s.file, where, _ = strings.Cut(rest, " ")
-		}
 		on, runs := strings.CutPrefix(where, "on: ")
 		if !runs {
 			return nil, fmt.Errorf("nothing says where this runs:\n%s", s.text)
 		}
 		on, s.patient = strings.CutSuffix(on, ", until it works")
-		on, s.endless = strings.CutSuffix(on, ", goes on")
 		s.on = strings.Split(on, ", ")
 		steps = append(steps, s)
 	}

@@ -71,9 +71,12 @@ func (w *Walk) Follow(page string) {
 			if m == nil {
 				w.t.Fatalf("%s: no machine %q for:\n%s", page, name, s.text)
 			}
-			if s.lost {
+			switch {
+			case s.lost:
 				w.lose(m)
-			} else {
+			case len(s.brought) > 0:
+				w.bring(m, s)
+			default:
 				w.do(page, m, s)
 			}
 		}
@@ -89,6 +92,18 @@ func (w *Walk) lose(m *cluster.Machine) {
 	w.equip(m)
 }
 
+func (w *Walk) bring(m *cluster.Machine, s step) {
+	w.t.Helper()
+	for _, name := range s.brought {
+		path := filepath.Join("/root", name)
+		content, err := os.ReadFile(w.machines[s.from].File(path))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.write(m, path, content, 0o600)
+	}
+}
+
 // joinLine is what tally token create prints.
 var joinLine = regexp.MustCompile(`(?m)^tally agent --server \S+ .*--token (\S+)$`)
 
@@ -98,17 +113,9 @@ func (w *Walk) do(page string, m *cluster.Machine, s step) {
 	for word, meaning := range w.Words {
 		text = strings.ReplaceAll(text, word, meaning)
 	}
-	if s.file != "" {
-		w.write(m, s.file, []byte(text+"\n"), 0o644)
-		return
-	}
 	// The sources and the reader's home are on every machine.
 	root := machine.Root(w.t)
 	script := "set -e; export HOME=/root GIT_CONFIG_NOSYSTEM=1; cd /root; ln -sfn '" + root + "/docs' docs; ln -sfn '" + root + "/build' build\n" + text
-	if s.endless {
-		m.Start("sh", "-c", script)
-		return
-	}
 	var r machine.Result
 	try := func() error {
 		if r = m.Run("sh", "-c", script); r.Code != 0 {
