@@ -24,9 +24,13 @@ func (st *step) assess() {
 func (st *step) assessGroup(g *group) {
 	g.waiting, g.line = nil, ""
 	before, waits := g.verdict, ""
-	if g.object == nil {
+	kept := st.keeps(g)
+	switch {
+	case kept != "":
+		g.verdict = workload.Verdict{Health: nodes.Progressing, Reason: kept}
+	case g.object == nil:
 		g.verdict = workload.Verdict{Health: nodes.Progressing, Reason: "no longer in Git; its pods are stopping"}
-	} else {
+	default:
 		g.verdict, waits = st.verdict(g)
 	}
 	st.noteLate(g, &before)
@@ -88,7 +92,7 @@ func (st *step) collectWaiting(g *group, waits string) {
 			reason = waits
 		}
 		g.line = g.key.String() + ": " + reason
-		if g.object != nil {
+		if g.object != nil || st.keeps(g) != "" {
 			g.waiting = append(g.waiting, nodes.WaitingItem{Object: g.key, Reason: reason, Deadline: g.verdict.Deadline})
 		}
 	}

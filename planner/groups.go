@@ -52,6 +52,9 @@ func (st *step) reconcileGroup(g *group) {
 // retire ends a group that Git no longer has, and forgets it once nothing is
 // left.
 func (st *step) retire(g *group) {
+	if st.keeps(g) != "" {
+		return
+	}
 	for _, p := range slices.Clone(g.pods) {
 		st.leave(p.UID, g.key.Kind+" "+g.key.Name+" is no longer in Git")
 	}

@@ -129,6 +129,7 @@ func (st *step) report(r *nodes.Report) {
 		st.adopt(r)
 		if first {
 			st.hearFrom(r.Node)
+			st.welcome(r.Node)
 		}
 	}
 	st.reportVolumes(r)
@@ -181,6 +182,7 @@ func (st *step) adoptLedger(ledger []nodes.Decision) {
 		})
 	}
 	st.takeOver(parseRecord(ledger))
+	st.missAbsent()
 	for _, d := range ledger {
 		if d.Kind != kindOfPod && len(d.Value) > 0 {
 			st.decide(d.Kind, d.Key, d.Value)

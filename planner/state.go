@@ -41,6 +41,8 @@ type State struct {
 	recorded, informed bool
 	// lent is set when the record is a node's ledger, which may be old.
 	lent bool
+	// absent are the nodes that this ledger knows of and that have not reported.
+	absent []string
 	// started is the first instant that the planner saw, at the newest.
 	started, at time.Time
 

@@ -255,6 +255,7 @@ func (st *step) applyObject(k desired.Key, o *desired.Object, old *desired.Snaps
 		st.stir.all = true
 	case k.Kind == kindNode && k.Group == "":
 		st.applyMachine(k.Name)
+		st.judgeAbsent(k.Name)
 	}
 }
 
