@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,17 +25,22 @@ spec:
   template: {spec: {restartPolicy: Never, containers: [{name: main, image: ` + insideImage + `, args: [print, done]}]}}
 `
 
-// serverLost takes the server's disk away and has another server take charge
+// TestServerLost takes the server's disk away and has another server take charge
 // with no more than the repository's address and the exported key, while the
-// newest revision is invalid. Then it says something new.
-func serverLost(w *world) {
+// newest revision is invalid. Then Git says something new.
+func TestServerLost(t *testing.T) {
+	w := newWorld(t)
+	for i := range 3 {
+		w.join(fmt.Sprintf("node%d", i+1))
+	}
+	w.awaitReady()
 	w.clone.Write("web.yaml", web(30, "thirty"))
 	w.clone.Write("once.yaml", onceDone)
 	good, _ := w.clone.Apply("thirty pods and a Job")
 	key, passphrase := w.exportKey()
 	w.clone.Write("bad.yaml", "apiVersion: v1\nkind: Nonsense\nmetadata: {name: bad}\n")
 	bad := w.clone.Commit("not valid")
-	elsewhere := filepath.Join(w.t.(interface{ TempDir() string }).TempDir(), "elsewhere.git")
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere.git")
 	w.clone.Git("clone", "--quiet", "--bare", w.clone.Dir, elsewhere)
 	before, processes := w.take(), w.processes()
 	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[2])...))
@@ -91,7 +97,7 @@ func serverLost(w *world) {
 // exportKey writes the cluster's key to a file that all machines see.
 func (w *world) exportKey() (key, passphrase string) {
 	w.t.Helper()
-	dir := w.t.(interface{ TempDir() string }).TempDir()
+	dir := w.t.TempDir()
 	key, passphrase = filepath.Join(dir, "key"), filepath.Join(dir, "passphrase")
 	if err := os.WriteFile(passphrase, []byte("correct horse battery staple\n"), 0o600); err != nil {
 		w.t.Fatal(err)

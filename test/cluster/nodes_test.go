@@ -23,7 +23,6 @@ func TestNodes(t *testing.T) {
 	t.Run("drain", func(t *testing.T) { drain(w.in(t)) })
 	t.Run("revoke", func(t *testing.T) { revoke(w.in(t)) })
 	t.Run("remove", func(t *testing.T) { remove(w.in(t)) })
-	t.Run("server disk lost", func(t *testing.T) { serverLost(w.in(t)) })
 }
 
 // sameName has a second machine ask for the name of the first.

@@ -24,19 +24,27 @@ func (m *Machine) Dial(ctx context.Context, network, address string) (connection
 
 // InNetwork calls a function on a thread that is in the machine's network.
 func (m *Machine) InNetwork(f func()) error {
+	if err := InNetworkOf(m.life.Process.Pid, f); err != nil {
+		return fmt.Errorf("enter the network of %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// InNetworkOf calls a function on a thread that is in the network of a process.
+func InNetworkOf(pid int, f func()) error {
 	runtime.LockOSThread()
 	own, err := netns.Get()
 	if err != nil {
 		return err
 	}
 	defer own.Close()
-	there, err := netns.GetFromPid(m.life.Process.Pid)
+	there, err := netns.GetFromPid(pid)
 	if err != nil {
 		return err
 	}
 	defer there.Close()
 	if err := netns.Set(there); err != nil {
-		return fmt.Errorf("enter the network of %s: %w", m.Name, err)
+		return err
 	}
 	f()
 	if err := netns.Set(own); err != nil {
