@@ -13,7 +13,8 @@
 //   - names resolve from the last table it was given, after its own restart too;
 //   - a fenced pod is killed at the end of its lease, whatever agent, container
 //     runtime and disk do;
-//   - a newer binary takes over in place, in the same process.
+//   - a newer binary takes over in place, in the same process, without a question
+//     for a name being lost.
 //
 // It does not watch containers, and writes nothing but logs and its own state
 // below the run dir, which is meant to be on tmpfs. See DESIGN.md.
@@ -141,7 +142,7 @@ func serve(ctx context.Context, o Options, inherited inheritance, fences *fences
 	defer cancel()
 	fencing := make(chan error, 1)
 	go func() { fencing <- fences.run() }()
-	names, err := dns.New(dns.Options{Log: o.Log})
+	names, err := dns.New(dns.Options{Log: o.Log, Inherited: inherited.names})
 	if err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
@@ -177,6 +178,7 @@ func serve(ctx context.Context, o Options, inherited inheritance, fences *fences
 	}
 	fences.watchdog.release()
 	s.logs.closeAll()
+	names.Close()
 	listener.Close()
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("keeper: %w", err)

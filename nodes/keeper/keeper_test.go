@@ -331,6 +331,55 @@ func TestReplaceKeepsProcessAndPipes(t *testing.T) {
 	eventually(t, "the rest", func() error { return want(text(t, path, ReadOptions{}), "before\nunfinished and the end\n") })
 }
 
+// TestReplacementLosesNoQuestion asks for a name all the while, each question
+// once, on a port of its own.
+func TestReplacementLosesNoQuestion(t *testing.T) {
+	c := startAlone(t)
+	listen := freePort(t)
+	table := &proxy.Table{Generation: 7, Domain: "cluster.local", Services: []*proxy.Service{{
+		Namespace: "default", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")},
+	}}}
+	if err := c.SetDNS(t.Context(), DNS{Table: table, Node: "n1", Listen: []netip.AddrPort{listen}}); err != nil {
+		t.Fatal(err)
+	}
+	ask := func() error {
+		q := new(dns.Msg).SetQuestion("web.default.svc.cluster.local.", dns.TypeA)
+		reply, _, err := (&dns.Client{Timeout: 30 * time.Second}).Exchange(q, listen.String())
+		if err == nil && len(reply.Answer) != 1 {
+			err = fmt.Errorf("answer is %v", reply)
+		}
+		return err
+	}
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	for range 8 {
+		asking.Go(func() {
+			for asked := 0; ; asked++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := ask(); err != nil {
+					t.Errorf("question %d: %v", asked, err)
+					return
+				}
+			}
+		})
+	}
+	for range 3 {
+		newer := filepath.Join(t.TempDir(), "newer")
+		copyFile(t, "/proc/self/exe", newer)
+		if _, err := Start(t.Context(), StartOptions{
+			Command: []string{newer, "run-keeper", c.runDir}, RunDir: c.runDir, Log: slog.New(slog.DiscardHandler),
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	asking.Wait()
+}
+
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
 	content, err := os.ReadFile(from)

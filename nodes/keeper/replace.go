@@ -12,7 +12,8 @@ import (
 )
 
 // inheritEnv names the descriptors that a keeper hands to the binary that
-// takes its place: the listening socket, then the log pipes.
+// takes its place: the listening socket, then the log pipes and the sockets at
+// which names are served.
 const inheritEnv = "TALLY_KEEPER_INHERIT"
 
 // replacement is a binary to execute in this process's place.
@@ -26,6 +27,7 @@ type replacement struct {
 type inheritance struct {
 	listener *os.File
 	pipes    []*os.File
+	names    []*os.File
 }
 
 // inheritedFiles takes over what the environment names, once.
@@ -38,9 +40,12 @@ func inheritedFiles() inheritance {
 		}
 		unix.CloseOnExec(fd)
 		file := os.NewFile(uintptr(fd), "inherited")
-		if i == 0 {
+		switch {
+		case i == 0:
 			in.listener = file
-		} else {
+		case isSocket(fd):
+			in.names = append(in.names, file)
+		default:
 			in.pipes = append(in.pipes, file)
 		}
 	}
@@ -48,6 +53,12 @@ func inheritedFiles() inheritance {
 	return in
 }
 
+func isSocket(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
+}
+
+// close closes all but the sockets for names, which are somebody else's.
 func (in inheritance) close() {
 	if in.listener != nil {
 		in.listener.Close()
@@ -64,15 +75,12 @@ func (s *server) execute(next replacement, listener *net.UnixListener) error {
 	if err != nil {
 		return fmt.Errorf("keeper: hand over the socket: %w", err)
 	}
-	pipes := s.logs.halt()
-	fds := []string{strconv.Itoa(int(socket.Fd()))}
-	for _, file := range append([]*os.File{socket}, pipes...) {
+	var fds []string
+	for _, file := range slices.Concat([]*os.File{socket}, s.logs.halt(), s.dns.Sockets()) {
 		if _, err := unix.FcntlInt(file.Fd(), unix.F_SETFD, 0); err != nil {
 			return fmt.Errorf("keeper: hand over a descriptor: %w", err)
 		}
-	}
-	for _, pipe := range pipes {
-		fds = append(fds, strconv.Itoa(int(pipe.Fd())))
+		fds = append(fds, strconv.Itoa(int(file.Fd())))
 	}
 	env := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, inheritEnv+"=") })
 	env = append(env, inheritEnv+"="+strings.Join(fds, ","))

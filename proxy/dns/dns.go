@@ -7,7 +7,7 @@
 // addresses spelled out below pod.<domain>, and the dns-version record.
 //
 // Guarantees: a table is swapped as a whole, a query sees either the old or
-// the new one. A name inside the cluster's domain is never forwarded, and one
+// the new one. A server that hands its sockets to a successor loses no question. A name inside the cluster's domain is never forwarded, and one
 // that is not known is told apart from one without records of the asked type.
 // A forwarder that leads back here is never used.
 //
@@ -22,9 +22,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
@@ -35,6 +37,9 @@ import (
 // Options for New.
 type Options struct {
 	Log *slog.Logger
+	// Inherited are the Sockets of a predecessor, which the server owns then: the
+	// first Set goes on with those that it is to listen on, and closes the others.
+	Inherited []*os.File
 }
 
 // Config is what a Server answers from.
@@ -65,6 +70,9 @@ type Server struct {
 	table     *proxy.Table
 	addrs     []netip.AddrPort // those in index
 	listeners map[netip.AddrPort]*listener
+	inherited []*os.File
+	// left are the sockets of the listeners that Run has stopped.
+	left []*os.File
 }
 
 // New makes a server that listens nowhere and knows nothing.
@@ -77,6 +85,7 @@ func New(o Options) (*Server, error) {
 		forward:   newForwarder(o.Log),
 		changed:   make(chan struct{}, 1),
 		listeners: map[netip.AddrPort]*listener{},
+		inherited: o.Inherited,
 	}, nil
 }
 
@@ -114,12 +123,15 @@ func (s *Server) bind(wanted []netip.AddrPort) error {
 			delete(s.listeners, addr)
 		}
 	}
+	left := adopt(s.inherited)
+	s.inherited = nil
+	defer left.close()
 	var errs []error
 	for _, addr := range wanted {
 		if s.listeners[addr] != nil {
 			continue
 		}
-		l, err := listen(addr, s)
+		l, err := left.listen(addr, s)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("dns server: listen on %v: %w", addr, err))
 			continue
@@ -147,22 +159,49 @@ func (s *Server) wake() {
 	}
 }
 
-// Run answers queries until ctx ends, then closes every listener.
+// lastAnswers bounds how long questions that are with a forwarder are waited for
+// at the end; they fail then, and who asked asks again.
+const lastAnswers = time.Second
+
+// Run answers queries until ctx ends, then those that it has in hand, and
+// returns nil. The sockets stay open, so that questions wait in them, until
+// Close or the end of the process.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
+	asking, stopAsking := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAsking()
 	defer s.forward.stop()
-	s.forward.start(ctx)
+	s.forward.start(asking)
 	for {
 		s.serveNew(group)
 		group.Go(func() error { s.forward.probe(ctx); return nil })
 		select {
 		case <-ctx.Done():
-			s.closeAll()
-			return group.Wait()
+			timer := time.AfterFunc(lastAnswers, stopAsking)
+			defer timer.Stop()
+			return errors.Join(s.halt(), group.Wait())
 		case <-s.changed:
 		case <-s.forward.suspicious:
 		}
 	}
+}
+
+// Sockets are those that Run has left open, for Options.Inherited of another
+// process. They stay the server's.
+func (s *Server) Sockets() []*os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.left)
+}
+
+// Close closes what Run has left open.
+func (s *Server) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, file := range s.left {
+		file.Close()
+	}
+	s.left = nil
 }
 
 // serveNew starts the listeners that nobody serves yet.
@@ -185,13 +224,28 @@ func (s *Server) serveNew(group *errgroup.Group) {
 	}
 }
 
-func (s *Server) closeAll() {
+// halt ends all listeners when they have answered what they have in hand, and
+// keeps their sockets.
+func (s *Server) halt() error {
+	s.mu.Lock()
+	listeners := s.listeners
+	s.listeners = map[netip.AddrPort]*listener{}
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*lastAnswers)
+	defer cancel()
+	var errs []error
+	var left []*os.File
+	var halting sync.WaitGroup
+	for _, l := range listeners {
+		files, err := l.files()
+		left, errs = append(left, files...), append(errs, err)
+		halting.Go(func() { l.end(ctx) })
+	}
+	halting.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for addr, l := range s.listeners {
-		l.close()
-		delete(s.listeners, addr)
-	}
+	s.left = append(s.left, left...)
+	return errors.Join(errs...)
 }
 
 // ServeDNS implements dns.Handler for the listeners.

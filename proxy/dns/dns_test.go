@@ -89,6 +89,7 @@ func start(t *testing.T, c Config) (*Server, string) {
 		if err := <-done; err != nil {
 			t.Errorf("run: %v", err)
 		}
+		s.Close()
 	})
 	return s, s.Addrs()[0].String()
 }
