@@ -57,6 +57,10 @@ type NodeState struct {
 	// Session grows with each session that the node begins; an Assignment says
 	// which one it was made for.
 	Session uint64 `json:"session,omitempty"`
+	// Unheard is set, on a node that is not ready, while it is only known from
+	// before the server's start: it has not been heard of since, and not for long
+	// enough to count as silent.
+	Unheard bool `json:"unheard,omitempty"`
 	// Lapsed is set, on a node that is not ready, once every lease that the server
 	// ever granted it is over by the node's own clock too: fenced pods have stopped.
 	Lapsed bool `json:"lapsed,omitempty"`

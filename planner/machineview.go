@@ -49,6 +49,8 @@ func (s *State) machineHealth(h *nodes.ObjectHealth) {
 	switch {
 	case removal != "":
 		h.Health, h.Reason = removal, why
+	case joined && n.Unheard:
+		h.Reason = clause("NodeNotReady", n.Reason)
 	case !joined || !n.told && !n.reported:
 		h.Reason = "no machine of this name has joined"
 	case n.silent():

@@ -43,6 +43,7 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 	if st.snapshot != nil && st.informed {
 		st.wakeUp()
 		st.giveRanges()
+		st.spare()
 		st.depart()
 		st.wakeDaemons()
 		st.autoscale()
@@ -103,6 +104,8 @@ type step struct {
 	// them came or went.
 	heard  map[string]bool
 	turned bool
+	// back are the zones of nodes that were silent and answer again.
+	back map[string]bool
 }
 
 type decisionID struct{ kind, key string }
@@ -127,6 +130,7 @@ func begin(s *State, now time.Time) *step {
 		decisions:     map[decisionID]any{},
 		stir:          newStir(),
 		heard:         map[string]bool{},
+		back:          map[string]bool{},
 		texts:         map[string]string{},
 		daemons:       map[desired.Key]*daemonLook{},
 		heldClaims:    map[desired.Key]bool{},

@@ -15,10 +15,13 @@ func (st *step) connect(state *nodes.NodeState) {
 	n := st.nodeFor(state.Name)
 	known := n.Node
 	ready := n.Ready
+	if n.silent() && state.Ready {
+		st.back[n.seat.zone] = true
+	}
 	if n.Session != state.Session {
 		st.dirtyNodes[n.Name] = true // it is told that its complete report was heard
 	}
-	n.NodeState, n.told = *state, true
+	n.NodeState, n.told = *state, !state.Unheard
 	if state.Allocatable == nil && known.Allocatable != nil {
 		n.Node = known
 	}
@@ -62,9 +65,9 @@ func (st *step) nodeFor(name string) *node {
 func (st *step) putNode(n *node) {
 	refuses := ""
 	switch {
-	case !n.Ready:
+	case n.silent():
 		refuses = "is silent"
-	case !n.reported:
+	case !n.live():
 		refuses = "has not reported yet"
 	case !n.podCIDR().IsValid():
 		refuses = "has no range of pod addresses: all of " + st.network.Pods.String() + " are given"

@@ -259,7 +259,8 @@ func (st *step) backends(s *service) []route.Backend {
 }
 
 // backend describes a pod to its services. A silent node's pods are taken out
-// only while another node can make use of that: the only one keeps its routes.
+// only while another node can make use of that: the only one keeps its routes,
+// and so do all when none answers, for then the fault is ours.
 func (st *step) backend(p *pod, anyLive bool) route.Backend {
 	b := route.Backend{Pod: p.Name, Node: p.Node, Spec: &p.Template.Spec, Leaving: p.leaving != "" || p.Stop != nil || p.done()}
 	b.Hostname, b.Subdomain = p.HostName()
@@ -270,7 +271,7 @@ func (st *step) backend(p *pod, anyLive bool) route.Backend {
 		b.Addr = addr
 	}
 	n, _ := st.nodes.Get(p.Node)
-	b.Serving = p.serving() && (n.live() || !anyLive)
+	b.Serving = p.serving() && (n.routed() || !anyLive)
 	return b
 }
 

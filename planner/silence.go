@@ -165,6 +165,7 @@ func (st *step) noteTaints(n *node) {
 	n.look = st.now
 	if !n.silent() {
 		n.waits, n.calm = false, time.Time{}
+		n.spared, n.wasSpared = time.Time{}, false
 	}
 	switch is := len(evicts) > 0; {
 	case is:
@@ -238,6 +239,7 @@ func (st *step) depart() {
 			st.markDepartures(n)
 		case n.silent():
 			st.giveUp(n)
+			st.endSparing(n)
 		}
 	}
 }
@@ -407,8 +409,14 @@ func (st *step) settings() desired.Nodes { return st.snapshot.Settings().Nodes }
 // wakeForDepartures looks again when the next pod is due to leave its node.
 func (st *step) wakeForDepartures() {
 	for name := range keys(st.tainted) {
-		if n, ok := st.nodes.Get(name); ok && n.look.After(st.now) {
-			st.wakeAt(n.look)
+		n, ok := st.nodes.Get(name)
+		if !ok {
+			continue
+		}
+		for _, at := range []time.Time{n.look, n.spared} {
+			if at.After(st.now) {
+				st.wakeAt(at)
+			}
 		}
 	}
 }

@@ -270,8 +270,8 @@ type podRef struct {
 // node is a machine with what is bound to it. Immutable.
 type node struct {
 	nodes.NodeState
-	// told is set once the server has said whether the node is connected,
-	// reported once the node has reported completely since our start.
+	// told is set once the server has heard of the node since its start, or given
+	// it up, reported once the node has reported completely since our start.
 	told, reported bool
 	// kept is what is recorded of it, state what it is to the cluster.
 	kept  machineRecord
@@ -285,6 +285,10 @@ type node struct {
 	// excused after one.
 	waits bool
 	calm  time.Time
+	// spared is until when its pods stay in the routes though it is silent, since
+	// another came back from the same storm; it is so once a silence.
+	spared    time.Time
+	wasSpared bool
 	// rangeTrouble says why it does not have the range that it uses, or any.
 	rangeTrouble string
 	// departed counts the pods that have left it since it is drained, or since the
@@ -300,6 +304,10 @@ func (n *node) live() bool { return n != nil && n.Ready && n.reported }
 
 // silent reports whether the server has given up hearing from the node.
 func (n *node) silent() bool { return n != nil && n.told && !n.Ready }
+
+// routed reports whether traffic may be led to the node's pods, as far as the
+// node is concerned: only silence takes them out, not that nothing is known.
+func (n *node) routed() bool { return n != nil && (!n.silent() || !n.spared.IsZero()) }
 
 // service is one Service with its addresses and its entry of the route table.
 // Immutable.

@@ -13,6 +13,10 @@ import (
 // the machine where the keeper has died.
 const killTime = 2 * time.Second
 
+// untuned is how long a node that was heard of may be silent before anybody has
+// said for how long: nothing is planned then.
+const untuned = time.Minute
+
 // over is how long after an answer the lease that it granted is over for
 // certain: the two machines' clocks may differ in pace by 1 %.
 func over(lease time.Duration) time.Duration { return lease + lease/100 + killTime }
@@ -22,8 +26,8 @@ func over(lease time.Duration) time.Duration { return lease + lease/100 + killTi
 func heartbeatOf(t *desired.Nodes) time.Duration { return min(t.SilentAfter/4, t.Lease/3) }
 
 // Tune says how long a node may be silent and how long its fenced pods may run
-// without word from here. Before the first call the defaults are in force and
-// no node is declared lapsed.
+// without word from here. Before the first call a node that was heard of is silent
+// after a minute, none that is only expected is, and none is declared lapsed.
 func (r *Registry) Tune(t desired.Nodes) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -32,10 +36,10 @@ func (r *Registry) Tune(t desired.Nodes) {
 	if heartbeatOf(before) == heartbeatOf(&t) {
 		return
 	}
-	// Until the nodes know the new rhythm, they keep to the old one.
-	r.blameless = max(r.blameless, r.o.Clock()+heartbeatOf(before))
 	for _, m := range r.members {
 		if m.session != nil {
+			// Until the node knows the new rhythm, it keeps to the old one.
+			m.heard = max(m.heard, r.o.Clock()+heartbeatOf(before))
 			poke(m.session.paced)
 		}
 	}
@@ -132,8 +136,8 @@ func (r *Registry) sweep() {
 	var silent, lapsed []string
 	for name, m := range r.members {
 		switch {
-		case m.state.Ready || m.expected:
-			if now-max(m.lastHeard(), r.blameless) >= times.SilentAfter {
+		case m.state.Ready || m.expected && r.tuned:
+			if now-max(m.lastHeard(), r.blameless) >= r.patience(times) {
 				silent = append(silent, name)
 			}
 		case m.session == nil && !m.state.Since.IsZero() && !m.state.Lapsed && r.tuned:
@@ -150,6 +154,14 @@ func (r *Registry) sweep() {
 	for _, name := range lapsed {
 		r.lapsed(name)
 	}
+}
+
+// patience is how long a node may be silent.
+func (r *Registry) patience(t *desired.Nodes) time.Duration {
+	if !r.tuned {
+		return untuned
+	}
+	return t.SilentAfter
 }
 
 // silent gives a node up for now, and its session for good: when the node is

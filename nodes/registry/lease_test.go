@@ -195,11 +195,11 @@ func TestExpectedNodesLapseAsIfGrantedALeaseAtTheStart(t *testing.T) {
 	q := newQuiet(t)
 	q.Expect([]nodes.NodeState{{Node: nodes.Node{Name: "n1"}, Ready: true, Session: 1 << 60}, {Node: nodes.Node{Name: "n2"}}}, 30*time.Second)
 	q.pass(time.Hour)
-	q.expect("n1", "silent") // lapse waits until the loop knows the times
+	q.expect("n1") // all waits until the loop knows the times
 	q.Expect(nil, 30*time.Second)
 	q.Tune(testTimes)
 	q.pass(over(30 * time.Second))
-	q.expect("n1")
+	q.expect("n1", "silent")
 	q.pass(q.sweepEvery())
 	q.expect("n1", "lapsed")
 	if s := q.enter("n1"); s.number != 1<<60+1 {
@@ -207,6 +207,25 @@ func TestExpectedNodesLapseAsIfGrantedALeaseAtTheStart(t *testing.T) {
 	}
 	if all := q.Nodes(); len(all) != 2 || !all[0].Ready || all[0].Lapsed || all[1].Ready || !all[1].Lapsed {
 		t.Errorf("nodes %+v", all)
+	}
+}
+
+// TestExpectedNodesHaveTheirWholeSilence from the start, however soon or late
+// the loop knows how long that is.
+func TestExpectedNodesHaveTheirWholeSilence(t *testing.T) {
+	for _, known := range []time.Duration{0, 5 * time.Second, 50 * time.Second} {
+		q := newQuiet(t)
+		q.Expect([]nodes.NodeState{{Node: nodes.Node{Name: "n1"}, Ready: true}}, testTimes.Lease)
+		heard := q.enter("n2")
+		q.expect("n2", "ready")
+		q.pass(known, heard)
+		q.expect("n1")
+		q.Tune(desired.Nodes{SilentAfter: time.Minute, Lease: 6 * time.Second})
+		q.pass(59*time.Second-known, heard)
+		q.expect("n1")
+		q.pass(10*time.Second, heard)
+		q.expect("n1", "silent", "lapsed")
+		q.expect("n2")
 	}
 }
 

@@ -192,10 +192,11 @@ func (r *runner) starting(ctx context.Context) bool {
 		if s.joined[state.Name] || !s.expected[state.Name] {
 			continue
 		}
-		state.Ready, state.Since = false, r.now()
+		// Only the executor says when a node has been silent for long enough.
+		state.Ready, state.Unheard, state.Lapsed, state.Since = false, true, false, r.now()
 		state.Reason = "has not reported since the server started"
 		r.change.Nodes = append(r.change.Nodes, state)
-		r.o.Log.Warn("node has not reported since the server started; its pods are left as they are", "node", state.Name)
+		r.o.Log.Info("node has not reported since the server started; its pods are left as they are", "node", state.Name)
 	}
 	// What was said last comes first: it holds for what is not reported now, as
 	// by a node that lost its store and waits for its assignment.

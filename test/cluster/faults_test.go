@@ -71,10 +71,8 @@ type fault struct {
 	name string
 	make func(w *world, victim *cluster.Machine)
 	mend func(w *world, victim *cluster.Machine)
-	// lossy faults lose packets of what they break, and after faults that reroute
-	// a server hears of its nodes one by one, and routes to those that it heard:
-	// requests may fail.
-	lossy, reroutes bool
+	// lossy faults lose packets of what they break: requests may fail.
+	lossy bool
 	// forgets is a fault of who answers for names: the question it had in hand is
 	// lost, and resolvers ask again after five seconds.
 	forgets bool
@@ -100,7 +98,7 @@ func harmless() []fault {
 			})
 		}},
 		{name: "server killed", make: func(w *world, _ *cluster.Machine) { w.server.TallyProcess().Kill() }, mend: func(w *world, _ *cluster.Machine) { w.server.StartTallyAgain() }},
-		{name: "server partitioned", reroutes: true, make: func(w *world, _ *cluster.Machine) { w.server.Partition() }, mend: func(w *world, _ *cluster.Machine) { w.server.Mend() }},
+		{name: "server partitioned", make: func(w *world, _ *cluster.Machine) { w.server.Partition() }, mend: func(w *world, _ *cluster.Machine) { w.server.Mend() }},
 		{name: "packets lost and late", lossy: true, make: func(_ *world, m *cluster.Machine) {
 			m.Delay(50 * time.Millisecond)
 			m.Lose(0.02)
@@ -130,7 +128,7 @@ func unnoticed(w *world, f fault) {
 	w.awaitReady()
 	w.awaitPods("web-", 8)
 	traffic.settled(w)
-	if failed := traffic.end(w.t, f.name, begun); failed > 0 && !f.lossy && !f.reroutes {
+	if failed := traffic.end(w.t, f.name, begun); failed > 0 && !f.lossy {
 		w.t.Errorf("%d requests failed", failed)
 	}
 	w.same(before)
