@@ -275,17 +275,22 @@ func (s *State) podHealth(p *pod) nodes.ObjectHealth {
 	return h
 }
 
-// unreachable reports whether a pod's node is not heard of, while others are.
+// unreachable reports whether a pod's node is not heard of while others are, so
+// that nothing is routed to the pod.
 func (s *State) unreachable(p *pod) bool {
 	n, _ := s.nodes.Get(p.Node)
-	return n.silent() && s.anyLive()
+	return n != nil && !n.routed() && s.anyLive()
 }
 
 func (s *State) podOverview(p *pod) *nodes.PodOverview {
 	o := &nodes.PodOverview{UID: p.UID, Node: p.Node, Revision: p.Revision, Stopping: p.leaving != "" || p.Stop != nil}
 	o.Status.UID, o.Status.Phase = p.UID, corev1.PodPending
 	if p.status != nil {
-		o.Status, o.IP = *p.status, p.status.IP
+		o.Status = *p.status
+		if n, _ := s.nodes.Get(p.Node); n.misplaces(p, p.status) {
+			o.Status.IP = ""
+		}
+		o.IP = o.Status.IP
 	}
 	if s.unreachable(p) && !p.done() && o.Status.Ready {
 		n, _ := s.nodes.Get(p.Node)

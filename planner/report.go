@@ -14,8 +14,8 @@ import (
 func (st *step) connect(state *nodes.NodeState) {
 	n := st.nodeFor(state.Name)
 	known := n.Node
-	ready := n.Ready
-	if n.silent() && state.Ready {
+	ready, silent := n.Ready, n.silent()
+	if silent && state.Ready {
 		st.back[n.seat.zone] = true
 	}
 	if n.Session != state.Session {
@@ -28,7 +28,7 @@ func (st *step) connect(state *nodes.NodeState) {
 	n.Routes = max(n.Routes, state.Routes)
 	anyLive := st.anyLive()
 	st.putNode(n)
-	if ready != n.Ready {
+	if ready != n.Ready || silent != n.silent() {
 		st.nodeTurned(n)
 	}
 	st.lastOrFirst(anyLive)
@@ -293,6 +293,9 @@ func (st *step) observe(s *nodes.PodStatus, from string) {
 		return
 	}
 	before := p.status
+	if n, _ := st.nodes.Get(from); n.podCIDR().IsValid() && n.misplaces(p, s) && (before == nil || before.IP != s.IP) {
+		st.event(p.Key(), true, "AddressRefused", "Node "+from+" says that the pod's address is "+s.IP+", which is none of the node's: nothing is routed there")
+	}
 	p = st.change(s.UID, func(p *pod) { p.status = s })
 	st.dirtyGroups[g.key] = true
 	if before == nil || before.Ready != s.Ready || before.IP != s.IP || before.Done() != s.Done() {

@@ -261,7 +261,7 @@ func (m *machine) setReady(uid nodes.UID, ready bool, now time.Time) nodes.PodSt
 	}
 	if s.IP == "" {
 		m.nextIP++
-		s.IP = fmt.Sprintf("10.244.%d.%d", 25*m.index+m.nextIP/200, m.nextIP%200+1)
+		s.IP = fmt.Sprintf("10.244.%d.%d", m.index, m.nextIP%250+1)
 	}
 	if !ready {
 		s.Containers = []nodes.ContainerStatus{{Name: "main", State: nodes.Waiting, Reason: "CrashLoopBackOff", Message: "back-off"}}
