@@ -1,6 +1,10 @@
 package planner
 
 import (
+	"fmt"
+	"net/netip"
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -9,13 +13,22 @@ import (
 // nodeOverview is a node with what runs on it and what is special about it.
 func (s *State) nodeOverview(n *node) nodes.NodeOverview {
 	o := nodes.NodeOverview{NodeState: n.shown()}
+	var elsewhere []string
 	for uid := range keys(n.pods) {
-		if _, p := s.pod(uid); p != nil && !p.released {
-			cpu, memory := p.request.Asks()
-			o.Pods++
-			o.RequestedCPU += cpu
-			o.RequestedMemory += memory
+		_, p := s.pod(uid)
+		if p == nil || p.released {
+			continue
 		}
+		cpu, memory := p.request.Asks()
+		o.Pods++
+		o.RequestedCPU += cpu
+		o.RequestedMemory += memory
+		if p.status != nil && n.misplaces(p, p.status) {
+			elsewhere = append(elsewhere, "pod "+p.Namespace+"/"+p.Name+" at "+p.status.IP)
+		}
+	}
+	if len(elsewhere) > 0 {
+		o.Notes = append(o.Notes, "has "+few(elsewhere)+", which are no addresses of it: nothing is routed there")
 	}
 	if n.state.Unschedulable {
 		o.Notes = append(o.Notes, "is cordoned: no new pods")
@@ -37,6 +50,23 @@ func (s *State) nodeOverview(n *node) nodes.NodeOverview {
 		o.Notes = append(o.Notes, d.String())
 	}
 	return o
+}
+
+// misplaces reports whether a node says of a pod that it has an address which it
+// may not have.
+func (n *node) misplaces(p *pod, s *nodes.PodStatus) bool {
+	addr, err := netip.ParseAddr(s.IP)
+	return n != nil && s.IP != "" && (err != nil || !n.mayUse(p, addr))
+}
+
+// few lists the first of many.
+func few(all []string) string {
+	const shown = 3
+	text := strings.Join(all[:min(len(all), shown)], ", ")
+	if len(all) > shown {
+		text += fmt.Sprintf(" and %d more", len(all)-shown)
+	}
+	return text
 }
 
 // machineHealth fills in how a Node of Git is doing.

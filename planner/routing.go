@@ -267,10 +267,10 @@ func (st *step) backend(p *pod, anyLive bool) route.Backend {
 	if p.status == nil {
 		return b
 	}
-	if addr, err := netip.ParseAddr(p.status.IP); err == nil {
+	n, _ := st.nodes.Get(p.Node)
+	if addr, err := netip.ParseAddr(p.status.IP); err == nil && n.mayUse(p, addr) {
 		b.Addr = addr
 	}
-	n, _ := st.nodes.Get(p.Node)
 	b.Serving = p.serving() && (n.routed() || !anyLive)
 	return b
 }

@@ -2,11 +2,9 @@ package planner
 
 import (
 	"crypto/hmac"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -79,11 +77,6 @@ func (st *step) disbelieve(node string, made []string) {
 	if len(made) == 0 {
 		return
 	}
-	const shown = 3
-	text := strings.Join(made[:min(len(made), shown)], ", ")
-	if len(made) > shown {
-		text += fmt.Sprintf(" and %d more", len(made)-shown)
-	}
 	st.event(desired.Key{Kind: kindNode, Name: node}, true, "NotAdopted",
-		"The node says that it holds "+text+", but this server never gave it that: it is not taken over")
+		"The node says that it holds "+few(made)+", but this server never gave it that: it is not taken over")
 }

@@ -309,6 +309,19 @@ func (n *node) silent() bool { return n != nil && n.told && !n.Ready }
 // node is concerned: only silence takes them out, not that nothing is known.
 func (n *node) routed() bool { return n != nil && (!n.silent() || !n.spared.IsZero()) }
 
+// mayUse reports whether an address may be that of a node's pod: one of its range,
+// or its own for a pod on its network. A node that says otherwise would have the
+// traffic of other nodes' pods led to where it likes.
+func (n *node) mayUse(p *pod, addr netip.Addr) bool {
+	switch {
+	case n == nil:
+		return false
+	case p.Template.Spec.HostNetwork:
+		return slices.Contains(n.Addrs, addr)
+	}
+	return n.podCIDR().Contains(addr)
+}
+
 // service is one Service with its addresses and its entry of the route table.
 // Immutable.
 type service struct {
