@@ -275,11 +275,10 @@ func (s *State) podHealth(p *pod) nodes.ObjectHealth {
 	return h
 }
 
-// unreachable reports whether a pod's node is not heard of while others are, so
-// that nothing is routed to the pod.
+// unreachable reports whether a pod's node is not heard of, while others are.
 func (s *State) unreachable(p *pod) bool {
 	n, _ := s.nodes.Get(p.Node)
-	return n != nil && !n.routed() && s.anyLive()
+	return n.silent() && s.anyLive()
 }
 
 func (s *State) podOverview(p *pod) *nodes.PodOverview {
@@ -292,8 +291,7 @@ func (s *State) podOverview(p *pod) *nodes.PodOverview {
 		}
 		o.IP = o.Status.IP
 	}
-	if s.unreachable(p) && !p.done() && o.Status.Ready {
-		n, _ := s.nodes.Get(p.Node)
+	if n, _ := s.nodes.Get(p.Node); s.unreachable(p) && !n.routed() && !p.done() && o.Status.Ready {
 		o.Status.Ready, o.Status.ReadySince = false, n.Since
 		o.Status.Reason, o.Status.Message = "NodeLost", "Node "+p.Node+" which was running pod "+p.Name+" is unresponsive"
 	}
