@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -20,17 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-dev/tallyman/nodes"
-	"github.com/tallyman-dev/tallyman/proxy"
 )
-
-// DNS is all that the keeper serves names from; see proxy/dns.
-type DNS struct {
-	Table *proxy.Table
-	// Node is the node's own name: its endpoints are what health check ports tell of.
-	Node       string
-	Listen     []netip.AddrPort
-	Forwarders []netip.AddrPort
-}
 
 // StartOptions for Start.
 type StartOptions struct {
@@ -113,8 +102,10 @@ func (c *Client) CloseLog(ctx context.Context, id string) error {
 }
 
 // SetDNS has names served from d, from now on and after a restart of the
-// keeper. Nothing is sent when d equals what was accepted last.
+// keeper. Only what names are made of is sent, and nothing when that is as it
+// was accepted last.
 func (c *Client) SetDNS(ctx context.Context, d DNS) error {
+	d = d.served()
 	c.mu.Lock()
 	same := c.dns != nil && c.dns.equal(d)
 	c.mu.Unlock()
@@ -128,13 +119,6 @@ func (c *Client) SetDNS(ctx context.Context, d DNS) error {
 	defer c.mu.Unlock()
 	c.dns = &d
 	return nil
-}
-
-// equal goes by the table's pointer or generation: a table never changes.
-func (d DNS) equal(o DNS) bool {
-	sameTable := d.Table == o.Table || d.Table != nil && o.Table != nil && d.Table.Generation != 0 &&
-		d.Table.Generation == o.Table.Generation && d.Table.Domain == o.Table.Domain
-	return sameTable && slices.Equal(d.Listen, o.Listen) && slices.Equal(d.Forwarders, o.Forwarders)
 }
 
 // Fence has pods killed at the instant ends of CLOCK_BOOTTIME; nil says that the
