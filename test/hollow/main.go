@@ -51,7 +51,9 @@ func main() {
 	}
 }
 
-// run connects the nodes and keeps them until ctx ends.
+// run connects the nodes, each as soon as it has joined, and keeps them until ctx
+// ends. All at once would be thousands of handshakes on a few cores, most of them
+// over time before it is their turn.
 func run(ctx context.Context, o options, log *slog.Logger) error {
 	token, err := trust.ParseToken(o.token)
 	if err != nil {
@@ -60,23 +62,23 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if o.dir == "" {
 		return errors.New("-dir: the nodes' keys need a folder")
 	}
-	all := make([]*node, o.nodes)
+	running, ctx := errgroup.WithContext(ctx)
 	joining, joinCtx := errgroup.WithContext(ctx)
 	joining.SetLimit(joinsAtOnce)
-	for i := range all {
-		joining.Go(func() (err error) {
-			all[i], err = o.join(joinCtx, fmt.Sprintf("hollow-%05d", i), fmt.Sprintf("zone-%d", i%max(1, o.zones)), token.Authority)
-			return err
+	for i := range o.nodes {
+		joining.Go(func() error {
+			n, err := o.join(joinCtx, fmt.Sprintf("hollow-%05d", i), fmt.Sprintf("zone-%d", i%max(1, o.zones)), token.Authority)
+			if err != nil {
+				return err
+			}
+			running.Go(func() error { return n.client.Run(ctx) })
+			return nil
 		})
 	}
 	if err := joining.Wait(); err != nil {
 		return err
 	}
-	log.Info("all nodes have certificates", "nodes", len(all))
-	running, ctx := errgroup.WithContext(ctx)
-	for _, n := range all {
-		running.Go(func() error { return n.client.Run(ctx) })
-	}
+	log.Info("all nodes have certificates", "nodes", o.nodes)
 	return running.Wait()
 }
 
