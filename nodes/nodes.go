@@ -39,6 +39,8 @@ type Node struct {
 	Drivers []string `json:"drivers,omitempty"`
 	// BootID changes with every boot of the machine.
 	BootID string `json:"boot_id"`
+	// Problems are sentences about what keeps the node from doing all that it should.
+	Problems []string `json:"problems,omitempty"`
 	// WireGuard is the node's public key, base64, where that overlay is in use.
 	WireGuard string `json:"wireguard,omitempty"`
 }

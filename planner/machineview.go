@@ -30,6 +30,7 @@ func (s *State) nodeOverview(n *node) nodes.NodeOverview {
 	if len(elsewhere) > 0 {
 		o.Notes = append(o.Notes, "has "+few(elsewhere)+", which are no addresses of it: nothing is routed there")
 	}
+	o.Notes = append(o.Notes, n.state.Problems...)
 	if n.state.Unschedulable {
 		o.Notes = append(o.Notes, "is cordoned: no new pods")
 	}

@@ -155,11 +155,11 @@ type Agent struct {
 	sweeping  map[nodes.UID]bool
 	hostPorts map[nodes.UID][]proxy.HostPort
 	taints    []corev1.Taint // while the machine is short of something
-	// networkTrouble is what was last told of it, cutOff that no pod of another
-	// node can be reached.
-	networkTrouble string
-	cutOff         bool
-	volumes        map[volumeKey]*volumeWorker
+	// noNetwork is why the pod network can't be set up, networkTrouble what was last
+	// told of the ways to other nodes, cutOff that no pod there can be reached.
+	noNetwork, networkTrouble string
+	cutOff                    bool
+	volumes                   map[volumeKey]*volumeWorker
 	// volumesSwept: what the last agent left of volumes was looked at.
 	volumesSwept bool
 }
@@ -300,6 +300,9 @@ func (a *Agent) Run(ctx context.Context, up Upstream) error {
 	}
 	parts.Go(func() { a.routes(ctx) })
 	a.fences.recall(ctx)
+	tried := make(chan struct{})
+	parts.Go(func() { a.setUpNetwork(ctx, tried) })
+	<-tried
 	if a.firstLook(ctx) {
 		parts.Go(func() { a.fence(ctx) })
 		parts.Go(func() { a.drift(ctx) })

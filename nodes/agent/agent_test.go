@@ -59,10 +59,12 @@ type world struct {
 	// peers are those of each SetPeers, unconnected is what it answers.
 	peers       [][]proxy.Node
 	unconnected error
-	proxied     []proxy.Config
-	dns         keeper.DNS
-	fences      map[nodes.UID]*keeper.HeldFence
-	noFences    bool
+	// noSetup is what Setup answers.
+	noSetup  error
+	proxied  []proxy.Config
+	dns      keeper.DNS
+	fences   map[nodes.UID]*keeper.HeldFence
+	noFences bool
 	// token is the server's answer, written what mounted volumes say of tokens.
 	token   func(r nodes.TokenRequest) (nodes.Token, error)
 	written map[nodes.UID][]string
@@ -103,7 +105,12 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) Setup(context.Context) error   { return nil }
+func (w *world) Setup(context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.noSetup
+}
+
 func (w *world) Close(context.Context) error   { return nil }
 func (w *world) Drift() <-chan nodes.UID       { return w.drift }
 func (w *world) Queued(nodes.UID) (int, error) { return int(w.queued.Load()), nil }

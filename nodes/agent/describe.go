@@ -34,7 +34,12 @@ func (a *Agent) describe(ctx context.Context) nodes.Node {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	info.Taints = slices.Concat(info.Taints, a.taints)
-	if a.cutOff {
+	for _, trouble := range []string{a.noNetwork, a.networkTrouble} {
+		if trouble != "" {
+			info.Problems = append(info.Problems, trouble)
+		}
+	}
+	if a.cutOff || a.noNetwork != "" {
 		info.Taints = append(info.Taints, corev1.Taint{Key: corev1.TaintNodeNetworkUnavailable, Effect: corev1.TaintEffectNoSchedule})
 	}
 	return info

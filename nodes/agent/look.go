@@ -12,14 +12,36 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
-// firstLook sets the network up and learns what runs, again and again until it
-// succeeds. It reports false when ctx ended first.
-func (a *Agent) firstLook(ctx context.Context) bool {
+// setUpNetwork tries until it succeeds, and closes tried after the first time.
+// A node whose network can't be set up says so and goes on with all but new
+// pods: it is no silent one, and what runs on it is not to be given away.
+func (a *Agent) setUpNetwork(ctx context.Context, tried chan<- struct{}) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := a.o.Network.Setup(ctx)
-		if err == nil {
-			err = a.look(ctx)
+		if ctx.Err() == nil {
+			a.tellSetup(err)
 		}
+		if tried != nil {
+			close(tried)
+			tried = nil
+		}
+		if err == nil {
+			a.wakeRoutes()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// firstLook learns what runs, again and again until it succeeds. It reports
+// false when ctx ended first.
+func (a *Agent) firstLook(ctx context.Context) bool {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := a.look(ctx)
 		if err == nil {
 			close(a.looked)
 			return true

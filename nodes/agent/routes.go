@@ -143,17 +143,41 @@ func (a *Agent) tellNetwork(trouble error, cutOff bool) {
 	same := a.networkTrouble == text
 	a.networkTrouble, a.cutOff = text, cutOff
 	a.mu.Unlock()
+	if !same {
+		a.sayNetwork(text, "pods of all other nodes are reached again")
+	}
+}
+
+// tellSetup tells, once, why the pod network can't be set up, or that it is.
+func (a *Agent) tellSetup(trouble error) {
+	text := ""
+	if trouble != nil {
+		text = "the pod network can't be set up: " + trouble.Error()
+	}
+	a.mu.Lock()
+	same := a.noNetwork == text
+	a.noNetwork = text
+	a.mu.Unlock()
 	if same {
 		return
 	}
+	if text != "" {
+		a.log.Warn("new pods wait", "reason", text)
+	}
+	a.sayNetwork(text, "the pod network is set up")
+}
+
+// sayNetwork reports the node as it is now, with an event: trouble, or well when
+// there is none.
+func (a *Agent) sayNetwork(trouble, well string) {
 	a.tell()
 	now := a.ports.now()
 	e := nodes.Event{
-		Object: desired.Key{Kind: "Node", Name: a.o.Name}, Warning: true, Reason: "NetworkUnavailable", Message: text,
+		Object: desired.Key{Kind: "Node", Name: a.o.Name}, Warning: true, Reason: "NetworkUnavailable", Message: trouble,
 		Source: "agent " + a.o.Name, First: now, Last: now, Count: 1,
 	}
-	if text == "" {
-		e.Warning, e.Reason, e.Message = false, "NetworkAvailable", "pods of all other nodes are reached again"
+	if trouble == "" {
+		e.Warning, e.Reason, e.Message = false, "NetworkAvailable", well
 	}
 	a.up.Send(nodes.Report{Node: a.o.Name, Events: []nodes.Event{e}})
 }

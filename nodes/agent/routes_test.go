@@ -75,6 +75,34 @@ func TestPeersComeIntoForceWithTheirTable(t *testing.T) {
 	})
 }
 
+// TestANodeWithoutANetworkIsNotSilent: it says what it runs and what is wrong.
+func TestANodeWithoutANetworkIsNotSilent(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.noSetup = errors.New("link tally0 is no bridge")
+		a, kill := w.start()
+		defer kill()
+		settle(time.Minute)
+		report, err := a.Hello(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		const trouble = "the pod network can't be set up: link tally0 is no bridge"
+		if !slices.Equal(report.Info.Problems, []string{trouble}) || len(report.Info.Taints) != 1 || report.Info.Taints[0].Key != corev1.TaintNodeNetworkUnavailable {
+			t.Errorf("problems %q, taints %v", report.Info.Problems, report.Info.Taints)
+		}
+		w.mu.Lock()
+		w.noSetup = nil
+		w.mu.Unlock()
+		settle(time.Minute)
+		if report, err = a.Hello(t.Context()); err != nil || len(report.Info.Problems)+len(report.Info.Taints) > 0 {
+			t.Errorf("afterwards %v, %q, %v", err, report.Info.Problems, report.Info.Taints)
+		}
+		if got := w.nodeEvents(); !slices.Equal(got, []string{"NetworkUnavailable: " + trouble, "NetworkAvailable: the pod network is set up"}) {
+			t.Errorf("events %q", got)
+		}
+	})
+}
+
 // nodeEvents are those about the node, in order.
 func (w *world) nodeEvents() (events []string) {
 	w.mu.Lock()

@@ -105,6 +105,8 @@ type Network struct {
 	host    *netlink.Handle
 	store   *addresses
 	drift   chan nodes.UID
+	// ready is set once Setup has found out which addresses are in use.
+	ready atomic.Bool
 
 	// publicKey is the node's for WireGuard, empty for other overlays.
 	publicKey string
@@ -183,6 +185,9 @@ func (o Options) check() error {
 // ErrNoRange is returned when something needs the node's range of pod
 // addresses and nobody gave the node one yet.
 var ErrNoRange = errors.New("the node has no range of pod addresses yet: its server gives it one")
+
+// errNotReady is returned for a pod that comes before Setup has succeeded.
+var errNotReady = errors.New("the pod network is not set up yet")
 
 // gatewayOf is the address of a node's bridge; invalid without a range.
 func gatewayOf(pods netip.Prefix) netip.Addr {

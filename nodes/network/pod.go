@@ -58,6 +58,9 @@ func (n *Network) Add(ctx context.Context, s Sandbox) (Attachment, error) {
 	if err := s.checkSysctls(); err != nil {
 		return Attachment{}, fmt.Errorf("add pod %s to the network: %w", s.UID, err)
 	}
+	if !n.ready.Load() {
+		return Attachment{}, fmt.Errorf("add pod %s to the network: %w", s.UID, errNotReady)
+	}
 	stored := func() error { return nil }
 	var ip netip.Addr
 	if !s.HostNetwork {

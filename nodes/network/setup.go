@@ -34,6 +34,7 @@ func (n *Network) Setup(ctx context.Context) error {
 		return err
 	}
 	if !n.o.PodCIDR.IsValid() {
+		n.ready.Store(true)
 		return nil
 	}
 	n.mtu.Store(int32(n.fittingMTU()))
@@ -53,6 +54,7 @@ func (n *Network) Setup(ctx context.Context) error {
 	if err := n.rules.Apply(ctx, want, jumps); err != nil {
 		return fmt.Errorf("apply the pod network's rules: %w", err)
 	}
+	n.ready.Store(true)
 	if err := n.connect(); err != nil {
 		n.log.Error("cannot set up the ways to other nodes", "error", err)
 	}

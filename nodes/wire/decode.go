@@ -71,7 +71,7 @@ func decodeNode(n *pb.Node) (*nodes.Node, error) {
 	}
 	out := &nodes.Node{
 		Name: n.GetName(), Labels: n.GetLabels(), OS: n.GetOs(), Arch: n.GetArch(), Kernel: n.GetKernel(),
-		Runtime: n.GetRuntime(), Version: n.GetVersion(), BootID: n.GetBootId(), Drivers: n.GetDrivers(), WireGuard: n.GetWireguard(),
+		Runtime: n.GetRuntime(), Version: n.GetVersion(), BootID: n.GetBootId(), Drivers: n.GetDrivers(), WireGuard: n.GetWireguard(), Problems: n.GetProblems(),
 		Taints: each(n.GetTaints(), func(t *pb.Taint) corev1.Taint {
 			return corev1.Taint{Key: t.GetKey(), Value: t.GetValue(), Effect: corev1.TaintEffect(t.GetEffect())}
 		}),

@@ -314,7 +314,7 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 			Node: "n1", Complete: rapid.Bool().Draw(t, "complete"), Routes: rapid.Uint64().Draw(t, "routes"),
 			Info: &nodes.Node{
 				Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
-				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"}, WireGuard: "key",
+				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"}, WireGuard: "key", Problems: []string{"no network"},
 				Taints: []corev1.Taint{{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}},
 			},
 			Gone: []nodes.UID{"x", "y"}, Left: []nodes.UID{"l"},

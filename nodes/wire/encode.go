@@ -32,6 +32,14 @@ func each[A, B any](in []A, f func(A) B) []B {
 // UTF-8, and one wrong byte must not end a session.
 func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
+func texts(all []string) []string {
+	var out []string
+	for _, s := range all {
+		out = append(out, text(s))
+	}
+	return out
+}
+
 func encodeTime(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
@@ -61,7 +69,7 @@ func encodeNode(n *nodes.Node) *pb.Node {
 	return &pb.Node{
 		Name: n.Name, Labels: n.Labels, Addrs: each(n.Addrs, encodeAddr), PodCidr: encodePrefix(n.PodCIDR),
 		Capacity: encodeResources(n.Capacity), Allocatable: encodeResources(n.Allocatable),
-		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID, Drivers: n.Drivers, Wireguard: n.WireGuard,
+		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID, Drivers: n.Drivers, Wireguard: n.WireGuard, Problems: texts(n.Problems),
 		Taints: each(n.Taints, func(t corev1.Taint) *pb.Taint {
 			return &pb.Taint{Key: t.Key, Value: t.Value, Effect: string(t.Effect)}
 		}),

@@ -8,6 +8,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/tallyman-dev/tallyman/desired"
 )
 
 // TestNodes has Git say things about nodes, and machines say things that are
@@ -20,6 +24,7 @@ func TestNodes(t *testing.T) {
 	w.awaitReady()
 	t.Run("same name twice", func(t *testing.T) { sameName(w.in(t)) })
 	t.Run("labels and taints", func(t *testing.T) { labels(w.in(t)) })
+	t.Run("no pod network", func(t *testing.T) { noPodNetwork(w.in(t)) })
 	t.Run("drain", func(t *testing.T) { drain(w.in(t)) })
 	t.Run("revoke", func(t *testing.T) { revoke(w.in(t)) })
 	t.Run("remove", func(t *testing.T) { remove(w.in(t)) })
@@ -38,6 +43,55 @@ func sameName(w *world) {
 	}
 	other.Die()
 	w.awaitReady()
+}
+
+// noPodNetwork starts an agent where something else has the name of its bridge:
+// the node answers and says so, and gets a network when the name is free.
+func noPodNetwork(w *world) {
+	m := w.nodes[1]
+	before := w.processes()
+	m.TallyProcess().Stop()
+	usurp := func(change func(netlink.Link) error) {
+		if err := m.InNetwork(func() {
+			bridge, err := netlink.LinkByName("tally0")
+			if err == nil {
+				err = netlink.LinkDel(bridge)
+			}
+			if err == nil && change != nil {
+				err = change(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "tally0"}, PeerName: "other0"})
+			}
+			if err != nil {
+				w.t.Error(err)
+			}
+		}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	usurp(netlink.LinkAdd)
+	m.StartTallyAgain()
+	const trouble = "link tally0 exists and is a veth"
+	noted := func(want bool) func() error {
+		return func() error {
+			o, err := w.server.Overview()
+			if err != nil {
+				return err
+			}
+			n := node(o, m.Name)
+			if n == nil || !n.Ready || strings.Contains(fmt.Sprint(n.Notes), trouble) != want {
+				return fmt.Errorf("%+v", n)
+			}
+			return nil
+		}
+	}
+	w.Eventually(patience, "the node says what is wrong", noted(true))
+	time.Sleep(2 * desired.DefaultSettings().Nodes.SilentAfter) // it does not fall silent
+	if err := noted(true)(); err != nil {
+		w.t.Error(err)
+	}
+	w.same(before)
+	usurp(nil)
+	w.Eventually(patience, "the node has a network", noted(false))
+	w.same(before)
 }
 
 // nodeManifest is what Git says of a node.

@@ -821,6 +821,7 @@ type Node struct {
 	Drivers       []string               `protobuf:"bytes,13,rep,name=drivers,proto3" json:"drivers,omitempty"`
 	Wireguard     string                 `protobuf:"bytes,14,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
 	Taints        []*Taint               `protobuf:"bytes,15,rep,name=taints,proto3" json:"taints,omitempty"`
+	Problems      []string               `protobuf:"bytes,16,rep,name=problems,proto3" json:"problems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -956,6 +957,13 @@ func (x *Node) GetWireguard() string {
 func (x *Node) GetTaints() []*Taint {
 	if x != nil {
 		return x.Taints
+	}
+	return nil
+}
+
+func (x *Node) GetProblems() []string {
+	if x != nil {
+		return x.Problems
 	}
 	return nil
 }
@@ -3774,7 +3782,7 @@ const file_wire_proto_rawDesc = "" +
 	"\avolumes\x18\v \x03(\v2\x1e.tallyman.wire.v1.VolumeStatusR\avolumes\x12-\n" +
 	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\x12\x16\n" +
 	"\x06fenced\x18\r \x03(\tR\x06fenced\x12\x12\n" +
-	"\x04left\x18\x0e \x03(\tR\x04left\"\xbe\x05\n" +
+	"\x04left\x18\x0e \x03(\tR\x04left\"\xda\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
@@ -3791,7 +3799,8 @@ const file_wire_proto_rawDesc = "" +
 	"\aboot_id\x18\f \x01(\tR\x06bootId\x12\x18\n" +
 	"\adrivers\x18\r \x03(\tR\adrivers\x12\x1c\n" +
 	"\twireguard\x18\x0e \x01(\tR\twireguard\x12/\n" +
-	"\x06taints\x18\x0f \x03(\v2\x17.tallyman.wire.v1.TaintR\x06taints\x1a9\n" +
+	"\x06taints\x18\x0f \x03(\v2\x17.tallyman.wire.v1.TaintR\x06taints\x12\x1a\n" +
+	"\bproblems\x18\x10 \x03(\tR\bproblems\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
