@@ -23,8 +23,9 @@ const (
 	abstractions = "/etc/apparmor.d"
 )
 
-// containerd's profile. Its own package makes it with text/template, for which the linker
-// would have to keep every method of every type.
+// profileText has places for what differs from machine to machine. It is no call
+// of containerd's package because that one needs text/template, for which the
+// linker would have to keep every method of every type.
 //
 //go:embed apparmor.profile
 var profileText string

@@ -1,6 +1,5 @@
-# Copyright The docker Authors, The Moby Authors, The containerd Authors.
-# Licensed under the Apache License, Version 2.0. This is containerd's default
-# profile, contrib/apparmor, which a test compares it with.
+# What Kubernetes calls RuntimeDefault. The rules are those of containerd's default
+# profile (contrib/apparmor, Apache License 2.0), which a test holds them to.
 @HEAD@
 profile @NAME@ flags=(attach_disconnected,mediate_deleted) {
 @BASE@
@@ -8,27 +7,25 @@ profile @NAME@ flags=(attach_disconnected,mediate_deleted) {
   capability,
   file,
   umount,
-  # Host (privileged) processes may send signals to container processes.
+
+  # Signals come from the machine, from what starts containers, and from the same container.
   signal (receive) peer=unconfined,
-  # runc may send signals to container processes.
   signal (receive) peer=runc,
-  # crun may send signals to container processes.
   signal (receive) peer=crun,
-  # Manager may send signals to container processes.
   signal (receive) peer=@MANAGER@,
-  # Container processes may send signals amongst themselves.
   signal (send,receive) peer=@NAME@,
 
-  deny @{PROC}/* w,   # deny write for all files directly in /proc (not in a subdir)
-  # deny write to files not in /proc/<number>/** or /proc/sys/**
+  # Of /proc, a container may write what is its processes' and kernel.shm* only.
+  deny @{PROC}/* w,
   deny @{PROC}/{[^1-9/],[^1-9/][^0-9/],[^1-9s/][^0-9y/][^0-9s/],[^1-9/][^0-9/][^0-9/][^0-9/]*}/** w,
-  deny @{PROC}/sys/[^k]** w,  # deny /proc/sys except /proc/sys/k* (effectively /proc/sys/kernel)
-  deny @{PROC}/sys/kernel/{?,??,[^s][^h][^m]**} w,  # deny everything except shm* in /proc/sys/kernel/
+  deny @{PROC}/sys/[^k]** w,
+  deny @{PROC}/sys/kernel/{?,??,[^s][^h][^m]**} w,
   deny @{PROC}/sysrq-trigger rwklx,
   deny @{PROC}/kcore rwklx,
 
   deny mount,
 
+  # Of /sys, it may write its control group only.
   deny /sys/[^f]*/** wklx,
   deny /sys/f[^s]*/** wklx,
   deny /sys/fs/[^c]*/** wklx,
@@ -38,7 +35,5 @@ profile @NAME@ flags=(attach_disconnected,mediate_deleted) {
   deny /sys/devices/virtual/powercap/** rwklx,
   deny /sys/kernel/security/** rwklx,
 
-  # allow processes within the container to trace each other,
-  # provided all other LSM and yama setting allow it.
   ptrace (trace,tracedby,read,readby) peer=@NAME@,
 }
