@@ -129,8 +129,14 @@ func TestJobRunsOnce(t *testing.T) {
 	w.machines["n1"].wipe()
 	w.join("n1")
 	stays("the loss of its containers")
+	for uid, p := range w.machines["n1"].held {
+		if p.Stop == nil {
+			t.Fatalf("the node is told to run its ended pod %s again", uid)
+		}
+	}
+	w.goners()
 	if len(w.uids("once")) != 0 || len(w.machines["n1"].held) != 0 {
-		t.Fatal("the node is told to run its ended pods again")
+		t.Fatal("the node keeps its ended pods")
 	}
 	w.machines["n1"].wipe()
 	w.restart(false)

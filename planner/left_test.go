@@ -2,6 +2,7 @@ package planner
 
 import (
 	"testing"
+	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -26,10 +27,42 @@ func TestPodThatWasLeftIsNotGone(t *testing.T) {
 	if p := m.held[uid]; p == nil || p.Stop == nil {
 		t.Fatal("the node is not told to stop it")
 	}
-	m.gone(uid)
 	forgetful.Left = nil
 	w.next(Change{Reports: []nodes.Report{forgetful}})
+	if _, p := w.s.pod(uid); p == nil {
+		t.Fatal("a report that may be older than the order to stop was taken for the answer to it")
+	}
+	w.goners()
 	if _, p := w.s.pod(uid); p != nil || len(w.pods("db")) != 1 {
 		t.Fatal("a pod of which nothing is left was not taken for gone")
+	}
+}
+
+// TestANodeThatNeverHeardOfAPod falls silent before it does, and comes back with
+// a report from before: it is told to begin no pod that others have replaced.
+func TestANodeThatNeverHeardOfAPod(t *testing.T) {
+	w := newWorld(t, "n1", "n2", "n3")
+	w.push(deployment("web", 3, spreadOut))
+	var lost *nodes.Pod
+	for _, p := range w.pods("web") {
+		if p.Node == "n1" {
+			lost = p.Pod
+		}
+	}
+	if lost == nil {
+		t.Fatalf("nothing on n1: %v", w.on("web"))
+	}
+	w.work("n1")
+	w.fallSilent("n1")
+	w.elapse(time.Minute)
+	w.work("n1")
+	empty := nodes.Report{Node: "n1", Complete: true, Info: new(info("n1"))}
+	w.next(Change{Nodes: []nodes.NodeState{{Node: info("n1"), Since: w.now, Ready: true}}, Reports: []nodes.Report{empty}})
+	if p := w.machines["n1"].held[lost.UID]; p == nil || p.Stop == nil {
+		t.Fatalf("n1 may begin %s beside the one in its place: %+v", lost.Name, p)
+	}
+	w.work()
+	if _, p := w.s.pod(lost.UID); p != nil {
+		t.Errorf("%s is gone and not forgotten", lost.Name)
 	}
 }

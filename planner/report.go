@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/benbjohnson/immutable"
@@ -217,14 +218,27 @@ func (st *step) adopt(r *nodes.Report) {
 	// A pod that is assigned and not reported is one that the agent will report
 	// as soon as it has its assignment: it may have lost its store. Until then
 	// what was said last holds, or its services would be cut off for that moment.
+	// What was told to stop is gone when the node says so, as it does of a pod of
+	// which it finds nothing.
 	for uid, p := range entries(n.pods) {
 		switch {
-		case !held[uid] && (p.Stop != nil || st.counted(uid) || st.lost(uid)):
-			st.forget(uid, "gone from the node")
+		case !held[uid] && p.Stop == nil && (st.counted(uid) || st.lost(uid)):
+			st.endUnheld(uid)
 		case !reported[uid] && p.Stop != nil:
 			st.unobserve(uid)
 		}
 	}
+}
+
+// endUnheld has a node end a pod that it does not hold and is not to begin. The
+// node may have been told to begin it since it made its report, so the pod is
+// gone when the node says so of it.
+func (st *step) endUnheld(uid nodes.UID) {
+	st.unobserve(uid)
+	_, p := st.pod(uid)
+	st.dirtyServicesOf(p)
+	st.change(uid, func(p *pod) { p.leaving = cmp.Or(p.leaving, "not on its node any more") })
+	st.stop(uid)
 }
 
 // unobserve drops a status that a complete report no longer has.

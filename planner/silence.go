@@ -381,7 +381,7 @@ func (st *step) lose(p *pod, how lostness, reason string) {
 		st.act("give up", p.Key(), p.Node, reason)
 	}
 	st.draining = st.draining.Delete(p.UID)
-	if how == certain && p.Stop == nil {
+	if p.Stop == nil && (how == certain || p.status == nil) {
 		st.stop(p.UID)
 		return
 	}
