@@ -23,6 +23,8 @@ const (
 	// nodes that the record knows: a table made without them would cut off
 	// pods that serve.
 	startPatience = 10 * time.Second
+	// maxRoutePause bounds how long a change of routes waits for others.
+	maxRoutePause = time.Second
 )
 
 // Next is the state after a change, and the plan that leads there. s is not
@@ -94,8 +96,7 @@ type step struct {
 	storageDirty bool
 	lists        *storageRules
 	// heldClaims are those whose holder is to be noted anew.
-	heldClaims    map[desired.Key]bool
-	routesChanged bool
+	heldClaims map[desired.Key]bool
 	// daemons is what was found of DaemonSets in this step.
 	daemons map[desired.Key]*daemonLook
 	// texts are those that restored pods share.

@@ -32,6 +32,11 @@ type Config struct {
 	// Several tells that more than one server can run the cluster: pods that one
 	// node at a time may hold are then fenced unless Git says otherwise.
 	Several bool
+	// RoutePace bounds what route tables cost, for each is sent to every node and
+	// answered by it: after a table, the next one waits this long for each node, at
+	// most a second, and takes all that changes until then. Zero makes a table in
+	// every step in which routes change.
+	RoutePace time.Duration
 	// Location finds a time zone by its name; it must give the same one as long
 	// as the process runs. Nil knows UTC only.
 	Location func(name string) (*time.Location, error)

@@ -25,6 +25,7 @@ import (
 func TestInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &chaos{t: t, world: newWorld(t, "n1", "n2")}
+		c.pace(time.Duration(rapid.SampledFrom([]int{0, 20, 1000}).Draw(t, "pace")) * time.Millisecond)
 		c.push()
 		for range rapid.IntRange(5, 40).Draw(t, "steps") {
 			c.step()
@@ -328,9 +329,16 @@ func (c *chaos) checkDaemons() {
 	}
 }
 
-// checkRoutes is the first half of invariant 10: only ready endpoints.
+// checkRoutes is the first half of invariant 10: only ready endpoints. What has
+// changed since the last table comes with the next, and that is due.
 func (c *chaos) checkRoutes() {
 	if c.s.routes == nil {
+		return
+	}
+	if c.s.routesChanged {
+		if due := c.s.routed.Add(c.s.routePause()); c.last.Wake.IsZero() || c.last.Wake.After(due) || !c.now.Before(due) {
+			c.t.Fatalf("at %s the next table is due at %s, and the planner wakes at %s", c.now, due, c.last.Wake)
+		}
 		return
 	}
 	byName := map[string]*pod{}

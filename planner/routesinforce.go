@@ -22,7 +22,8 @@ const (
 // oweRoutes notes which generation of the route table the revision in force
 // needs, and which nodes don't have it yet. It is the one with which all else
 // was done: tables after it follow what happens to pods later, and a node that
-// is always one behind holds nobody up.
+// is always one behind holds nobody up. While that table is still to be made,
+// nothing is owed and nothing has converged.
 func (st *step) oweRoutes() {
 	done, _ := st.carriedOut()
 	switch {
@@ -30,6 +31,9 @@ func (st *step) oweRoutes() {
 		st.owed = 0
 	case st.owed == 0 || st.snapshot != st.base.snapshot || st.turned:
 		st.owed = st.routes.Generation
+		if st.routesChanged {
+			st.owed = 0
+		}
 	}
 	if st.owed != st.base.owed {
 		st.behind = st.allBehind()

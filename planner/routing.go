@@ -136,6 +136,7 @@ func selectorOf(o *desired.Object) map[string]string {
 // mayBeRouted reports whether some node may still lead traffic to a pod: the
 // table before this step does, or an earlier one did, perhaps of a server
 // before us and by a service that is gone, that a node has not yet replaced.
+// While a table is due, the newest one may lead where no service does any more.
 func (st *step) mayBeRouted(p *pod) bool {
 	if p.status == nil && !st.routesWait() {
 		return false
@@ -143,7 +144,7 @@ func (st *step) mayBeRouted(p *pod) bool {
 	if n, _ := st.nodes.Get(p.Node); !n.live() {
 		return true
 	}
-	if st.base.routes == nil || !st.drained(st.base.routes.Generation) {
+	if st.base.routes == nil || st.base.routesChanged || !st.drained(st.base.routes.Generation) {
 		return true
 	}
 	for k := range st.base.servicesOf(p.Namespace, p.AllLabels()) {
@@ -163,7 +164,8 @@ func (st *step) mayBeRouted(p *pod) bool {
 	return false
 }
 
-// routeServices decides addresses and makes the new table when an entry changed.
+// routeServices decides addresses and makes the new table when something is
+// routed otherwise and the last one was long enough ago.
 func (st *step) routeServices() {
 	dirty := slices.SortedFunc(maps.Keys(st.dirtyServices), desired.Key.Compare)
 	st.leaseAll(dirty)
@@ -184,10 +186,22 @@ func (st *step) routeServices() {
 	if st.routesWait() {
 		return
 	}
-	if st.routes == nil || st.routesChanged || st.newest > st.routes.Generation {
-		st.routes = st.table()
-		st.plan.Routes = st.routes
+	st.routesChanged = st.routesChanged || st.routes == nil || st.newest > st.routes.Generation
+	if !st.routesChanged {
+		return
 	}
+	if due := st.routed.Add(st.routePause()); st.now.Before(due) {
+		st.wakeAt(due)
+		return
+	}
+	st.routes = st.table()
+	st.routesChanged, st.routed = false, st.now
+	st.plan.Routes = st.routes
+}
+
+// routePause is how long after a table the next one is made at the earliest.
+func (s *State) routePause() time.Duration {
+	return min(s.config.RoutePace*time.Duration(s.nodes.Len()), maxRoutePause)
 }
 
 // leaseAll decides addresses: first for services that name theirs.
@@ -334,7 +348,9 @@ func (st *step) table() *proxy.Table {
 }
 
 // drainPods stops the pods that no live node routes to any more. Before the
-// first table after a start, nobody has been told to route elsewhere.
+// first table after a start, nobody has been told to route elsewhere. Those that
+// began to leave since the last table wait for the next one, which is the first
+// without them.
 func (st *step) drainPods() {
 	if st.routes == nil {
 		return
@@ -350,6 +366,9 @@ func (st *step) drainPods() {
 			if !p.drainBy.IsZero() {
 				st.change(uid, func(p *pod) { p.drain, p.drainBy = 0, time.Time{} })
 			}
+			continue
+		}
+		if p.drainBy.IsZero() && st.routesChanged {
 			continue
 		}
 		if p.drainBy.IsZero() {

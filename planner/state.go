@@ -78,6 +78,10 @@ type State struct {
 	addrs                      *immutable.Map[netip.Addr, desired.Key]
 	nodePorts                  *immutable.Map[route.NodePort, desired.Key]
 	routes                     *proxy.Table
+	// routesChanged is set while something is to be routed otherwise than routes
+	// say, and the next table waits; routed is when routes was made.
+	routesChanged bool
+	routed        time.Time
 	// owed is the generation of routes that the revision in force needs; 0
 	// while something else of it is still to come.
 	owed uint64

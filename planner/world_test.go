@@ -76,6 +76,13 @@ func newWorld(t fataler, names ...string) *world {
 	return w
 }
 
+// pace bounds how often tables are made from now on.
+func (w *world) pace(each time.Duration) {
+	s := *w.s
+	s.config.RoutePace = each
+	w.s = &s
+}
+
 func info(name string) nodes.Node {
 	list := corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("16"), corev1.ResourceMemory: resource.MustParse("64Gi"), corev1.ResourcePods: resource.MustParse("500"),
@@ -369,7 +376,7 @@ func (w *world) restart(withRecord bool) *Plan {
 	}) {
 		decisions = append(decisions, w.record[id])
 	}
-	w.s = New(testConfig)
+	w.s = New(w.s.config)
 	if !withRecord {
 		clear(w.record)
 		decisions = nil

@@ -38,6 +38,11 @@ import (
 	"github.com/tallyman-dev/tallyman/sync/remote"
 )
 
+// routePace has a hundred nodes be told of routes every 20 ms at most, 5,000 every
+// second. To tell a node, and to hear that it has done so, costs the server under
+// 0.1 ms.
+const routePace = 200 * time.Microsecond
+
 // server is the control plane, wired together.
 type server struct {
 	instance
@@ -118,7 +123,9 @@ func (s *server) wireSync(key clusterKey) error {
 	if err := s.openAuthority(key); err != nil {
 		return err
 	}
-	config := planner.Config{SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones(), Several: s.term != nil}
+	config := planner.Config{
+		SecretKey: secretKey, Default: manifest.DefaultPodSpec, Location: zones(), Several: s.term != nil, RoutePace: routePace,
+	}
 	registryOptions := registry.Options{
 		Log: s.log.With("part", "registry"), Version: version, Token: s.sign, Authority: s.authority, Members: admission{s}, Bound: config.Bound,
 	}

@@ -20,8 +20,9 @@ import (
 	"github.com/tallyman-dev/tallyman/sync/loop"
 )
 
-// plannerConfig is that of every simulated cluster.
-var plannerConfig = planner.Config{SecretKey: []byte("0123456789abcdef")}
+// plannerConfig is that of every simulated cluster. Route tables follow each other
+// as slowly as with a thousand nodes.
+var plannerConfig = planner.Config{SecretKey: []byte("0123456789abcdef"), RoutePace: 30 * time.Millisecond}
 
 // silent is for logs that nobody reads.
 var silent = slog.New(slog.DiscardHandler)
