@@ -12,8 +12,13 @@ import (
 // maxEvents bounds the events of one node that wait for the loop; the oldest go first.
 const maxEvents = 1000
 
+// maxReady is how many inputs are held out to the loop at once: it takes those
+// that are there in one step, and without them would make a step of each.
+const maxReady = 256
+
 // inputs is a queue with one place a node: what a node says while its place is
-// taken is merged into it.
+// taken is merged into it. The first in line are held out already, and no longer
+// merged.
 type inputs struct {
 	out  chan Input
 	wake chan struct{}
@@ -25,7 +30,7 @@ type inputs struct {
 }
 
 func newInputs() *inputs {
-	return &inputs{out: make(chan Input), wake: make(chan struct{}, 1), places: map[string]Input{}}
+	return &inputs{out: make(chan Input, maxReady), wake: make(chan struct{}, 1), places: map[string]Input{}}
 }
 
 // run moves inputs to the channel until ctx ends.

@@ -14,7 +14,7 @@ import (
 )
 
 // maxDrain bounds the inputs that one step takes together.
-const maxDrain = 256
+const maxDrain = 4096
 
 // runner is what the loop's one goroutine owns.
 type runner struct {
