@@ -214,6 +214,7 @@ func (st *step) adopt(r *nodes.Report) {
 	}
 	for _, uid := range r.Left {
 		held[uid] = true // it may run: the node still has to be told to end it
+		st.change(uid, func(p *pod) { p.left = true })
 	}
 	// A pod that is assigned and not reported is one that the agent will report
 	// as soon as it has its assignment: it may have lost its store. Until then
@@ -224,7 +225,7 @@ func (st *step) adopt(r *nodes.Report) {
 		switch {
 		case !held[uid] && p.Stop == nil && (st.counted(uid) || st.lost(uid)):
 			st.endUnheld(uid)
-		case !reported[uid] && p.Stop != nil:
+		case !reported[uid] && p.Stop != nil && !st.counted(uid):
 			st.unobserve(uid)
 		}
 	}
@@ -234,7 +235,9 @@ func (st *step) adopt(r *nodes.Report) {
 // node may have been told to begin it since it made its report, so the pod is
 // gone when the node says so of it.
 func (st *step) endUnheld(uid nodes.UID) {
-	st.unobserve(uid)
+	if !st.counted(uid) { // what a Job has counted stays ended
+		st.unobserve(uid)
+	}
 	_, p := st.pod(uid)
 	st.dirtyServicesOf(p)
 	st.change(uid, func(p *pod) { p.leaving = cmp.Or(p.leaving, "not on its node any more") })

@@ -138,7 +138,7 @@ func selectorOf(o *desired.Object) map[string]string {
 // before us and by a service that is gone, that a node has not yet replaced.
 // While a table is due, the newest one may lead where no service does any more.
 func (st *step) mayBeRouted(p *pod) bool {
-	if p.status == nil && !st.routesWait() {
+	if p.status == nil && !p.left && !st.routesWait() {
 		return false
 	}
 	if n, _ := st.nodes.Get(p.Node); !n.live() {

@@ -78,9 +78,12 @@ type seat struct {
 }
 
 // count keeps the census. Nodes that Git has declared out of service are gone
-// for good: they take no part.
+// for good: they take no part. Those that have not been heard of since the start
+// may be alive, and do not answer: with most of them missing, one that is silent
+// for longer is no more suspect than they are.
 func (st *step) count(n *node) {
-	is := seat{zone: n.state.Labels[corev1.LabelTopologyZone], counts: (n.told || n.reported) && !n.outOfService(), silent: !n.live()}
+	known := n.told || n.reported || n.Unheard
+	is := seat{zone: n.state.Labels[corev1.LabelTopologyZone], counts: known && !n.outOfService(), silent: !n.live()}
 	if is == n.seat {
 		return
 	}

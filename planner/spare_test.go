@@ -111,3 +111,24 @@ func TestAnUnheardNodeIsLeftAlone(t *testing.T) {
 		t.Fatalf("on %v", on)
 	}
 }
+
+// TestUnheardNodesAreOfAStorm: while most nodes have yet to be heard of, one that
+// is called silent is no more suspect than they are.
+func TestUnheardNodesAreOfAStorm(t *testing.T) {
+	names := []string{"n1", "n2", "n3", "n4"}
+	w := newWorld(t, names...)
+	w.push(deployment("a", 4, spreadOut))
+	w.settle()
+	c := Change{Nodes: []nodes.NodeState{{Node: info("n4"), Ready: true}}, Reports: []nodes.Report{w.machines["n4"].complete()}}
+	w.restart(true)
+	for _, name := range names[:3] {
+		c.Nodes = append(c.Nodes, nodes.NodeState{Node: info(name), Unheard: true, Since: w.now})
+	}
+	c.Snapshot, c.Source = w.snapshot, w.source
+	w.next(c)
+	w.fallSilent("n1")
+	w.elapse(time.Minute)
+	if on := w.nodesOf("a"); !slices.Equal(on, names) {
+		t.Fatalf("given up in a storm: %v", on)
+	}
+}

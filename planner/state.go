@@ -231,6 +231,8 @@ type pod struct {
 	// claims are those behind its volumes.
 	claims []desired.Key
 	status *nodes.PodStatus
+	// left tells that its node holds it no more and still found something of it.
+	left bool
 	// leaving says why the pod goes; empty for one that stays.
 	leaving string
 	// drain is the generation that no longer routes to the pod; drainBy ends

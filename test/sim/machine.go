@@ -44,8 +44,6 @@ type machine struct {
 	keeper  *watchman
 	// down and noPull are faults of the runtime, off is one of the power.
 	down, noPull, off bool
-	// forgot tells that the agent's store was lost at some time.
-	forgot bool
 	// clock is its CLOCK_BOOTTIME.
 	clock *boottime
 	// skew is by how much the machine's wall clock is wrong.
@@ -219,7 +217,6 @@ func (m *machine) stop(stopped bool) {
 // loseStore removes what the agent stored. It must not run.
 func (m *machine) loseStore() error {
 	m.world.note("store of %s lost", m.name)
-	m.forgot = true
 	return os.Remove(filepath.Join(m.dir, "agent.db"))
 }
 

@@ -63,7 +63,10 @@ type witness struct {
 	crons    map[desired.Key]*cron
 	silence  silence
 	over     map[nodes.UID]bool
-	killed   int
+	// done are the pods that were seen to have ended. A new leader may not know it
+	// of one whose node lost its store, until the agent has looked at what is left.
+	done   map[nodes.UID]bool
+	killed int
 }
 
 func newWitness(w *world) *witness {
@@ -71,7 +74,7 @@ func newWitness(w *world) *witness {
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, planned: map[uint64]time.Time{}, held: map[*commit]bool{},
 		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
-		silence: silence{}, over: map[nodes.UID]bool{},
+		silence: silence{}, over: map[nodes.UID]bool{}, done: map[nodes.UID]bool{},
 	}
 }
 
@@ -193,8 +196,10 @@ func (x *witness) next(by *server, s *planner.State, c planner.Change, now time.
 	st := &step{now: now, plan: p, before: x.last, after: newView(after.Overview(now)), decided: x.decided}
 	if x.fresh {
 		st.before = baseline(s, c, now)
+		x.noteDone(st.before)
 		x.fresh = false
 	}
+	x.noteDone(st.after)
 	if x.known.IsZero() && st.after.force != "" {
 		x.known = time.Now()
 	}
@@ -267,6 +272,18 @@ func (x *witness) noteRuns(st *step) {
 	for k := range x.runs {
 		if _, wanted := st.intentOf(k); !wanted {
 			delete(x.runs, k)
+		}
+	}
+}
+
+// noteDone keeps that pods have ended, which nothing takes back.
+func (x *witness) noteDone(v *view) {
+	for uid, p := range v.pods {
+		if p.done {
+			x.done[uid] = true
+		} else if x.done[uid] {
+			p.done = true
+			v.pods[uid] = p
 		}
 	}
 }
@@ -525,9 +542,6 @@ func (x *witness) ends(m *machine, c runtime.Status) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.fail(endsOnlyWhenTold(x.stopped, m.name, c))
-	if m.forgot {
-		return // its agent says that it routes nothing, and pods that it has yet to find count as served by nobody
-	}
 	name := c.Labels[labelNamespace] + "/" + c.Labels[labelName] + " " + m.network.addrOf(nodes.UID(c.Labels[labelPod])).String()
 	since, excluded := x.excluded[name]
 	for _, other := range x.world.nodes {
