@@ -58,7 +58,10 @@ type ClientOptions struct {
 	MaxRetry time.Duration
 	// Clock counts what Handler.Lease is told; default boottime.Now.
 	Clock func() time.Duration
-	Log   *slog.Logger
+	// Tables, when set, are shared with the other clients of this process that
+	// have the same server.
+	Tables *Tables
+	Log    *slog.Logger
 }
 
 // Client is the agent's end of the protocol.
@@ -302,6 +305,7 @@ func sendReport(send func(*pb.AgentMessage) error, r nodes.Report) error {
 // receive hands on what the server sends, in order.
 func (c *Client) receive(ctx context.Context, stream pb.Tallyman_SessionClient, service pb.TallymanClient, group *errgroup.Group, heart *heart) error {
 	state := newReceiver()
+	state.tables = c.o.Tables
 	for {
 		message, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

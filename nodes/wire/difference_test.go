@@ -175,10 +175,11 @@ func transmitAssignment(t *rapid.T, s *sender, r *receiver, a *nodes.Assignment)
 }
 
 // TestRouteDifferencesAddUp: the same for route tables, with streams that share
-// their differences and are not at the same table.
+// their differences and are not at the same table; some share what they put
+// together, too.
 func TestRouteDifferencesAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		diffs := newTableDiffs()
+		diffs, tables := newTableDiffs(), &Tables{}
 		diffs.part = 1500
 		type stream struct {
 			*sender
@@ -186,7 +187,11 @@ func TestRouteDifferencesAddUp(t *testing.T) {
 		}
 		var streams []stream
 		for range 3 {
-			streams = append(streams, stream{newSender(diffs), newReceiver()})
+			to := stream{newSender(diffs), newReceiver()}
+			if rapid.Bool().Draw(t, "shares") {
+				to.tables = tables
+			}
+			streams = append(streams, to)
 		}
 		services := map[string]*proxy.Service{}
 		peers := map[string]proxy.Node{}
@@ -398,4 +403,33 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestTablesAreShared: equal differences of one table make one table.
+func TestTablesAreShared(t *testing.T) {
+	tables, diffs := &Tables{}, newTableDiffs()
+	peer := func(name string) proxy.Node {
+		return proxy.Node{Name: name, Addr: netip.MustParseAddr("192.0.2.1"), PodCIDR: netip.MustParsePrefix("10.244.3.0/24")}
+	}
+	first := &proxy.Table{Generation: 1, Nodes: []proxy.Node{peer("a")}}
+	second := &proxy.Table{Generation: 2, Nodes: []proxy.Node{peer("a"), peer("b")}}
+	var got [2][2]*proxy.Table
+	for i := range got {
+		s, r := newSender(diffs), newReceiver()
+		r.tables = tables
+		for j, want := range []*proxy.Table{first, second} {
+			messages := s.routes(want)
+			table, err := r.routes(messages[0].GetRoutes())
+			if err != nil || len(messages) != 1 {
+				t.Fatal(len(messages), err)
+			}
+			if diff := cmp.Diff(want, table, same); diff != "" {
+				t.Fatalf("stream %d, table %d (-want +got):\n%s", i, j, diff)
+			}
+			got[i][j] = table
+		}
+	}
+	if got[0][1] != got[1][1] {
+		t.Error("two receivers with the newest table have a copy each")
+	}
 }

@@ -32,6 +32,8 @@ type receiver struct {
 
 	routed, routing bool
 	table           *proxy.Table
+	// tables are shared with other receivers; nil for none.
+	tables *Tables
 
 	ledgerComplete bool
 	ledger         []nodes.Decision
@@ -156,6 +158,10 @@ func (r *receiver) routes(d *pb.RouteDelta) (*proxy.Table, error) {
 	if err := r.follows(d.GetSeq()); err != nil {
 		return nil, err
 	}
+	if known := r.tables.find(d.GetGeneration()); known != nil && (d.GetComplete() || r.routed) && !d.GetMore() {
+		r.table, r.routed, r.routing = known, true, false
+		return known, nil
+	}
 	next := &proxy.Table{Generation: d.GetGeneration(), Domain: d.GetDomain()}
 	switch {
 	case d.GetComplete() && !r.routing:
@@ -186,6 +192,7 @@ func (r *receiver) routes(d *pb.RouteDelta) (*proxy.Table, error) {
 	if d.GetMore() {
 		return nil, nil
 	}
+	r.tables.keep(next)
 	return next, nil
 }
 

@@ -33,10 +33,12 @@ type options struct {
 	dir string
 	// nodes is how many there are, in so many zones.
 	nodes, zones int
+	// tables are those of all nodes: each with its own would fill the machine.
+	tables *wire.Tables
 }
 
 func main() {
-	var o options
+	o := options{tables: &wire.Tables{}}
 	flag.StringVar(&o.server, "server", "127.0.0.1:7400", "where agents connect, host:port")
 	flag.StringVar(&o.token, "token", "", "a token that all nodes may join with")
 	flag.StringVar(&o.dir, "dir", "", "folder for the nodes' keys")
@@ -109,7 +111,7 @@ func (o options) join(ctx context.Context, name, zone string, authority trust.Ha
 	if err != nil {
 		return nil, err
 	}
-	return newNode(name, zone, o.dial, credentials.NewTLS(config))
+	return newNode(name, zone, o.dial, credentials.NewTLS(config), o.tables)
 }
 
 func (o options) dial(ctx context.Context) (net.Conn, error) {

@@ -43,11 +43,11 @@ type hollowPod struct {
 }
 
 // newNode makes a hollow agent that run connects.
-func newNode(name, zone string, dial func(context.Context) (net.Conn, error), c credentials.TransportCredentials) (*node, error) {
+func newNode(name, zone string, dial func(context.Context) (net.Conn, error), c credentials.TransportCredentials, tables *wire.Tables) (*node, error) {
 	n := &node{name: name, zone: zone, pods: map[nodes.UID]*hollowPod{}}
 	var err error
 	n.client, err = wire.NewClient(wire.ClientOptions{
-		Dial: dial, Credentials: c, Node: name, Version: "hollow", Handler: n, Log: slog.New(slog.DiscardHandler),
+		Dial: dial, Credentials: c, Node: name, Version: "hollow", Handler: n, Tables: tables, Log: slog.New(slog.DiscardHandler),
 	})
 	return n, err
 }
