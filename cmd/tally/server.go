@@ -39,7 +39,7 @@ import (
 )
 
 // routePace has a hundred nodes be told of routes every 20 ms at most, 5,000 every
-// second. To tell a node, and to hear that it has done so, costs the server under
+// second. To tell a node, and to hear that it has done so, costs the server about
 // 0.1 ms.
 const routePace = 200 * time.Microsecond
 
