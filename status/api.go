@@ -1,6 +1,7 @@
 package status
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +20,38 @@ import (
 const writeTimeout = 15 * time.Second
 
 func (s *Server) apiOverview(w http.ResponseWriter, r *http.Request) {
-	s.writeJSON(w, s.cluster.Overview())
+	w.Header().Set("Content-Type", "application/json")
+	if err := writeOverview(w, s.cluster.Overview()); err != nil {
+		s.log.Warn("overview not sent", "error", err)
+	}
+}
+
+// writeOverview encodes one object at a time: in one piece, 150,000 pods are
+// hundreds of megabytes, of which the encoder keeps a copy.
+func writeOverview(to io.Writer, o *nodes.Overview) error {
+	rest := struct {
+		*nodes.Overview
+		Objects []nodes.ObjectHealth `json:"objects,omitempty"` // none: in place of the overview's
+	}{Overview: o}
+	head, err := json.Marshal(rest)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(to)
+	w.Write(head[:len(head)-1])
+	w.WriteString(`,"objects":[`)
+	for i := range o.Objects {
+		if i > 0 {
+			w.WriteByte(',')
+		}
+		object, err := json.Marshal(&o.Objects[i])
+		if err != nil {
+			return err
+		}
+		w.Write(object)
+	}
+	w.WriteString("]}\n")
+	return w.Flush()
 }
 
 // apiEvents answers /api/v1/events?kind=…&namespace=…&name=…&group=….
