@@ -11,7 +11,6 @@ package trim
 
 import (
 	"context"
-	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -34,14 +33,7 @@ type heap struct {
 }
 
 // Run trims until ctx ends.
-func Run(ctx context.Context) { run(ctx, look, free) }
-
-// free collects twice: what pools hold, of gRPC's and bbolt's work above all,
-// outlives one collection.
-func free() {
-	runtime.GC()
-	debug.FreeOSMemory()
-}
+func Run(ctx context.Context) { run(ctx, look, debug.FreeOSMemory) }
 
 func run(ctx context.Context, look func() heap, free func()) {
 	last := look()

@@ -3,6 +3,7 @@ package trim
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,7 +78,7 @@ func TestTrimmingTakesASmallShareOfTime(t *testing.T) {
 // TestLook reads the real heap: what is dropped is held until it is given back.
 func TestLook(t *testing.T) {
 	const size = 64 << 20
-	free()
+	debug.FreeOSMemory()
 	before := look()
 	func() {
 		dropped := make([]byte, size)
@@ -90,7 +91,7 @@ func TestLook(t *testing.T) {
 	if collected := look(); collected.cycles <= before.cycles || collected.live > before.live+size/2 {
 		t.Errorf("after a collection %+v, before %+v", collected, before)
 	}
-	free()
+	debug.FreeOSMemory()
 	if after := look(); after.held > before.held+size/2 {
 		t.Errorf("%d bytes are held after all was given back, %d before", after.held, before.held)
 	}
