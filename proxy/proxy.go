@@ -192,8 +192,9 @@ type Backend interface {
 	// changes only what differs. When it returns nil, c is in force, including
 	// for connectionless traffic (stale UDP conntrack entries are gone).
 	Set(ctx context.Context, c Config) error
-	// Run watches for foreign changes and repairs what Set realised last, until
-	// ctx ends.
+	// Run watches for foreign changes and repairs what Set realised last, and has
+	// the kernel forget unanswered attempts to reach endpoints that left, until ctx
+	// ends.
 	Run(ctx context.Context) error
 	// Close removes everything that the backend ever made on this node.
 	Close(ctx context.Context) error

@@ -44,8 +44,11 @@ type Backend struct {
 	mu sync.Mutex // serialises Set and Close and guards the fields below
 	// rules in force; nil before the first Set.
 	rules *proxy.Rules
-	// flows that a failed clean-up of connection tracking still owes.
+	// stale are UDP flows that a failed clean-up of connection tracking still owes.
 	stale frontends
+	// left are the TCP frontends whose endpoints changed before the last look of
+	// Run, and since.
+	left struct{ before, since frontends }
 }
 
 var _ proxy.Backend = (*Backend)(nil)
@@ -85,8 +88,10 @@ func (b *Backend) Set(ctx context.Context, c proxy.Config) error {
 		return err
 	}
 	// Only now: a packet that came earlier would have made the entry anew.
-	stale := changed(b.rules, rules).join(b.stale)
+	flows := changed(b.rules, rules)
+	stale := flows.of(proxy.UDP).join(b.stale)
 	b.rules, b.stale = &rules, stale
+	b.left.since = flows.of(proxy.TCP).join(b.left.since)
 	if err := stale.forget(); err != nil {
 		return fmt.Errorf("forget stale flows of route generation %d: %w", c.Table.Generation, err)
 	}
@@ -114,7 +119,29 @@ func (b *Backend) Run(ctx context.Context) error {
 		case repaired:
 			b.log.Warn("somebody else changed the routes: repaired")
 		}
+		if err := b.forgetUnanswered(); err != nil {
+			b.log.Error("cannot forget attempts to reach endpoints that left", "error", err)
+		}
 	}
+}
+
+// forgetUnanswered has the kernel forget attempts to connect to endpoints that
+// left before the look before: whoever is alive has answered by now. It is
+// called by Run, at every look.
+func (b *Backend) forgetUnanswered() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	due := b.left.before
+	b.left.before, b.left.since = b.left.since, nil
+	if len(due) == 0 {
+		return nil
+	}
+	due = due.in(*b.rules)
+	err := due.forget()
+	if err != nil {
+		b.left.since = due
+	}
+	return err
 }
 
 // Close removes every chain and jump, of earlier processes too, and forbids
@@ -122,6 +149,6 @@ func (b *Backend) Run(ctx context.Context) error {
 func (b *Backend) Close(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.rules, b.stale = nil, nil
+	b.rules, b.stale, b.left.before, b.left.since = nil, nil, nil, nil
 	return errors.Join(b.realm.Clear(ctx), forbidLoopback())
 }

@@ -172,7 +172,8 @@ func TestChangedFlows(t *testing.T) {
 	}
 	a, b := endpoint("10.244.1.2:53", "n1"), endpoint("10.244.1.3:53", "n1")
 	addrPort := func(e proxy.Endpoint) netip.AddrPort { return netip.AddrPortFrom(e.Addr, e.Port) }
-	cluster, node := frontend{netip.MustParseAddr("10.96.0.53"), 53}, frontend{port: 30053}
+	cluster, node := frontend{proxy.UDP, netip.MustParseAddr("10.96.0.53"), 53}, frontend{protocol: proxy.UDP, port: 30053}
+	stream := frontend{proxy.TCP, cluster.addr, 53}
 	before := proxy.Compile(service(a))
 	for name, c := range map[string]struct {
 		before *proxy.Rules
@@ -180,10 +181,11 @@ func TestChangedFlows(t *testing.T) {
 		want   frontends
 	}{
 		"nothing changed":      {&before, service(a), frontends{}},
-		"endpoint replaced":    {&before, service(b), frontends{cluster: {addrPort(b)}, node: {addrPort(b)}}},
-		"last endpoint gone":   {&before, service(), frontends{cluster: {}, node: {}}},
-		"service gone":         {&before, proxy.Config{Local: thisNode()}, frontends{cluster: nil, node: nil}},
-		"nothing known so far": {nil, service(a), frontends{cluster: {addrPort(a)}, node: {addrPort(a)}}},
+		"endpoint added":       {&before, service(a, b), frontends{}},
+		"endpoint replaced":    {&before, service(b), frontends{cluster: {addrPort(b)}, node: {addrPort(b)}, stream: {addrPort(b)}}},
+		"last endpoint gone":   {&before, service(), frontends{cluster: {}, node: {}, stream: {}}},
+		"service gone":         {&before, proxy.Config{Local: thisNode()}, frontends{cluster: nil, node: nil, stream: nil}},
+		"nothing known so far": {nil, service(a), frontends{cluster: {addrPort(a)}, node: {addrPort(a)}, stream: {addrPort(a)}}},
 	} {
 		got := changed(c.before, proxy.Compile(c.after))
 		equal := cmp.Comparer(func(x, y []netip.AddrPort) bool { return len(x) == len(y) && (len(x) == 0 || x[0] == y[0]) })

@@ -54,6 +54,7 @@ func (h Harness) Run(t *testing.T) {
 		"udp follows its endpoints":       (*fixture).udpFollows,
 		"udp finds the first endpoint":    (*fixture).udpFirstEndpoint,
 		"connections outlive their route": (*fixture).keptConnections,
+		"attempts do not outlive theirs":  (*fixture).unanswered,
 		"changes fail no new connection":  (*fixture).changesUnderLoad,
 		"flushed rules come back":         (*fixture).flushed,
 		"the next process adopts":         (*fixture).adoption,
@@ -358,6 +359,29 @@ func (f *fixture) keptConnections() {
 			}
 		}
 	}
+}
+
+// unanswered looks that who tries again from the same port does not end up where
+// nobody answers any more.
+func (f *fixture) unanswered() {
+	go func() { _ = f.b.Run(f.Context()) }()
+	dead := web()
+	for i := range dead.Ports {
+		dead.Ports[i].Endpoints = []proxy.Endpoint{{Addr: deadPod, Port: 8080, Node: elsewhere, Pod: "dead"}}
+	}
+	f.set(dead)
+	const port = 61234
+	if _, err := f.client.DialFrom(port, clusterIP+":80"); !Silent(err) {
+		f.Fatalf("a pod that is not there gave %v", err)
+	}
+	f.set(web(f.pods[0]))
+	Eventually(f, 30*time.Second, func() error {
+		c, err := f.client.DialFrom(port, clusterIP+":80")
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
 }
 
 // during asks from everywhere, over and over, while f runs, and wants no failure.

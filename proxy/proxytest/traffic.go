@@ -87,8 +87,11 @@ type Conn struct {
 }
 
 // Dial connects to a TCP address and reads the greeting.
-func (p *Place) Dial(to string) (*Conn, error) {
-	c, err := p.dial("tcp4", to, patience)
+func (p *Place) Dial(to string) (*Conn, error) { return p.DialFrom(0, to) }
+
+// DialFrom does so from a port; 0 is any.
+func (p *Place) DialFrom(port uint16, to string) (*Conn, error) {
+	c, err := p.dial("tcp4", to, &net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{Port: int(port)}})
 	if err != nil {
 		return nil, err
 	}
@@ -102,12 +105,12 @@ func (p *Place) Dial(to string) (*Conn, error) {
 }
 
 // DialUDP makes a socket for one address; its source port stays.
-func (p *Place) DialUDP(to string) (*Conn, error) { return p.dial("udp4", to, patience) }
+func (p *Place) DialUDP(to string) (*Conn, error) { return p.dial("udp4", to, &net.Dialer{}) }
 
-func (p *Place) dial(network, to string, timeout time.Duration) (*Conn, error) {
+func (p *Place) dial(network, to string, dialer *net.Dialer) (*Conn, error) {
 	var c net.Conn
 	err := p.try(func() (err error) {
-		c, err = net.DialTimeout(network, to, timeout)
+		c, err = dialer.Dial(network, to)
 		return err
 	})
 	if err != nil {

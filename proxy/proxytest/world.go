@@ -45,6 +45,7 @@ var (
 	podCIDR     = netip.MustParsePrefix("10.244.1.0/24")
 	remotePod   = netip.MustParseAddr("10.244.2.10")
 	nearbyPod   = netip.MustParseAddr("10.244.2.11")
+	deadPod     = netip.MustParseAddr("10.244.2.12") // nobody has it
 	remoteCIDR  = netip.MustParsePrefix("10.244.2.0/24")
 	clusterCIDR = netip.MustParsePrefix("10.244.0.0/16")
 	serviceCIDR = netip.MustParsePrefix("10.96.0.0/16")
