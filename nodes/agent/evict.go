@@ -61,7 +61,11 @@ func (a *Agent) relieveOnce(ctx context.Context, s *shortages) {
 	for _, this := range short {
 		if this.Signal != pressure.Memory {
 			a.Pressed()
-			if now.Sub(s.began[this.Signal]) < imagesFirst {
+			waited := now.Sub(s.began[this.Signal]) >= imagesFirst
+			if waited || !this.Images() {
+				a.decline(this)
+			}
+			if !waited {
 				continue
 			}
 		}
@@ -107,6 +111,14 @@ func (a *Agent) setTaints(taints []corev1.Taint) {
 	if !same {
 		a.log.Warn("node under pressure, or no longer", "taints", taints)
 		a.tell()
+	}
+}
+
+// decline ends the pods that cannot begin for want of room, as a kubelet would
+// have refused them had it known: somewhere else there may be some.
+func (a *Agent) decline(short pressure.Short) {
+	for _, w := range a.workers() {
+		w.m.Decline(fmt.Sprintf("Pod was rejected: The node had condition: [%s]. ", short.Signal.Condition()))
 	}
 }
 

@@ -2,12 +2,14 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -134,6 +136,51 @@ func TestDiskPressureWaitsForImagesToGo(t *testing.T) {
 		}
 		settle(imagesFirst + pressureEvery - time.Minute)
 		expectRunning(t, w, "u2_a_0")
+	})
+}
+
+// full is a disk on which some containers can't be made.
+type full struct {
+	runtime.Runtime
+	of nodes.UID
+}
+
+func (f *full) Create(ctx context.Context, c runtime.Container) error {
+	if podOf(c.ID) == f.of {
+		return fmt.Errorf("make log directory: %w", unix.ENOSPC)
+	}
+	return f.Runtime.Create(ctx, c)
+}
+
+// TestDiskPressureDeclinesWhatCannotBegin: elsewhere there may be room.
+func TestDiskPressureDeclinesWhatCannotBegin(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.reached = &full{w.runtime, "u2"}
+		a, kill := w.start()
+		defer kill()
+		a.Assign(assign(pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}}), pod("u2", corev1.PodSpec{Containers: []corev1.Container{container("a")}})))
+		settle(time.Minute)
+		if s := w.last("u2"); s.Phase != corev1.PodPending {
+			t.Fatalf("no disk of the node is short, and the pod is %s: %s", s.Phase, s.Message)
+		}
+		// Where images lie too, they go first.
+		short := func(imagesOn uint64) map[pressure.Signal]pressure.Reading {
+			return map[pressure.Signal]pressure.Reading{
+				pressure.NodeFS:  {Capacity: 100 << 30, Device: 1},
+				pressure.ImageFS: {Capacity: 100 << 30, Available: 100 << 30, Device: imagesOn},
+			}
+		}
+		w.reads(short(1))
+		settle(imagesFirst / 2)
+		if s := w.last("u2"); s.Phase != corev1.PodPending {
+			t.Fatalf("images may still make room, and the pod is %s: %s", s.Phase, s.Message)
+		}
+		w.reads(short(2))
+		settle(pressureEvery)
+		expectRunning(t, w, "u1_a_0")
+		if s := w.last("u2"); s.Phase != corev1.PodFailed || s.Reason != "Evicted" || s.Message != "Pod was rejected: The node had condition: [DiskPressure]. " {
+			t.Errorf("status %s %s: %s", s.Phase, s.Reason, s.Message)
+		}
 	})
 }
 

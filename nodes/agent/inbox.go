@@ -3,9 +3,13 @@ package agent
 import (
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/agent/pressure"
 	"github.com/tallyman-dev/tallyman/nodes/agent/spec"
 	"github.com/tallyman-dev/tallyman/nodes/probe"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
@@ -70,6 +74,31 @@ func (m *Machine) Evict(message string) {
 		}
 		m.halt(Halt{Since: m.now(), Grace: min(evictionGrace, grace(m.pod)), Reason: "Evicted", Message: message})
 	})
+}
+
+// Decline ends the pod, and leaves it failed, if it waits for room on the disk
+// to begin. A pod that is critical for the system goes on waiting.
+func (m *Machine) Decline(message string) {
+	m.post(func() {
+		if m.memory.Ended != "" || m.memory.Halt != nil || pressure.Critical(&m.pod.Template.Spec) || !m.roomless() {
+			return
+		}
+		m.event(true, "Evicted", "%s", message)
+		m.halt(Halt{Since: m.now(), Reason: "Evicted", Message: message})
+	})
+}
+
+// roomless reports whether nothing of the pod runs because the disk is full.
+func (m *Machine) roomless() bool {
+	if s := m.Status(); s.Phase != corev1.PodPending || len(alive(&s)) > 0 {
+		return false
+	}
+	for _, t := range m.trouble {
+		if strings.Contains(t.message, "no space left") {
+			return true
+		}
+	}
+	return false
 }
 
 // Exited tells what became of one of the pod's containers.

@@ -98,6 +98,17 @@ func (s Signal) Taint() corev1.Taint {
 	return corev1.Taint{Key: key, Effect: corev1.TaintEffectNoSchedule}
 }
 
+// Condition of a node that is short, in Kubernetes' words.
+func (s Signal) Condition() corev1.NodeConditionType {
+	if s == Memory {
+		return corev1.NodeMemoryPressure
+	}
+	return corev1.NodeDiskPressure
+}
+
+// Images reports whether there are images where the disk is short.
+func (s Short) Images() bool { return !s.Apart || s.Signal.images() }
+
 // Container is what one container uses.
 type Container struct {
 	Name string
@@ -167,9 +178,9 @@ func (p *Pod) request(s Signal) int64 {
 	return total.Value()
 }
 
-func (p *Pod) priority() int32 {
-	if p.Template.Spec.Priority != nil {
-		return *p.Template.Spec.Priority
+func priority(s *corev1.PodSpec) int32 {
+	if s.Priority != nil {
+		return *s.Priority
 	}
 	return 0
 }
@@ -178,16 +189,19 @@ func (p *Pod) priority() int32 {
 // a shortage.
 const systemCritical = 2_000_000_000
 
+// Critical reports whether pods stay whatever is short.
+func Critical(s *corev1.PodSpec) bool { return priority(s) >= systemCritical }
+
 // Rank orders pods by who goes first: those that use more than they request,
 // then those of lower priority, then those that use most beyond their request.
 // Pods that are critical for the system are left out.
 func Rank(s Short, pods []Pod) []Pod {
-	ranked := slices.DeleteFunc(slices.Clone(pods), func(p Pod) bool { return p.priority() >= systemCritical })
+	ranked := slices.DeleteFunc(slices.Clone(pods), func(p Pod) bool { return Critical(&p.Template.Spec) })
 	slices.SortFunc(ranked, func(a, b Pod) int {
 		beyondA, beyondB := a.usage(s)-a.request(s.Signal), b.usage(s)-b.request(s.Signal)
 		return cmp.Or(
 			compareBool(beyondB > 0, beyondA > 0),
-			cmp.Compare(a.priority(), b.priority()),
+			cmp.Compare(priority(&a.Template.Spec), priority(&b.Template.Spec)),
 			cmp.Compare(beyondB, beyondA),
 			strings.Compare(string(a.UID), string(b.UID)),
 		)
