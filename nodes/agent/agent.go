@@ -195,13 +195,14 @@ func New(o Options) (*Agent, error) {
 	a.on = &surroundings{
 		name: o.Name, addrs: o.Addrs, boot: info.BootID, memory: memory, allocatable: info.Allocatable,
 		logs: filepath.Join(o.DataDir, "logs"), seccomp: filepath.Join(o.DataDir, "seccomp"), pause: o.Pause,
-		config:   func(k desired.Key) *nodes.Config { return (*a.configs.Load())[k] },
-		table:    a.table.Load,
-		cluster:  func() desired.Network { return *a.cluster.Load() },
-		claim:    a.claim,
-		driver:   a.driverOf,
-		save:     a.saveMemory,
-		unleased: a.fences.waits,
+		config:    func(k desired.Key) *nodes.Config { return (*a.configs.Load())[k] },
+		table:     a.table.Load,
+		rerouting: a.rerouting,
+		cluster:   func() desired.Network { return *a.cluster.Load() },
+		claim:     a.claim,
+		driver:    a.driverOf,
+		save:      a.saveMemory,
+		unleased:  a.fences.waits,
 		killed: func(ctx context.Context, uid nodes.UID, after time.Time) bool {
 			return a.fences.killed(ctx, uid, after, o.Now())
 		},

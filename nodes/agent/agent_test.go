@@ -805,6 +805,39 @@ func TestNoSignalWhileConnectionsWait(t *testing.T) {
 	})
 }
 
+// TestNoSignalWhileTheNodeRoutesToThePod: a node that is slow to change its
+// routes still leads connections to a pod that is told to stop.
+func TestNoSignalWhileTheNodeRoutesToThePod(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		p := pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}})
+		other := pod("u2", corev1.PodSpec{Containers: []corev1.Container{container("a")}})
+		a.Assign(assign(p, other))
+		settle(time.Second)
+		w.mu.Lock()
+		w.unconnected = errors.New("not yet")
+		w.mu.Unlock()
+		a.Route(&proxy.Table{Generation: 2})
+		a.Assign(assign(stopped(p, 30*time.Second), other))
+		settle(3 * time.Second)
+		expectRunning(t, w, "u1_a_0", "u2_a_0")
+		w.mu.Lock()
+		w.unconnected = nil
+		w.mu.Unlock()
+		settle(1100 * time.Millisecond) // routes are tried again every second
+		expectRunning(t, w, "u2_a_0")
+		// Routes that can't be had keep nobody for ever.
+		w.mu.Lock()
+		w.unconnected = errors.New("never")
+		w.mu.Unlock()
+		a.Route(&proxy.Table{Generation: 3})
+		a.Assign(assign(stopped(other, 30*time.Second)))
+		settle(routesPatience + time.Second)
+		expectRunning(t, w)
+	})
+}
+
 func TestInitContainersAndSidecarsKeepTheirOrder(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var ready atomic.Bool

@@ -98,13 +98,17 @@ const (
 	// what still came over them; lookAtQueue is how often that is looked at.
 	queuePatience = time.Second
 	lookAtQueue   = 5 * time.Millisecond
+	// routesPatience is how long a pod that is to stop is kept for routes that its
+	// own node is slow to change.
+	routesPatience = 5 * time.Second
 )
 
 // unanswered reports whether a signal would still reset connections that the
-// kernel made for the pod and no program has accepted. Nothing routes to it
-// any more, so that the queue only becomes shorter.
+// kernel made for the pod and no program has accepted, or that this node still
+// leads to it. Afterwards nothing does, so that the queue only becomes shorter.
 func (d *decider) unanswered(k *Kill) bool {
-	return d.queued && d.now.Before(k.Since.Add(min(queuePatience, k.Grace/2)))
+	within := func(patience time.Duration) bool { return d.now.Before(k.Since.Add(min(patience, k.Grace/2))) }
+	return d.queued && within(queuePatience) || d.rerouting && within(routesPatience)
 }
 
 // forceAgain is how long a killed container may take to be seen dead.

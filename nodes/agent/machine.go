@@ -75,7 +75,9 @@ type surroundings struct {
 	pause       []string
 	config      func(desired.Key) *nodes.Config
 	table       func() *proxy.Table
-	cluster     func() desired.Network
+	// rerouting reports whether the newest table is yet to be in force.
+	rerouting func() bool
+	cluster   func() desired.Network
 	// claim stages the volume behind a volume of the pod that has a claim.
 	claim func(context.Context, *corev1.Volume, csi.Wish) (volume.Volume, error)
 	// driver is the CSI driver behind a volume of the pod; empty for none.
@@ -182,7 +184,7 @@ func (m *Machine) view() *view {
 	v := &view{
 		pod: m.pod, memory: m.memory, now: m.now(), seen: m.seen,
 		mounted: m.mounted, attached: m.attached,
-		queued: m.queued(), shed: m.shed, unleased: m.node.unleased(m.pod.UID),
+		queued: m.queued(), rerouting: m.memory.Halt != nil && m.node.rerouting(), shed: m.shed, unleased: m.node.unleased(m.pod.UID),
 		images: map[string]bool{}, busy: map[string]bool{}, notBefore: map[string]time.Time{},
 	}
 	v.tokenDue, v.lacksToken = m.tokens(v.now)

@@ -70,6 +70,12 @@ func (a *Agent) routes(ctx context.Context) {
 	}
 }
 
+// rerouting reports whether the newest table is yet to be in force on this node.
+func (a *Agent) rerouting() bool {
+	t := a.table.Load()
+	return t != nil && t.Generation > a.routed.Load()
+}
+
 // routeStore writes tables at once, but large ones not often. What it holds is
 // all that a machine knows of routes after it lost its power.
 type routeStore struct {

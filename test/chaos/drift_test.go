@@ -18,6 +18,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -147,7 +148,7 @@ func (d drift) deleteContainer(t *testing.T) {
 	if _, err := task.Delete(ctx, client.WithProcessKill); err != nil {
 		t.Fatal(err)
 	}
-	if err := container.Delete(ctx, client.WithSnapshotCleanup); err != nil {
+	if err := container.Delete(ctx, client.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) { // the agent may have cleared up first
 		t.Fatal(err)
 	}
 	d.restartedAfter(t, pod, victims[0])

@@ -32,10 +32,17 @@ type bootOptions struct {
 	Boots int
 }
 
+// A machine's first process runs on its first thread: others enter the
+// namespaces of that thread, and the clocks of /proc/self are its own.
+func init() {
+	if os.Getenv(bootVariable) != "" {
+		runtime.LockOSThread()
+	}
+}
+
 // live is the first process of a machine: it makes the machine's world, says
 // that it runs, and reaps what is orphaned there until it is killed.
 func live(text string) int {
-	runtime.LockOSThread() // others enter the namespaces of this thread
 	var o bootOptions
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		fmt.Println(err)
