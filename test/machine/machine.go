@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -153,15 +154,27 @@ func processes() string {
 	return all.String()
 }
 
-func (m *Machine) show(log string) {
-	content, err := os.ReadFile(filepath.Join(m.Dir, log))
+func (m *Machine) show(log string) { ShowLog(m.t, log, filepath.Join(m.Dir, log)) }
+
+// ShowLog tells what is worth reading of a log after a failure, the newest of
+// it: a hundred pages would bury the failure itself.
+func ShowLog(t testing.TB, name, path string) {
+	t.Helper()
+	content, err := os.ReadFile(path)
 	if err != nil {
 		return
 	}
-	if len(content) > 16<<10 {
-		content = content[len(content)-16<<10:]
+	const last, most, wide = 15, 40, 300 // lines, and their characters
+	lines := strings.Split(strings.TrimSpace(string(content)), "\n")
+	var shown []string
+	for i, line := range slices.Backward(lines) {
+		said := strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")
+		if len(shown) < most && (said || i >= len(lines)-last) {
+			shown = append(shown, line[:min(len(line), wide)])
+		}
 	}
-	m.t.Logf("the end of %s:\n%s", log, content)
+	slices.Reverse(shown)
+	t.Logf("of %s:\n%s", name, strings.Join(shown, "\n"))
 }
 
 // Root is the root of the sources.

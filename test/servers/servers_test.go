@@ -249,15 +249,10 @@ func (w *world) awaitLeader(m *server) {
 	w.t.Helper()
 	w.Eventually(patience, m.Name+" leads", func() error {
 		if w.leader() != m {
-			return fmt.Errorf("%s", m.show())
+			return errors.New("it does not")
 		}
 		return nil
 	})
-}
-
-func (m *server) show() string {
-	content, err := os.ReadFile(m.Log("tally"))
-	return fmt.Sprint(string(content), err)
 }
 
 // taken waits until another server than those leads, and returns it.

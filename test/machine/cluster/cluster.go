@@ -128,22 +128,11 @@ func (c *Cluster) clear() {
 	}
 }
 
-// show tells the ends of a machine's logs.
+// show tells what a machine's logs say.
 func (m *Machine) show() {
 	logs, _ := filepath.Glob(filepath.Join(m.dir, "*.log"))
 	for _, path := range logs {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		most := 12 << 10
-		if filepath.Base(path) == "containerd.log" {
-			most = 1 << 10
-		}
-		if len(content) > most {
-			content = content[len(content)-most:]
-		}
-		m.c.t.Logf("the end of %s of machine %s:\n%s", filepath.Base(path), m.Name, content)
+		machine.ShowLog(m.c.t, filepath.Base(path)+" of machine "+m.Name, path)
 	}
 }
 
