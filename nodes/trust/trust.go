@@ -137,8 +137,10 @@ func (a *Authority) ServerTLS() *tls.Config {
 	s := &serverCertificate{authority: a}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, SessionTicketsDisabled: true,
-		ClientAuth:     tls.RequestClientCert,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.get() },
+		// Small records first would show a page sooner; a node waits for the whole message.
+		DynamicRecordSizingDisabled: true,
+		ClientAuth:                  tls.RequestClientCert,
+		GetCertificate:              func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.get() },
 	}
 }
 

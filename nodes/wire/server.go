@@ -21,6 +21,10 @@ import (
 	"github.com/tallyman-dev/tallyman/proxy"
 )
 
+// writeBuffer is what one connection gathers before it writes, in bytes: a TLS
+// record's worth. While a node does not read, its buffer is kept.
+const writeBuffer = 16 << 10
+
 // ErrNoSession is returned when the node's session has ended.
 var ErrNoSession = errors.New("no session with the node")
 
@@ -75,9 +79,10 @@ func NewServer(o ServerOptions) (*Server, error) {
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := grpc.NewServer(
 		grpc.Creds(s.o.Credentials),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodecV2(newExact()),
 		// TLS keeps a record itself; a buffer for each of thousands of connections besides would be a sixth of the server's memory.
 		grpc.ReadBufferSize(0),
+		grpc.WriteBufferSize(writeBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
