@@ -16,6 +16,9 @@ import (
 const (
 	// maxShown is how many actions of a step are kept to be shown.
 	maxShown = 1000
+	// maxWaits is how many things that wait a plan lists: it is made at each step,
+	// and with thousands of nodes each of them may be behind.
+	maxWaits = 100
 	// drainPatience is how long a pod that goes waits for every node to have
 	// taken it out of its routes.
 	drainPatience = time.Second
@@ -226,12 +229,15 @@ func (st *step) finish() (*State, *Plan) {
 	st.emitDecisions()
 	for k := range keys(st.active) {
 		g, _ := st.groups.Get(k)
-		st.plan.Waiting = append(st.plan.Waiting, g.waiting...)
 		st.wakeAt(g.wake)
 	}
-	st.plan.Waiting = append(st.plan.Waiting, st.storageWaits...)
-	st.plan.Waiting = append(st.plan.Waiting, st.routeWaits()...)
-	st.plan.Waiting = append(st.plan.Waiting, st.drainWaits()...)
+	for item := range st.waits() {
+		if len(st.plan.Waiting) < maxWaits {
+			st.plan.Waiting = append(st.plan.Waiting, item)
+		} else {
+			st.plan.MoreWaiting++
+		}
+	}
 	st.wakeAt(st.storageWake)
 	st.wakeForRoutes()
 	st.wakeForDepartures()

@@ -2,6 +2,7 @@ package planner
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -39,7 +40,7 @@ func (s *State) Overview(now time.Time) *nodes.Overview {
 			o.Services = append(o.Services, svc.overview())
 		}
 	}
-	waiting := s.waiting()
+	waiting := slices.Collect(s.waits())
 	o.Plan = nodes.PlanOverview{
 		Difference: s.differences, Actions: s.actions, Waiting: waiting,
 		Converged: converged && len(waiting) == 0 && s.troubled == 0,
@@ -47,16 +48,25 @@ func (s *State) Overview(now time.Time) *nodes.Overview {
 	return o
 }
 
-func (s *State) waiting() []nodes.WaitingItem {
-	var out []nodes.WaitingItem
-	for k := range keys(s.active) {
-		if g, ok := s.groups.Get(k); ok {
-			out = append(out, g.waiting...)
+// waits is all that something waits for.
+func (s *State) waits() iter.Seq[nodes.WaitingItem] {
+	return func(yield func(nodes.WaitingItem) bool) {
+		for k := range keys(s.active) {
+			if g, ok := s.groups.Get(k); ok && !each(g.waiting, yield) {
+				return
+			}
+		}
+		_ = each(s.storageWaits, yield) && s.routeWaits(yield) && each(s.drainWaits(), yield)
+	}
+}
+
+func each[T any](items []T, yield func(T) bool) bool {
+	for _, item := range items {
+		if !yield(item) {
+			return false
 		}
 	}
-	out = append(out, s.storageWaits...)
-	out = append(out, s.routeWaits()...)
-	return append(out, s.drainWaits()...)
+	return true
 }
 
 // WorkloadProgress is how far one workload has come, or a node with its routes.

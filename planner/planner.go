@@ -75,7 +75,9 @@ type Plan struct {
 	// Actions are what this step sets going.
 	Actions []Action
 	// Waiting is what must happen later, why it can't now, and until when.
-	Waiting []nodes.WaitingItem
+	// The first hundred; MoreWaiting counts the others.
+	Waiting     []nodes.WaitingItem
+	MoreWaiting int
 	// Wake is the next instant at which Next must be called even if nothing is
 	// reported; zero means never.
 	Wake time.Time

@@ -121,27 +121,28 @@ func (s *State) routesInForce() bool {
 	return s.owed > 0 && s.drained(s.owed)
 }
 
-// routeWaits are the nodes that the revision in force waits for, and until
+// routeWaits yields the nodes that the revision in force waits for, and until
 // when: those that have not put its routes into force, or without whose
-// reports there can be no table yet.
-func (s *State) routeWaits() (out []nodes.WaitingItem) {
-	unknown := s.snapshot != nil && s.informed && s.routes == nil
+// reports there can be no table yet. It returns false when yield did.
+func (s *State) routeWaits(yield func(nodes.WaitingItem) bool) bool {
 	for name, since := range entries(s.behind) {
-		out = append(out, nodes.WaitingItem{
+		if !yield(nodes.WaitingItem{
 			Object: nodeKey(name), Reason: "has not put the newest routes into force yet", Deadline: since.Add(routesPatience),
-		})
-	}
-	if !unknown {
-		return out
-	}
-	for name, n := range entries(s.nodes) {
-		if !n.reported && n.pods.Len() > 0 {
-			out = append(out, nodes.WaitingItem{
-				Object: nodeKey(name), Reason: "has not reported since the server started; routes are made when it has, or without it", Deadline: s.started.Add(startPatience),
-			})
+		}) {
+			return false
 		}
 	}
-	return out
+	if s.snapshot == nil || !s.informed || s.routes != nil {
+		return true
+	}
+	for name, n := range entries(s.nodes) {
+		if !n.reported && n.pods.Len() > 0 && !yield(nodes.WaitingItem{
+			Object: nodeKey(name), Reason: "has not reported since the server started; routes are made when it has, or without it", Deadline: s.started.Add(startPatience),
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 // wakeForRoutes looks again when a node has been behind for long.

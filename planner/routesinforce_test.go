@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -160,4 +161,23 @@ func TestRoutesThatMustWaitAreWaitedFor(t *testing.T) {
 	}
 	w.join(late)
 	w.settle()
+}
+
+// TestPlansListFewThatWait: with thousands of nodes a list of all at every step
+// would be most of the work.
+func TestPlansListFewThatWait(t *testing.T) {
+	var names []string
+	for i := range maxWaits + 20 {
+		names = append(names, fmt.Sprintf("n%03d", i))
+	}
+	w := newWorld(t, names...)
+	w.push(deployment("web", 1))
+	w.settle()
+	p := w.push(deployment("web", 1), serviceFor("web"))
+	if len(p.Waiting) != maxWaits || p.MoreWaiting != 20 || p.Empty() {
+		t.Errorf("%d wait, and %d more", len(p.Waiting), p.MoreWaiting)
+	}
+	if all := w.s.Overview(w.now).Plan.Waiting; len(all) != len(names) {
+		t.Errorf("the overview shows %d of %d that wait", len(all), len(names))
+	}
 }

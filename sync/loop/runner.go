@@ -206,7 +206,7 @@ func (r *runner) step(ctx context.Context) {
 		r.o.Record.AppendEvents(plan.Events)
 		r.count(func(s *Stats) {
 			s.Steps++
-			s.Actions, s.Waiting = len(plan.Actions), len(plan.Waiting)
+			s.Actions, s.Waiting = len(plan.Actions), len(plan.Waiting)+plan.MoreWaiting
 			s.Decisions += uint64(len(plan.Decisions))
 		})
 		if snapshot != nil {
