@@ -29,6 +29,11 @@ var (
 	keySchema = []byte("schema")
 )
 
+// mapped is how much of a growing file is addressed from the start, in bytes:
+// whenever it outgrows that, bbolt copies everything that the transaction at hand has
+// touched. It takes no memory.
+const mapped = 1 << 30
+
 // ErrNewer is returned by Open when a newer Tallyman has written the record.
 var ErrNewer = errors.New("the record was written by a newer version of Tallyman; run that version or delete the record (the nodes fill it again)")
 
@@ -107,8 +112,9 @@ func openFile(path string) (db *bbolt.DB, err error) {
 		// The list of free pages is kept in the file. Without it bbolt would look
 		// for them at the start in a goroutine of its own, and a damaged page would
 		// end the process there instead of being noticed here.
-		NoFreelistSync: false,
-		FreelistType:   bbolt.FreelistMapType,
+		NoFreelistSync:  false,
+		FreelistType:    bbolt.FreelistMapType,
+		InitialMmapSize: mapped,
 	})
 	switch {
 	case err == nil:

@@ -81,8 +81,9 @@ func (t turn) give() { <-t }
 
 // nodeRecord is what one node reported last.
 type nodeRecord struct {
-	state    *nodes.NodeState
-	statuses map[nodes.UID]nodes.PodStatus
+	state *nodes.NodeState
+	// statuses are not changed: they are shared with the reports that brought them.
+	statuses map[nodes.UID]*nodes.PodStatus
 }
 
 // request is one call of Record.
@@ -177,7 +178,7 @@ func (s *Store) restore(c Change) error {
 	case PartStatuses:
 		var status nodes.PodStatus
 		err = json.Unmarshal(c.Value, &status)
-		s.node(c.Of).statuses[status.UID] = status
+		s.node(c.Of).statuses[status.UID] = &status
 	case PartHistory:
 		e := entry{}
 		if e.id, err = strconv.ParseUint(c.Key, 16, 64); err == nil {

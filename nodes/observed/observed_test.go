@@ -61,7 +61,7 @@ func fill(t *testing.T, dir string) (path string) {
 func TestDamagedFileIsSetAside(t *testing.T) {
 	for name, damage := range map[string]func(content []byte) []byte{
 		"empty of sense":  func([]byte) []byte { return []byte(strings.Repeat("not a database ", 10_000)) },
-		"truncated":       func(c []byte) []byte { return c[:len(c)/2] },
+		"truncated":       func(c []byte) []byte { return c[:len(bytes.TrimRight(c, "\x00"))/2] },
 		"cut to a stump":  func(c []byte) []byte { return c[:100] },
 		"pages zeroed":    func(c []byte) []byte { clear(c[2*os.Getpagesize():]); return c },
 		"pages scribbled": func(c []byte) []byte { copy(c[3*os.Getpagesize():], bytes.Repeat([]byte{0xa5}, len(c))); return c },

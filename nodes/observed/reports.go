@@ -24,7 +24,7 @@ const (
 func (s *Store) node(name string) *nodeRecord {
 	n := s.nodes[name]
 	if n == nil {
-		n = &nodeRecord{statuses: map[nodes.UID]nodes.PodStatus{}}
+		n = &nodeRecord{statuses: map[nodes.UID]*nodes.PodStatus{}}
 		s.nodes[name] = n
 	}
 	return n
@@ -39,8 +39,9 @@ func (s *Store) SaveNode(state nodes.NodeState) {
 	s.touch()
 }
 
-// SaveReport remembers the statuses that a report brings; a complete one
-// replaces all of its node's. Those beyond 10,000 are not remembered.
+// SaveReport remembers the statuses that a report brings, which must not be
+// changed afterwards; a complete one replaces all of its node's. Those beyond
+// 10,000 are not remembered.
 func (s *Store) SaveReport(r nodes.Report) {
 	if r.Node == "" {
 		return
@@ -50,9 +51,10 @@ func (s *Store) SaveReport(r nodes.Report) {
 	record := s.node(r.Node)
 	before := record.statuses
 	if r.Complete {
-		record.statuses = make(map[nodes.UID]nodes.PodStatus, len(r.Statuses))
+		record.statuses = make(map[nodes.UID]*nodes.PodStatus, len(r.Statuses))
 	}
-	for _, status := range r.Statuses {
+	for i := range r.Statuses {
+		status := &r.Statuses[i]
 		if !record.mayKeep(status.UID) {
 			continue
 		}
@@ -121,7 +123,7 @@ func (s *Store) Observed() ([]nodes.NodeState, []nodes.Report) {
 		}
 		report := nodes.Report{Node: name}
 		for _, uid := range slices.Sorted(maps.Keys(record.statuses)) {
-			report.Statuses = append(report.Statuses, record.statuses[uid])
+			report.Statuses = append(report.Statuses, *record.statuses[uid])
 		}
 		reports = append(reports, report)
 	}

@@ -83,7 +83,7 @@ func (r *runner) deliver(ctx context.Context) {
 		}
 		b.failures, b.trouble, r.edition = 0, "", edition
 		r.o.Executor.Ledger(decisions)
-		clear(b.decisions)
+		b.decisions = nil // a rollout of thousands of pods would leave its table behind
 	}
 	if b.nodes != nil {
 		r.o.Executor.Tune(*b.nodes)
@@ -96,5 +96,5 @@ func (r *runner) deliver(ctx context.Context) {
 	for _, node := range slices.Sorted(maps.Keys(b.assignments)) {
 		r.o.Executor.Assign(b.assignments[node])
 	}
-	clear(b.assignments)
+	b.assignments = nil
 }
