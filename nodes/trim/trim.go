@@ -1,9 +1,11 @@
-// Package trim gives memory back to the system while a process has little to do.
+// Package trim gives memory back to the system while a process has little to do,
+// and keeps a large heap from being mostly garbage while it has much.
 //
 // Go collects garbage when the heap has doubled, or after two minutes. A process that is
 // quiet keeps what its start and its last work left behind until then: half of what
 // it takes. A lower GC percent would collect more often under load, too, where
-// it costs; a memory limit would have to know the size of the cluster.
+// it costs: so only heaps above 128 MiB have one, the lower the larger they are. A memory
+// limit would have to know the size of the cluster.
 //
 // It guarantees that a process which allocates quickly is left alone, and that
 // trimming takes at most a five-hundredth of the time. It does not bound memory.
@@ -11,6 +13,7 @@ package trim
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -21,6 +24,8 @@ const (
 	pause = 20 * time.Second
 	// share is how much longer than a trim the pause after it is.
 	share = 500
+	// much is garbage that is worth a trim in any case, in bytes.
+	much = 64 << 20
 )
 
 // heap is what the Go runtime says about memory.
@@ -32,8 +37,20 @@ type heap struct {
 	live, held uint64
 }
 
-// Run trims until ctx ends.
-func Run(ctx context.Context) { run(ctx, look, debug.FreeOSMemory) }
+// Run paces and trims until ctx ends.
+func Run(ctx context.Context) {
+	defer pace()()
+	run(ctx, look, free)
+}
+
+// free collects a large heap twice: what pools hold, of gRPC's and bbolt's work above
+// all, outlives one collection.
+func free() {
+	if look().live > ample {
+		runtime.GC()
+	}
+	debug.FreeOSMemory()
+}
 
 func run(ctx context.Context, look func() heap, free func()) {
 	last := look()
@@ -59,9 +76,9 @@ func run(ctx context.Context, look func() heap, free func()) {
 }
 
 // worth tells whether the process was quiet since the last look (it never had to
-// collect), and a third of what it holds may be garbage.
+// collect), and a third of what it holds may be garbage, or very much.
 func (h heap) worth(last heap) bool {
-	return h.cycles == last.cycles && h.held > h.live+h.live/2
+	return h.cycles == last.cycles && h.held > h.live+min(h.live/2, much)
 }
 
 func look() heap {

@@ -96,3 +96,11 @@ func TestLook(t *testing.T) {
 		t.Errorf("%d bytes are held after all was given back, %d before", after.held, before.held)
 	}
 }
+
+func TestMuchGarbageGoes(t *testing.T) {
+	w := &world{heap: heap{live: 10 * much, held: 12 * much}}
+	during(t, w, time.Minute, func(*world) {})
+	if len(w.freed) != 1 {
+		t.Errorf("gave back after %v, want once", w.freed)
+	}
+}
