@@ -6,23 +6,37 @@ import "slices"
 // node that it knows of has reported, or Git declares it gone, what Git does not
 // have stays: it may be newer than the ledger, and so may the revision in force.
 
-// missAbsent notes the nodes that the ledger knows of and that have not reported.
+// missAbsent notes the nodes that the ledger knows of and that have not
+// reported, in the new record too: the server may start again before they do.
 func (st *step) missAbsent() {
 	st.absent = nil
-	for name, n := range entries(st.nodes) {
-		if !n.reported {
-			st.absent = append(st.absent, name)
-		}
+	for _, name := range keysOf(st.nodes) {
+		n, _ := st.nodes.Get(name)
+		st.setAbsent(n, !n.reported)
 	}
+}
+
+func (st *step) setAbsent(n *node, absent bool) {
+	st.absent = slices.DeleteFunc(slices.Clone(st.absent), func(name string) bool { return name == n.Name })
+	if absent {
+		st.absent = append(st.absent, n.Name)
+	}
+	if n.kept.Absent == absent {
+		return
+	}
+	clone := *n
+	clone.kept.Name, clone.kept.Absent = n.Name, absent
+	st.recordMachine(&clone)
+	st.putNode(&clone)
 }
 
 // welcome takes note of a node's first report.
 func (st *step) welcome(name string) {
-	i := slices.Index(st.absent, name)
-	if i < 0 {
+	if !slices.Contains(st.absent, name) {
 		return
 	}
-	st.absent = slices.Delete(slices.Clone(st.absent), i, i+1)
+	n, _ := st.nodes.Get(name)
+	st.setAbsent(n, false)
 	st.lookAtRetired()
 }
 

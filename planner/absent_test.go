@@ -35,6 +35,14 @@ func TestNothingIsRemovedBeforeAllHaveReported(t *testing.T) {
 			if n := len(w.pods("db")); n == 0 {
 				t.Error("removed before the other node has reported")
 			}
+			// A server that starts again in between knows of it.
+			w.restart(true)
+			w.push(deployment("web", 2))
+			w.join("n1")
+			w.elapse(time.Minute)
+			if n := len(w.pods("db")); n == 0 {
+				t.Error("removed by the next server before the other node has reported")
+			}
 			end(w)
 			w.elapse(time.Minute)
 			if n := len(w.pods("db")); n > 0 {

@@ -19,6 +19,8 @@ type machineRecord struct {
 	PodCIDR string `json:"pod_cidr,omitempty"`
 	// Evicts is since when each taint that evicts pods is there, by taintName.
 	Evicts map[string]time.Time `json:"evicts,omitempty"`
+	// Absent: the record was lost, and the node has not reported since.
+	Absent bool `json:"absent,omitempty"`
 }
 
 // ownLabels are what a node's agent alone says.
@@ -119,6 +121,9 @@ func (st *step) restoreMachine(r *machineRecord) {
 	}
 	n := st.nodeFor(r.Name)
 	n.kept = *r
+	if r.Absent {
+		st.absent = append(slices.Clone(st.absent), r.Name)
+	}
 	st.holdRange(n)
 	st.rangeless = st.rangeless.Delete(n.Name)
 	st.putNode(n)

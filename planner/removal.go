@@ -68,6 +68,7 @@ func (st *step) removeNode(n *node) {
 	st.tainted = st.tainted.Delete(n.Name)
 	st.behind = st.behind.Delete(n.Name)
 	n.kept, n.told, n.reported = machineRecord{}, false, false
+	st.absent = slices.DeleteFunc(slices.Clone(st.absent), func(name string) bool { return name == n.Name })
 	st.putPeer(n)
 	st.count(n)
 	st.nodes = st.nodes.Delete(n.Name)

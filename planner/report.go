@@ -186,12 +186,12 @@ func (st *step) adoptLedger(ledger []nodes.Decision) {
 		})
 	}
 	st.takeOver(parseRecord(ledger))
-	st.missAbsent()
 	for _, d := range ledger {
 		if d.Kind != kindOfPod && len(d.Value) > 0 {
 			st.decide(d.Kind, d.Key, d.Value)
 		}
 	}
+	st.missAbsent()
 	st.reconsider()
 }
 
