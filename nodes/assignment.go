@@ -63,6 +63,8 @@ type Report struct {
 	Complete bool
 	// Info describes the machine; nil when unchanged.
 	Info *Node
+	// Images are those that the node has; nil when unchanged, or not known.
+	Images *Images
 	// Routes is the newest route generation in force on the node; 0 says nothing.
 	Routes uint64
 	// Statuses of pods that changed (all, when Complete).

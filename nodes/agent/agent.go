@@ -135,6 +135,8 @@ type Agent struct {
 	changed chan struct{}
 	// lookAgain is poked when the runtime is back.
 	lookAgain chan struct{}
+	// otherImages is poked when there may be other images on the node.
+	otherImages chan struct{}
 	// measuring is poked when other pods are to be measured.
 	measuring chan struct{}
 
@@ -159,7 +161,9 @@ type Agent struct {
 	// told of the ways to other nodes, cutOff that no pod there can be reached.
 	noNetwork, networkTrouble string
 	cutOff                    bool
-	volumes                   map[volumeKey]*volumeWorker
+	// toldImages are those that the server was last told of.
+	toldImages *nodes.Images
+	volumes    map[volumeKey]*volumeWorker
 	// volumesSwept: what the last agent left of volumes was looked at.
 	volumesSwept bool
 }
@@ -183,7 +187,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		o: o, log: o.Log, store: s, info: info, fences: newFencing(o.Keeper, o.Clock, o.Log),
 		reroute: make(chan struct{}, 1), changed: make(chan struct{}, 1), looked: make(chan struct{}),
-		lookAgain: make(chan struct{}, 1), measuring: make(chan struct{}, 1),
+		lookAgain: make(chan struct{}, 1), otherImages: make(chan struct{}, 1), measuring: make(chan struct{}, 1),
 		memories: map[nodes.UID]*Memory{}, ledger: map[string]nodes.Decision{},
 		pods: map[nodes.UID]*worker{}, leftover: map[nodes.UID][]runtime.Status{},
 		sweeping: map[nodes.UID]bool{}, hostPorts: map[nodes.UID][]proxy.HostPort{},
@@ -202,6 +206,7 @@ func New(o Options) (*Agent, error) {
 		claim:     a.claim,
 		driver:    a.driverOf,
 		save:      a.saveMemory,
+		pulled:    a.pulled,
 		unleased:  a.fences.waits,
 		killed: func(ctx context.Context, uid nodes.UID, after time.Time) bool {
 			return a.fences.killed(ctx, uid, after, o.Now())
@@ -308,6 +313,7 @@ func (a *Agent) Run(ctx context.Context, up Upstream) error {
 		parts.Go(func() { a.fence(ctx) })
 		parts.Go(func() { a.drift(ctx) })
 		parts.Go(func() { a.tellChanges(ctx) })
+		parts.Go(func() { a.tellImages(ctx) })
 		parts.Go(func() { a.relieve(ctx) })
 		parts.Go(func() { a.resync(ctx) })
 		parts.Go(func() { a.usage(ctx) })

@@ -33,8 +33,10 @@ func (a *Agent) Hello(ctx context.Context) (nodes.Report, error) {
 	if err != nil {
 		return nodes.Report{}, err
 	}
+	r.Images = a.images(ctx)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.toldImages = r.Images
 	r.Volumes = a.volumeStatuses(held)
 	for _, uid := range slices.Sorted(maps.Keys(a.pods)) {
 		w := a.pods[uid]

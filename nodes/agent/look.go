@@ -319,10 +319,14 @@ func (a *Agent) resync(ctx context.Context) {
 			return
 		case <-a.lookAgain:
 			a.lookUntilSeen(ctx)
+			a.pulled()
 		case <-tick.C:
 			n++
 			a.checkForwarders()
 			a.resyncOnce(ctx, n%measureEvery == 0)
+			if n%measureEvery == 0 {
+				a.pulled() // or collected
+			}
 		}
 	}
 }

@@ -83,6 +83,8 @@ type surroundings struct {
 	// driver is the CSI driver behind a volume of the pod; empty for none.
 	driver func(*nodes.Pod, *corev1.Volume) string
 	save   func(uid nodes.UID, memory []byte)
+	// pulled is called after an image was pulled.
+	pulled func()
 	// unleased reports whether a pod waits for the node's lease, killed whether its
 	// fence has killed it since.
 	unleased func(uid nodes.UID) bool

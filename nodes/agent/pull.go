@@ -94,6 +94,7 @@ func (m *Machine) pulled(c *corev1.Container, image runtime.Image, pulled bool, 
 		delete(m.trouble, c.Name)
 		delete(m.retries, what)
 		if pulled {
+			m.node.pulled()
 			m.event(false, "Pulled", "Successfully pulled image %q in %s", c.Image, took.Round(time.Millisecond))
 		} else if r := m.memory.Runs[c.Name]; r == nil || r.Next == 0 {
 			m.event(false, "Pulled", "Container image %q already present on machine", c.Image)

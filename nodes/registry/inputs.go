@@ -98,7 +98,7 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 		return a
 	}
 	out := &nodes.Report{
-		Node: a.Node, Local: a.Local || b.Local, Complete: a.Complete, Info: a.Info, Routes: max(a.Routes, b.Routes),
+		Node: a.Node, Local: a.Local || b.Local, Complete: a.Complete, Info: a.Info, Images: a.Images, Routes: max(a.Routes, b.Routes),
 		Held: a.Held, Left: a.Left, Ledger: a.Ledger,
 		Gone:   unionUIDs(a.Gone, b.Gone),
 		Fenced: unionUIDs(a.Fenced, b.Fenced),
@@ -107,6 +107,9 @@ func mergeReports(a, b *nodes.Report) *nodes.Report {
 	}
 	if b.Info != nil {
 		out.Info = b.Info
+	}
+	if b.Images != nil {
+		out.Images = b.Images
 	}
 	if b.Complete {
 		out.Complete, out.Statuses = true, b.Statuses

@@ -349,7 +349,7 @@ func TestInputsMerge(t *testing.T) {
 // fullReport has something in every field of a report.
 func fullReport(t *testing.T) *nodes.Report {
 	r := &nodes.Report{
-		Node: "n1", Local: true, Complete: true, Info: &nodes.Node{Name: "n1"}, Routes: 3,
+		Node: "n1", Local: true, Complete: true, Info: &nodes.Node{Name: "n1"}, Images: &nodes.Images{}, Routes: 3,
 		Statuses: []nodes.PodStatus{{UID: "a"}}, Gone: []nodes.UID{"x"}, Held: []*nodes.Pod{{UID: "a"}},
 		Ledger: []nodes.Decision{{Kind: "k"}}, Events: []nodes.Event{{Reason: "Pulled"}},
 		Volumes: []nodes.VolumeStatus{{Name: "v", UID: "1", Phase: nodes.VolumeReady, Held: &nodes.Volume{Name: "v"}}},

@@ -98,7 +98,7 @@ type Image struct {
 	// manifest it was pulled by ("sha256:…").
 	ID     string
 	Digest string
-	// Names it is known by.
+	// Names it is known by, as nodes.ImageName gives them.
 	Names []string
 	// Size of its unpacked and packed content in bytes, as far as known.
 	Size int64

@@ -92,6 +92,14 @@ func decodeNode(n *pb.Node) (*nodes.Node, error) {
 	return out, nil
 }
 
+// decodeImages keeps no more than a node may tell.
+func decodeImages(i *pb.Images) *nodes.Images {
+	if i == nil {
+		return nil
+	}
+	return nodes.NewImages(each(i.GetList(), func(i *pb.Image) nodes.Image { return nodes.Image{Names: i.GetNames(), Size: i.GetSize()} }))
+}
+
 func decodeResources(in map[string]string) (corev1.ResourceList, error) {
 	if len(in) == 0 {
 		return nil, nil

@@ -313,6 +313,17 @@ func TestReceiverRefusesHoles(t *testing.T) {
 	}
 }
 
+func drawImages(t *rapid.T) *nodes.Images {
+	if rapid.Bool().Draw(t, "images unchanged") {
+		return nil
+	}
+	var list []nodes.Image
+	for i := range rapid.IntRange(0, 3).Draw(t, "images") {
+		list = append(list, nodes.Image{Names: []string{fmt.Sprintf("docker.io/library/i:%d", i)}, Size: rapid.Int64Range(0, 5).Draw(t, "size")})
+	}
+	return nodes.NewImages(list)
+}
+
 func TestReportsSurviveTheirParts(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := nodes.Report{
@@ -322,7 +333,8 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"}, WireGuard: "key", Problems: []string{"no network"},
 				Taints: []corev1.Taint{{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}},
 			},
-			Gone: []nodes.UID{"x", "y"}, Left: []nodes.UID{"l"},
+			Images: drawImages(t),
+			Gone:   []nodes.UID{"x", "y"}, Left: []nodes.UID{"l"},
 			Ledger: []nodes.Decision{{Kind: "service", Key: "a", Value: json.RawMessage(`{"a":1}`)}, {Kind: "k", Key: "forgotten"}},
 			Events: []nodes.Event{{Reason: "Pulled", Message: "ok", Count: 3, Last: time.Unix(5, 0).UTC()}},
 			Volumes: []nodes.VolumeStatus{

@@ -76,6 +76,13 @@ func encodeNode(n *nodes.Node) *pb.Node {
 	}
 }
 
+func encodeImages(i *nodes.Images) *pb.Images {
+	if i == nil {
+		return nil
+	}
+	return &pb.Images{List: each(i.List, func(i nodes.Image) *pb.Image { return &pb.Image{Names: texts(i.Names), Size: i.Size} })}
+}
+
 func encodeResources(list corev1.ResourceList) map[string]string {
 	if len(list) == 0 {
 		return nil

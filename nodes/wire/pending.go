@@ -20,6 +20,7 @@ type pending struct {
 
 	mu       sync.Mutex
 	info     *nodes.Node
+	images   *nodes.Images
 	routes   uint64
 	statuses map[nodes.UID]nodes.PodStatus
 	order    []nodes.UID
@@ -55,6 +56,9 @@ func (p *pending) add(r nodes.Report) {
 	defer p.mu.Unlock()
 	if r.Info != nil {
 		p.info = r.Info
+	}
+	if r.Images != nil {
+		p.images = r.Images
 	}
 	p.routes = max(p.routes, r.Routes)
 	for _, s := range r.Statuses {
@@ -96,7 +100,7 @@ func (p *pending) add(r nodes.Report) {
 func (p *pending) take(node string) (r nodes.Report, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r = nodes.Report{Node: node, Info: p.info, Routes: p.routes, Gone: p.gone, Events: p.events}
+	r = nodes.Report{Node: node, Info: p.info, Images: p.images, Routes: p.routes, Gone: p.gone, Events: p.events}
 	for _, uid := range p.order {
 		if s, still := p.statuses[uid]; still {
 			r.Statuses = append(r.Statuses, s)
@@ -110,12 +114,12 @@ func (p *pending) take(node string) (r nodes.Report, ok bool) {
 		r.Usage = append(r.Usage, p.usage[uid])
 	}
 	r.Fenced = slices.Sorted(maps.Keys(p.fenced))
-	p.info, p.routes, p.order, p.gone, p.events = nil, 0, nil, nil, nil
+	p.info, p.images, p.routes, p.order, p.gone, p.events = nil, nil, 0, nil, nil, nil
 	clear(p.isGone)
 	clear(p.volumes)
 	clear(p.usage)
 	clear(p.fenced)
-	return r, r.Info != nil || r.Routes != 0 || len(r.Statuses)+len(r.Gone)+len(r.Events)+len(r.Volumes)+len(r.Usage)+len(r.Fenced) > 0
+	return r, r.Info != nil || r.Images != nil || r.Routes != 0 || len(r.Statuses)+len(r.Gone)+len(r.Events)+len(r.Volumes)+len(r.Usage)+len(r.Fenced) > 0
 }
 
 // forgetState drops what the complete report of a new session will tell anew.
@@ -123,7 +127,7 @@ func (p *pending) take(node string) (r nodes.Report, ok bool) {
 func (p *pending) forgetState() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.info, p.routes, p.order = nil, 0, nil
+	p.info, p.images, p.routes, p.order = nil, nil, 0, nil
 	clear(p.statuses)
 	clear(p.volumes)
 	clear(p.fenced)

@@ -14,7 +14,7 @@ const maxReport = 256 << 20
 
 // encodeReport splits a report into messages of a bounded size.
 func encodeReport(r nodes.Report, limit int) ([]*pb.AgentMessage, error) {
-	out := &reportParts{limit: limit, parts: []*pb.Report{{Complete: r.Complete, Info: encodeNode(r.Info), Routes: r.Routes}}}
+	out := &reportParts{limit: limit, parts: []*pb.Report{{Complete: r.Complete, Info: encodeNode(r.Info), Images: encodeImages(r.Images), Routes: r.Routes}}}
 	for _, s := range r.Statuses {
 		m := encodeStatus(s)
 		part := out.room(m)
@@ -106,7 +106,7 @@ func (r *reportReader) add(part *pb.Report) (*nodes.Report, error) {
 	}
 	if r.templates == nil {
 		r.templates = map[uint64]*nodes.Template{}
-		r.report = nodes.Report{Node: r.node, Complete: part.GetComplete(), Routes: part.GetRoutes()}
+		r.report = nodes.Report{Node: r.node, Complete: part.GetComplete(), Routes: part.GetRoutes(), Images: decodeImages(part.GetImages())}
 		info, err := decodeNode(part.GetInfo())
 		if err != nil {
 			return nil, err

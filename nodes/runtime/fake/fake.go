@@ -171,7 +171,7 @@ func (r *Runtime) pull(ctx context.Context, ref string) (runtime.Image, error) {
 	}
 	img.ID = cmp.Or(img.ID, "sha256:"+ref)
 	img.Digest = cmp.Or(img.Digest, img.ID)
-	img.Names = []string{ref}
+	img.Names = []string{nodes.ImageName(ref)}
 	r.local[ref] = img
 	return img, nil
 }
@@ -185,7 +185,7 @@ func (r *Runtime) Images(ctx context.Context) ([]runtime.Image, error) {
 	byID := map[string]runtime.Image{}
 	for _, ref := range slices.Sorted(maps.Keys(r.local)) {
 		img := r.local[ref]
-		img.Names = append(slices.Clone(byID[img.ID].Names), ref)
+		img.Names = append(slices.Clone(byID[img.ID].Names), img.Names...)
 		byID[img.ID] = img
 	}
 	return slices.SortedFunc(maps.Values(byID), func(a, b runtime.Image) int { return strings.Compare(a.ID, b.ID) }), nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/runtime"
 )
 
@@ -184,8 +185,11 @@ func testPull(t *testing.T, s Subject) {
 		t.Errorf("pulled again: %+v", again)
 	}
 	list, err := s.Runtime.Images(t.Context())
-	if err != nil || len(list) != 1 || list[0].ID != img.ID || list[0].Size == 0 || len(list[0].Names) != 1 {
-		t.Errorf("images are %+v, %v", list, err)
+	if err != nil || len(list) != 1 || list[0].ID != img.ID || list[0].Size == 0 || list[0].Digest == "" {
+		t.Fatalf("images are %+v, %v", list, err)
+	}
+	if diff := cmp.Diff([]string{nodes.ImageName(s.Image)}, list[0].Names); diff != "" {
+		t.Errorf("names of the image: %s", diff)
 	}
 }
 

@@ -657,21 +657,23 @@ func (x *Welcome) GetHeartbeat() int64 {
 // Report is nodes.Report. A large one comes in parts: all but the last have
 // more set, and only the whole counts.
 type Report struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Complete      bool                   `protobuf:"varint,1,opt,name=complete,proto3" json:"complete,omitempty"`
-	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
-	Info          *Node                  `protobuf:"bytes,3,opt,name=info,proto3" json:"info,omitempty"`
-	Routes        uint64                 `protobuf:"varint,4,opt,name=routes,proto3" json:"routes,omitempty"`
-	Statuses      []*PodStatus           `protobuf:"bytes,5,rep,name=statuses,proto3" json:"statuses,omitempty"`
-	Gone          []string               `protobuf:"bytes,6,rep,name=gone,proto3" json:"gone,omitempty"`
-	Templates     []*Template            `protobuf:"bytes,7,rep,name=templates,proto3" json:"templates,omitempty"`
-	Held          []*Pod                 `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
-	Ledger        []*Decision            `protobuf:"bytes,9,rep,name=ledger,proto3" json:"ledger,omitempty"`
-	Events        []*Event               `protobuf:"bytes,10,rep,name=events,proto3" json:"events,omitempty"`
-	Volumes       []*VolumeStatus        `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
-	Usage         []*Usage               `protobuf:"bytes,12,rep,name=usage,proto3" json:"usage,omitempty"`
-	Fenced        []string               `protobuf:"bytes,13,rep,name=fenced,proto3" json:"fenced,omitempty"`
-	Left          []string               `protobuf:"bytes,14,rep,name=left,proto3" json:"left,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Complete  bool                   `protobuf:"varint,1,opt,name=complete,proto3" json:"complete,omitempty"`
+	More      bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	Info      *Node                  `protobuf:"bytes,3,opt,name=info,proto3" json:"info,omitempty"`
+	Routes    uint64                 `protobuf:"varint,4,opt,name=routes,proto3" json:"routes,omitempty"`
+	Statuses  []*PodStatus           `protobuf:"bytes,5,rep,name=statuses,proto3" json:"statuses,omitempty"`
+	Gone      []string               `protobuf:"bytes,6,rep,name=gone,proto3" json:"gone,omitempty"`
+	Templates []*Template            `protobuf:"bytes,7,rep,name=templates,proto3" json:"templates,omitempty"`
+	Held      []*Pod                 `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
+	Ledger    []*Decision            `protobuf:"bytes,9,rep,name=ledger,proto3" json:"ledger,omitempty"`
+	Events    []*Event               `protobuf:"bytes,10,rep,name=events,proto3" json:"events,omitempty"`
+	Volumes   []*VolumeStatus        `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Usage     []*Usage               `protobuf:"bytes,12,rep,name=usage,proto3" json:"usage,omitempty"`
+	Fenced    []string               `protobuf:"bytes,13,rep,name=fenced,proto3" json:"fenced,omitempty"`
+	Left      []string               `protobuf:"bytes,14,rep,name=left,proto3" json:"left,omitempty"`
+	// Images replaces the whole list when it is set.
+	Images        *Images `protobuf:"bytes,15,opt,name=images,proto3" json:"images,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,6 +806,109 @@ func (x *Report) GetLeft() []string {
 	return nil
 }
 
+func (x *Report) GetImages() *Images {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type Images struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	List          []*Image               `protobuf:"bytes,1,rep,name=list,proto3" json:"list,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Images) Reset() {
+	*x = Images{}
+	mi := &file_wire_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Images) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Images) ProtoMessage() {}
+
+func (x *Images) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Images.ProtoReflect.Descriptor instead.
+func (*Images) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Images) GetList() []*Image {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
+type Image struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_wire_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Image) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *Image) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -828,7 +933,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +945,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +958,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Node) GetName() string {
@@ -979,7 +1084,7 @@ type Taint struct {
 
 func (x *Taint) Reset() {
 	*x = Taint{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1096,7 @@ func (x *Taint) String() string {
 func (*Taint) ProtoMessage() {}
 
 func (x *Taint) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1109,7 @@ func (x *Taint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Taint.ProtoReflect.Descriptor instead.
 func (*Taint) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Taint) GetKey() string {
@@ -1058,7 +1163,7 @@ type AssignmentDelta struct {
 
 func (x *AssignmentDelta) Reset() {
 	*x = AssignmentDelta{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1175,7 @@ func (x *AssignmentDelta) String() string {
 func (*AssignmentDelta) ProtoMessage() {}
 
 func (x *AssignmentDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1188,7 @@ func (x *AssignmentDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentDelta.ProtoReflect.Descriptor instead.
 func (*AssignmentDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AssignmentDelta) GetSeq() uint64 {
@@ -1214,7 +1319,7 @@ type Fenced struct {
 
 func (x *Fenced) Reset() {
 	*x = Fenced{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1331,7 @@ func (x *Fenced) String() string {
 func (*Fenced) ProtoMessage() {}
 
 func (x *Fenced) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1344,7 @@ func (x *Fenced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fenced.ProtoReflect.Descriptor instead.
 func (*Fenced) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Fenced) GetPods() []string {
@@ -1258,7 +1363,7 @@ type Measured struct {
 
 func (x *Measured) Reset() {
 	*x = Measured{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1375,7 @@ func (x *Measured) String() string {
 func (*Measured) ProtoMessage() {}
 
 func (x *Measured) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1388,7 @@ func (x *Measured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measured.ProtoReflect.Descriptor instead.
 func (*Measured) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Measured) GetPods() []string {
@@ -1307,7 +1412,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1424,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1437,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Network) GetServices() string {
@@ -1394,7 +1499,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1511,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1524,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Template) GetRef() uint64 {
@@ -1476,7 +1581,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1593,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1606,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Key) GetGroup() string {
@@ -1561,7 +1666,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1678,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1691,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Pod) GetUid() string {
@@ -1732,7 +1837,7 @@ type Stop struct {
 
 func (x *Stop) Reset() {
 	*x = Stop{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1849,7 @@ func (x *Stop) String() string {
 func (*Stop) ProtoMessage() {}
 
 func (x *Stop) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1862,7 @@ func (x *Stop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stop.ProtoReflect.Descriptor instead.
 func (*Stop) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Stop) GetGrace() int64 {
@@ -1787,7 +1892,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1904,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1917,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Config) GetKey() *Key {
@@ -1879,7 +1984,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +1996,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +2009,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Volume) GetName() string {
@@ -2045,7 +2150,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2162,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2175,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VolumeStatus) GetName() string {
@@ -2148,7 +2253,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2265,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2278,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Usage) GetPod() string {
@@ -2215,7 +2320,7 @@ type ContainerUsage struct {
 
 func (x *ContainerUsage) Reset() {
 	*x = ContainerUsage{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2332,7 @@ func (x *ContainerUsage) String() string {
 func (*ContainerUsage) ProtoMessage() {}
 
 func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2345,7 @@ func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerUsage.ProtoReflect.Descriptor instead.
 func (*ContainerUsage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ContainerUsage) GetName() string {
@@ -2276,7 +2381,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2393,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2406,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TokenRequest) GetNode() string {
@@ -2343,7 +2448,7 @@ type TokenAnswer struct {
 
 func (x *TokenAnswer) Reset() {
 	*x = TokenAnswer{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2460,7 @@ func (x *TokenAnswer) String() string {
 func (*TokenAnswer) ProtoMessage() {}
 
 func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2473,7 @@ func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAnswer.ProtoReflect.Descriptor instead.
 func (*TokenAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TokenAnswer) GetToken() string {
@@ -2412,7 +2517,7 @@ type PodStatus struct {
 
 func (x *PodStatus) Reset() {
 	*x = PodStatus{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2529,7 @@ func (x *PodStatus) String() string {
 func (*PodStatus) ProtoMessage() {}
 
 func (x *PodStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2542,7 @@ func (x *PodStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodStatus.ProtoReflect.Descriptor instead.
 func (*PodStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PodStatus) GetUid() string {
@@ -2547,7 +2652,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2664,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2677,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ContainerStatus) GetName() string {
@@ -2694,7 +2799,7 @@ type Termination struct {
 
 func (x *Termination) Reset() {
 	*x = Termination{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2811,7 @@ func (x *Termination) String() string {
 func (*Termination) ProtoMessage() {}
 
 func (x *Termination) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2824,7 @@ func (x *Termination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Termination.ProtoReflect.Descriptor instead.
 func (*Termination) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Termination) GetReason() string {
@@ -2780,7 +2885,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +2897,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +2910,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Event) GetObject() *Key {
@@ -2877,7 +2982,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +2994,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3007,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Decision) GetKind() string {
@@ -2951,7 +3056,7 @@ type RouteDelta struct {
 
 func (x *RouteDelta) Reset() {
 	*x = RouteDelta{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3068,7 @@ func (x *RouteDelta) String() string {
 func (*RouteDelta) ProtoMessage() {}
 
 func (x *RouteDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3081,7 @@ func (x *RouteDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteDelta.ProtoReflect.Descriptor instead.
 func (*RouteDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RouteDelta) GetSeq() uint64 {
@@ -3056,7 +3161,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3173,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3186,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Peer) GetName() string {
@@ -3129,7 +3234,7 @@ type ServiceName struct {
 
 func (x *ServiceName) Reset() {
 	*x = ServiceName{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +3246,7 @@ func (x *ServiceName) String() string {
 func (*ServiceName) ProtoMessage() {}
 
 func (x *ServiceName) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +3259,7 @@ func (x *ServiceName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceName.ProtoReflect.Descriptor instead.
 func (*ServiceName) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ServiceName) GetNamespace() string {
@@ -3191,7 +3296,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3308,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3321,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Service) GetNamespace() string {
@@ -3316,7 +3421,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3433,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3446,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Port) GetName() string {
@@ -3392,7 +3497,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3509,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3522,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Endpoint) GetAddr() []byte {
@@ -3467,7 +3572,7 @@ type LedgerDelta struct {
 
 func (x *LedgerDelta) Reset() {
 	*x = LedgerDelta{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3479,7 +3584,7 @@ func (x *LedgerDelta) String() string {
 func (*LedgerDelta) ProtoMessage() {}
 
 func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3492,7 +3597,7 @@ func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerDelta.ProtoReflect.Descriptor instead.
 func (*LedgerDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LedgerDelta) GetSeq() uint64 {
@@ -3540,7 +3645,7 @@ type OpenLog struct {
 
 func (x *OpenLog) Reset() {
 	*x = OpenLog{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3657,7 @@ func (x *OpenLog) String() string {
 func (*OpenLog) ProtoMessage() {}
 
 func (x *OpenLog) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3670,7 @@ func (x *OpenLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenLog.ProtoReflect.Descriptor instead.
 func (*OpenLog) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *OpenLog) GetId() string {
@@ -3637,7 +3742,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3754,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3767,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LogChunk) GetId() string {
@@ -3694,7 +3799,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3706,7 +3811,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3719,7 +3824,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_proto_rawDescGZIP(), []int{43}
 }
 
 var File_wire_proto protoreflect.FileDescriptor
@@ -3766,7 +3871,7 @@ const file_wire_proto_rawDesc = "" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x1c\n" +
-	"\theartbeat\x18\x03 \x01(\x03R\theartbeat\"\xa8\x04\n" +
+	"\theartbeat\x18\x03 \x01(\x03R\theartbeat\"\xda\x04\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x12\x12\n" +
 	"\x04more\x18\x02 \x01(\bR\x04more\x12*\n" +
@@ -3782,7 +3887,13 @@ const file_wire_proto_rawDesc = "" +
 	"\avolumes\x18\v \x03(\v2\x1e.tallyman.wire.v1.VolumeStatusR\avolumes\x12-\n" +
 	"\x05usage\x18\f \x03(\v2\x17.tallyman.wire.v1.UsageR\x05usage\x12\x16\n" +
 	"\x06fenced\x18\r \x03(\tR\x06fenced\x12\x12\n" +
-	"\x04left\x18\x0e \x03(\tR\x04left\"\xda\x05\n" +
+	"\x04left\x18\x0e \x03(\tR\x04left\x120\n" +
+	"\x06images\x18\x0f \x01(\v2\x18.tallyman.wire.v1.ImagesR\x06images\"5\n" +
+	"\x06Images\x12+\n" +
+	"\x04list\x18\x01 \x03(\v2\x17.tallyman.wire.v1.ImageR\x04list\"1\n" +
+	"\x05Image\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xda\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
@@ -4110,7 +4221,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_wire_proto_goTypes = []any{
 	(*JoinRequest)(nil),     // 0: tallyman.wire.v1.JoinRequest
 	(*RenewRequest)(nil),    // 1: tallyman.wire.v1.RenewRequest
@@ -4122,118 +4233,122 @@ var file_wire_proto_goTypes = []any{
 	(*Hello)(nil),           // 7: tallyman.wire.v1.Hello
 	(*Welcome)(nil),         // 8: tallyman.wire.v1.Welcome
 	(*Report)(nil),          // 9: tallyman.wire.v1.Report
-	(*Node)(nil),            // 10: tallyman.wire.v1.Node
-	(*Taint)(nil),           // 11: tallyman.wire.v1.Taint
-	(*AssignmentDelta)(nil), // 12: tallyman.wire.v1.AssignmentDelta
-	(*Fenced)(nil),          // 13: tallyman.wire.v1.Fenced
-	(*Measured)(nil),        // 14: tallyman.wire.v1.Measured
-	(*Network)(nil),         // 15: tallyman.wire.v1.Network
-	(*Template)(nil),        // 16: tallyman.wire.v1.Template
-	(*Key)(nil),             // 17: tallyman.wire.v1.Key
-	(*Pod)(nil),             // 18: tallyman.wire.v1.Pod
-	(*Stop)(nil),            // 19: tallyman.wire.v1.Stop
-	(*Config)(nil),          // 20: tallyman.wire.v1.Config
-	(*Volume)(nil),          // 21: tallyman.wire.v1.Volume
-	(*VolumeStatus)(nil),    // 22: tallyman.wire.v1.VolumeStatus
-	(*Usage)(nil),           // 23: tallyman.wire.v1.Usage
-	(*ContainerUsage)(nil),  // 24: tallyman.wire.v1.ContainerUsage
-	(*TokenRequest)(nil),    // 25: tallyman.wire.v1.TokenRequest
-	(*TokenAnswer)(nil),     // 26: tallyman.wire.v1.TokenAnswer
-	(*PodStatus)(nil),       // 27: tallyman.wire.v1.PodStatus
-	(*ContainerStatus)(nil), // 28: tallyman.wire.v1.ContainerStatus
-	(*Termination)(nil),     // 29: tallyman.wire.v1.Termination
-	(*Event)(nil),           // 30: tallyman.wire.v1.Event
-	(*Decision)(nil),        // 31: tallyman.wire.v1.Decision
-	(*RouteDelta)(nil),      // 32: tallyman.wire.v1.RouteDelta
-	(*Peer)(nil),            // 33: tallyman.wire.v1.Peer
-	(*ServiceName)(nil),     // 34: tallyman.wire.v1.ServiceName
-	(*Service)(nil),         // 35: tallyman.wire.v1.Service
-	(*Port)(nil),            // 36: tallyman.wire.v1.Port
-	(*Endpoint)(nil),        // 37: tallyman.wire.v1.Endpoint
-	(*LedgerDelta)(nil),     // 38: tallyman.wire.v1.LedgerDelta
-	(*OpenLog)(nil),         // 39: tallyman.wire.v1.OpenLog
-	(*LogChunk)(nil),        // 40: tallyman.wire.v1.LogChunk
-	(*LogEnd)(nil),          // 41: tallyman.wire.v1.LogEnd
-	nil,                     // 42: tallyman.wire.v1.Node.LabelsEntry
-	nil,                     // 43: tallyman.wire.v1.Node.CapacityEntry
-	nil,                     // 44: tallyman.wire.v1.Node.AllocatableEntry
-	nil,                     // 45: tallyman.wire.v1.Template.LabelsEntry
-	nil,                     // 46: tallyman.wire.v1.Template.AnnotationsEntry
-	nil,                     // 47: tallyman.wire.v1.Pod.LabelsEntry
-	nil,                     // 48: tallyman.wire.v1.Pod.AnnotationsEntry
-	nil,                     // 49: tallyman.wire.v1.Pod.ClaimsEntry
-	nil,                     // 50: tallyman.wire.v1.Config.DataEntry
-	nil,                     // 51: tallyman.wire.v1.Volume.ParametersEntry
+	(*Images)(nil),          // 10: tallyman.wire.v1.Images
+	(*Image)(nil),           // 11: tallyman.wire.v1.Image
+	(*Node)(nil),            // 12: tallyman.wire.v1.Node
+	(*Taint)(nil),           // 13: tallyman.wire.v1.Taint
+	(*AssignmentDelta)(nil), // 14: tallyman.wire.v1.AssignmentDelta
+	(*Fenced)(nil),          // 15: tallyman.wire.v1.Fenced
+	(*Measured)(nil),        // 16: tallyman.wire.v1.Measured
+	(*Network)(nil),         // 17: tallyman.wire.v1.Network
+	(*Template)(nil),        // 18: tallyman.wire.v1.Template
+	(*Key)(nil),             // 19: tallyman.wire.v1.Key
+	(*Pod)(nil),             // 20: tallyman.wire.v1.Pod
+	(*Stop)(nil),            // 21: tallyman.wire.v1.Stop
+	(*Config)(nil),          // 22: tallyman.wire.v1.Config
+	(*Volume)(nil),          // 23: tallyman.wire.v1.Volume
+	(*VolumeStatus)(nil),    // 24: tallyman.wire.v1.VolumeStatus
+	(*Usage)(nil),           // 25: tallyman.wire.v1.Usage
+	(*ContainerUsage)(nil),  // 26: tallyman.wire.v1.ContainerUsage
+	(*TokenRequest)(nil),    // 27: tallyman.wire.v1.TokenRequest
+	(*TokenAnswer)(nil),     // 28: tallyman.wire.v1.TokenAnswer
+	(*PodStatus)(nil),       // 29: tallyman.wire.v1.PodStatus
+	(*ContainerStatus)(nil), // 30: tallyman.wire.v1.ContainerStatus
+	(*Termination)(nil),     // 31: tallyman.wire.v1.Termination
+	(*Event)(nil),           // 32: tallyman.wire.v1.Event
+	(*Decision)(nil),        // 33: tallyman.wire.v1.Decision
+	(*RouteDelta)(nil),      // 34: tallyman.wire.v1.RouteDelta
+	(*Peer)(nil),            // 35: tallyman.wire.v1.Peer
+	(*ServiceName)(nil),     // 36: tallyman.wire.v1.ServiceName
+	(*Service)(nil),         // 37: tallyman.wire.v1.Service
+	(*Port)(nil),            // 38: tallyman.wire.v1.Port
+	(*Endpoint)(nil),        // 39: tallyman.wire.v1.Endpoint
+	(*LedgerDelta)(nil),     // 40: tallyman.wire.v1.LedgerDelta
+	(*OpenLog)(nil),         // 41: tallyman.wire.v1.OpenLog
+	(*LogChunk)(nil),        // 42: tallyman.wire.v1.LogChunk
+	(*LogEnd)(nil),          // 43: tallyman.wire.v1.LogEnd
+	nil,                     // 44: tallyman.wire.v1.Node.LabelsEntry
+	nil,                     // 45: tallyman.wire.v1.Node.CapacityEntry
+	nil,                     // 46: tallyman.wire.v1.Node.AllocatableEntry
+	nil,                     // 47: tallyman.wire.v1.Template.LabelsEntry
+	nil,                     // 48: tallyman.wire.v1.Template.AnnotationsEntry
+	nil,                     // 49: tallyman.wire.v1.Pod.LabelsEntry
+	nil,                     // 50: tallyman.wire.v1.Pod.AnnotationsEntry
+	nil,                     // 51: tallyman.wire.v1.Pod.ClaimsEntry
+	nil,                     // 52: tallyman.wire.v1.Config.DataEntry
+	nil,                     // 53: tallyman.wire.v1.Volume.ParametersEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: tallyman.wire.v1.AgentMessage.hello:type_name -> tallyman.wire.v1.Hello
 	9,  // 1: tallyman.wire.v1.AgentMessage.report:type_name -> tallyman.wire.v1.Report
 	3,  // 2: tallyman.wire.v1.AgentMessage.heartbeat:type_name -> tallyman.wire.v1.Heartbeat
 	8,  // 3: tallyman.wire.v1.ServerMessage.welcome:type_name -> tallyman.wire.v1.Welcome
-	12, // 4: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
-	32, // 5: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
-	38, // 6: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
-	39, // 7: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
+	14, // 4: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
+	34, // 5: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
+	40, // 6: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
+	41, // 7: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
 	4,  // 8: tallyman.wire.v1.ServerMessage.lease:type_name -> tallyman.wire.v1.Lease
-	10, // 9: tallyman.wire.v1.Report.info:type_name -> tallyman.wire.v1.Node
-	27, // 10: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
-	16, // 11: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
-	18, // 12: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
-	31, // 13: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
-	30, // 14: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
-	22, // 15: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
-	23, // 16: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
-	42, // 17: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
-	43, // 18: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
-	44, // 19: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
-	11, // 20: tallyman.wire.v1.Node.taints:type_name -> tallyman.wire.v1.Taint
-	15, // 21: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
-	16, // 22: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
-	18, // 23: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
-	20, // 24: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
-	17, // 25: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
-	21, // 26: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
-	14, // 27: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
-	13, // 28: tallyman.wire.v1.AssignmentDelta.fenced:type_name -> tallyman.wire.v1.Fenced
-	45, // 29: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
-	46, // 30: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
-	17, // 31: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
-	17, // 32: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
-	19, // 33: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
-	47, // 34: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
-	48, // 35: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
-	49, // 36: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
-	17, // 37: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
-	50, // 38: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
-	17, // 39: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
-	51, // 40: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
-	21, // 41: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
-	24, // 42: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
-	28, // 43: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
-	28, // 44: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
-	29, // 45: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
-	17, // 46: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
-	35, // 47: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
-	34, // 48: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
-	33, // 49: tallyman.wire.v1.RouteDelta.nodes:type_name -> tallyman.wire.v1.Peer
-	36, // 50: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
-	37, // 51: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
-	31, // 52: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
-	5,  // 53: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
-	40, // 54: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
-	25, // 55: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
-	0,  // 56: tallyman.wire.v1.Tallyman.Join:input_type -> tallyman.wire.v1.JoinRequest
-	1,  // 57: tallyman.wire.v1.Tallyman.Renew:input_type -> tallyman.wire.v1.RenewRequest
-	6,  // 58: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
-	41, // 59: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
-	26, // 60: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
-	2,  // 61: tallyman.wire.v1.Tallyman.Join:output_type -> tallyman.wire.v1.Certificate
-	2,  // 62: tallyman.wire.v1.Tallyman.Renew:output_type -> tallyman.wire.v1.Certificate
-	58, // [58:63] is the sub-list for method output_type
-	53, // [53:58] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	12, // 9: tallyman.wire.v1.Report.info:type_name -> tallyman.wire.v1.Node
+	29, // 10: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
+	18, // 11: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
+	20, // 12: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
+	33, // 13: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
+	32, // 14: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
+	24, // 15: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
+	25, // 16: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
+	10, // 17: tallyman.wire.v1.Report.images:type_name -> tallyman.wire.v1.Images
+	11, // 18: tallyman.wire.v1.Images.list:type_name -> tallyman.wire.v1.Image
+	44, // 19: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
+	45, // 20: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
+	46, // 21: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
+	13, // 22: tallyman.wire.v1.Node.taints:type_name -> tallyman.wire.v1.Taint
+	17, // 23: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
+	18, // 24: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
+	20, // 25: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
+	22, // 26: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
+	19, // 27: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
+	23, // 28: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
+	16, // 29: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
+	15, // 30: tallyman.wire.v1.AssignmentDelta.fenced:type_name -> tallyman.wire.v1.Fenced
+	47, // 31: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
+	48, // 32: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
+	19, // 33: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
+	19, // 34: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
+	21, // 35: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
+	49, // 36: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
+	50, // 37: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
+	51, // 38: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
+	19, // 39: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
+	52, // 40: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
+	19, // 41: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
+	53, // 42: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
+	23, // 43: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
+	26, // 44: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
+	30, // 45: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
+	30, // 46: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
+	31, // 47: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
+	19, // 48: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
+	37, // 49: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
+	36, // 50: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
+	35, // 51: tallyman.wire.v1.RouteDelta.nodes:type_name -> tallyman.wire.v1.Peer
+	38, // 52: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
+	39, // 53: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
+	33, // 54: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
+	5,  // 55: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
+	42, // 56: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
+	27, // 57: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
+	0,  // 58: tallyman.wire.v1.Tallyman.Join:input_type -> tallyman.wire.v1.JoinRequest
+	1,  // 59: tallyman.wire.v1.Tallyman.Renew:input_type -> tallyman.wire.v1.RenewRequest
+	6,  // 60: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
+	43, // 61: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
+	28, // 62: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
+	2,  // 63: tallyman.wire.v1.Tallyman.Join:output_type -> tallyman.wire.v1.Certificate
+	2,  // 64: tallyman.wire.v1.Tallyman.Renew:output_type -> tallyman.wire.v1.Certificate
+	60, // [60:65] is the sub-list for method output_type
+	55, // [55:60] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -4260,7 +4375,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
