@@ -71,6 +71,7 @@ func (st *step) removeNode(n *node) {
 	st.absent = slices.DeleteFunc(slices.Clone(st.absent), func(name string) bool { return name == n.Name })
 	st.putPeer(n)
 	st.count(n)
+	st.dropImages(n)
 	st.nodes = st.nodes.Delete(n.Name)
 	delete(st.dirtyNodes, n.Name)
 	st.decide(kindOfMachine, n.Name, nil)

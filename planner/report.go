@@ -126,6 +126,7 @@ func (st *step) report(r *nodes.Report) {
 	} else {
 		st.nodes = st.nodes.Set(n.Name, n)
 	}
+	st.reportImages(r.Node, r.Images)
 	if r.Complete {
 		if first {
 			st.adoptLedger(r.Ledger)

@@ -72,7 +72,7 @@ func (st *step) newScheduler() *scheduler {
 	for _, n := range entries(st.nodes) {
 		list = append(list, n.load)
 	}
-	options := place.Options{Particular: st.particular > 0, NamespaceLabels: st.namespaceLabels, Company: s.company}
+	options := place.Options{Particular: st.particular > 0, NamespaceLabels: st.namespaceLabels, Company: s.company, Images: s.imagesNamed}
 	if st.snapshot.Settings().Placement == "spread" {
 		options.Strategy = place.Spread
 	}

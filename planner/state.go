@@ -100,6 +100,7 @@ type State struct {
 
 	autoscaling
 	muster
+	stock
 
 	// differences and actions are those of the newest revision and step, to show.
 	differences, actions []string
@@ -123,6 +124,7 @@ func New(c Config) *State {
 		config:        c,
 		autoscaling:   newAutoscaling(),
 		muster:        newMuster(),
+		stock:         newStock(),
 		groups:        immutable.NewSortedMap[desired.Key, *group](comparer[desired.Key](desired.Key.Compare)),
 		services:      immutable.NewSortedMap[desired.Key, *service](comparer[desired.Key](desired.Key.Compare)),
 		nodes:         immutable.NewSortedMap[string, *node](comparer[string](strings.Compare)),
@@ -301,7 +303,9 @@ type node struct {
 	// server started.
 	departed int
 	load     *place.Node
-	pods     *immutable.SortedMap[nodes.UID, *nodes.Pod]
+	// images are those that it has.
+	images []*nodes.Image
+	pods   *immutable.SortedMap[nodes.UID, *nodes.Pod]
 	// configs counts the pods that read each ConfigMap or Secret.
 	configs *immutable.SortedMap[desired.Key, int]
 }

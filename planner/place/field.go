@@ -43,12 +43,15 @@ type Field struct {
 	particular      bool
 	namespaceLabels func(string) map[string]string
 	company         Company
+	images          Images
 
 	nodes []*Node
 	// slots are what is asked of the nodes most often, side by side.
 	slots []slot
 	// wary is set when a node has a taint that pods better avoid.
 	wary bool
+	// byNumber are the places of nodes by their numbers, once somebody asked.
+	byNumber []int32
 	// log has what happened to the nodes since the start.
 	log        []change
 	topologies map[string]*topology
@@ -78,12 +81,14 @@ type Options struct {
 	// NamespaceLabels gives the labels of a namespace.
 	NamespaceLabels func(name string) map[string]string
 	Company         Company
+	// Images may be nil: nodes don't say which they have.
+	Images Images
 }
 
 // NewField is a cluster of nodes, sorted by name.
 func NewField(list []*Node, o Options) *Field {
 	f := &Field{
-		strategy: o.Strategy, particular: o.Particular, namespaceLabels: o.NamespaceLabels, company: o.Company,
+		strategy: o.Strategy, particular: o.Particular, namespaceLabels: o.NamespaceLabels, company: o.Company, images: o.Images,
 		nodes: list, slots: make([]slot, len(list)), topologies: map[string]*topology{}, tuples: map[string]*tuple{},
 	}
 	for i, n := range list {

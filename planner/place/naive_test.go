@@ -14,6 +14,7 @@ type world struct {
 	pods     []Neighbour
 	strategy Strategy
 	labels   func(string) map[string]string
+	images   Images
 	// particular is Options.Particular.
 	particular bool
 }
@@ -46,7 +47,7 @@ func (w *world) Siblings(r *Request, see func(Neighbour)) {
 }
 
 func (w *world) field() *Field {
-	return NewField(slices.Clone(w.list), Options{Strategy: w.strategy, Particular: w.particular, NamespaceLabels: w.labels, Company: w})
+	return NewField(slices.Clone(w.list), Options{Strategy: w.strategy, Particular: w.particular, NamespaceLabels: w.labels, Company: w, Images: w.images})
 }
 
 // sum adds up a weight over the pods in the same domain as a node.
@@ -214,6 +215,28 @@ func (w *world) room(r *Request, n *Node) int64 {
 	return w.strategy.room(r, &s)
 }
 
+// present is the score for the images that a node has.
+func (w *world) present(r *Request, n *Node) int64 {
+	if w.images == nil {
+		return 0
+	}
+	sum := 0.0
+	for _, name := range r.images {
+		count, size := 0, int64(0)
+		for _, h := range w.images(name) {
+			h.On.each(func(number int32) {
+				count++
+				if number == n.number {
+					size = h.Image.Size
+				}
+			})
+		}
+		sum += math.Floor(float64(size) * float64(count) / float64(len(w.list)))
+	}
+	enough := float64(1000*len(r.spec.Containers)+1000*len(r.spec.InitContainers)) * (1 << 20)
+	return int64(100 * (min(max(sum, 23<<20), enough) - 23<<20) / (enough - 23<<20))
+}
+
 // choose looks at every node.
 func (w *world) choose(r *Request, storage Storage) (string, bool) {
 	var eligible []*Node
@@ -237,7 +260,7 @@ func (w *world) choose(r *Request, storage Storage) (string, bool) {
 		if !w.fits(r, n) || storage != nil && storage(n) != "" {
 			continue
 		}
-		score := f.raw(r, n).fixed(most) + w.room(r, n) + companyWeight*leans.company(w.lean(r, n))
+		score := f.raw(r, n).fixed(most) + w.present(r, n) + w.room(r, n) + companyWeight*leans.company(w.lean(r, n))
 		if len(r.soft) > 0 && !w.ignored(r, n) {
 			score += spreadWeight * crowds.spread(w.crowd(r, n, eligible))
 		}

@@ -13,9 +13,10 @@ import (
 // give another.
 type Node struct {
 	*host
-	used  Resources
-	felt  felt
-	ports []Port
+	used   Resources
+	felt   felt
+	ports  []Port
+	number int32
 	// ranks is what pods of each priority use, the lowest first.
 	ranks []rank
 }
@@ -126,6 +127,17 @@ func (a *asks) priority() int32 {
 	}
 	return *a.spec.Priority
 }
+
+// Numbered is the node with a number that no other has: by it Images finds it.
+// 0, which a node has at first, is nobody's.
+func (n *Node) Numbered(number int32) *Node {
+	c := *n
+	c.number = number
+	return &c
+}
+
+// Number of the node; see Numbered.
+func (n *Node) Number() int32 { return n.number }
 
 // Holds reports whether the node can give what a pod requests.
 func (n *Node) Holds(r *Request) bool {

@@ -27,6 +27,7 @@ func TestExact(t *testing.T) {
 				w.list = append(w.list, drawNode(t, 100+i))
 			}
 		}
+		w.stock(t)
 		var requests []*Request
 		for i := range rapid.IntRange(1, 4).Draw(t, "templates") {
 			requests = append(requests, drawRequest(t, i))
@@ -57,6 +58,27 @@ func TestExact(t *testing.T) {
 		}
 	})
 }
+
+// stock gives the nodes images of which each size counts otherwise.
+func (w *world) stock(t *rapid.T) {
+	held := map[string][]Held{}
+	for i := range w.list {
+		w.list[i] = w.list[i].Numbered(int32(100 * (1 + i)))
+	}
+	for _, name := range []string{imageNames[0], imageNames[1], imageNames[1]} {
+		h := Held{Image: &nodes.Image{Names: []string{nodes.ImageName(name)}, Size: rapid.Int64Range(0, 2*largeImages).Draw(t, "size")}}
+		others := held[h.Image.Names[0]]
+		for _, n := range w.list {
+			if rapid.Bool().Draw(t, "has") && (len(others) == 0 || !slices.ContainsFunc(others, func(o Held) bool { return o.On.Without(n.number).Len() < o.On.Len() })) {
+				h.On = h.On.With(n.number)
+			}
+		}
+		held[h.Image.Names[0]] = append(others, h)
+	}
+	w.images = func(name string) []Held { return held[name] }
+}
+
+var imageNames = []string{"shop:1", "registry.example.org/tools/migrate"}
 
 func (w *world) compare(t *rapid.T, f *Field, r *Request, storage Storage) {
 	want, fits := w.choose(r, storage)
@@ -166,6 +188,10 @@ func drawRequest(t *rapid.T, i int) *Request {
 	maybe := func(what string) bool { return rapid.IntRange(0, 4).Draw(t, what) == 0 }
 	template := &nodes.Template{Labels: map[string]string{"app": fmt.Sprintf("app%d", i)}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main"}}}}
 	spec := &template.Spec
+	spec.Containers[0].Image = rapid.SampledFrom(imageNames).Draw(t, "image")
+	if maybe("migrates") {
+		spec.InitContainers = []corev1.Container{{Name: "migrate", Image: imageNames[1]}}
+	}
 	if !maybe("nothing") {
 		spec.Containers[0].Resources.Requests = list("cpu", fmt.Sprintf("%dm", 100*rapid.IntRange(1, 9).Draw(t, "cpu")))
 	}

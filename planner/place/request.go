@@ -39,6 +39,8 @@ type asks struct {
 	choosy    bool
 	required  nodeaffinity.RequiredNodeAffinity
 	preferred *nodeaffinity.PreferredSchedulingTerms
+	// images are those of its containers and volumes, by name.
+	images []string
 }
 
 // Asks is the CPU, in thousandths of a core, and the memory, in bytes, that a pod
@@ -59,6 +61,7 @@ func Compile(p Profile, namespace string, t *nodes.Template) *Request {
 		ports:      hostPorts(&t.Spec),
 		bestEffort: nodes.QoS(&t.Spec) == corev1.PodQOSBestEffort,
 		required:   nodeaffinity.GetRequiredNodeAffinity(&corev1.Pod{Spec: t.Spec}),
+		images:     imagesOf(&t.Spec),
 	}
 	a.choosy = len(t.Spec.NodeSelector) > 0
 	if affinity := t.Spec.Affinity; affinity != nil && affinity.NodeAffinity != nil {

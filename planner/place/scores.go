@@ -15,6 +15,7 @@ const (
 	affinityWeight = 2
 	spreadWeight   = 2
 	companyWeight  = 2
+	imagesWeight   = 1
 	// hardWeight is what a required affinity of a pod that is there counts when
 	// it is about the new one (hardPodAffinityWeight).
 	hardWeight = 1

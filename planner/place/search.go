@@ -38,7 +38,8 @@ type search struct {
 	tuple   *tuple
 	classes []*class
 	byKey   map[string]int32
-	// plain are the classes of nodes that count nothing, by tuple.
+	// plain are the classes of nodes that count nothing, by tuple: the first of
+	// those that differ in their fixed score.
 	plain []int32
 	key   []byte
 	buffers
@@ -60,6 +61,8 @@ type class struct {
 	counts  []int64
 	members int
 	heap    []candidate
+	// sibling is the next plain class of the same tuple; -1 for none.
+	sibling int32
 
 	crowd   int64
 	lean    int64
@@ -115,10 +118,24 @@ func (s *search) admit(whole bool) {
 
 // score gives the nodes what no pod changes of their scores.
 func (s *search) score() {
-	if s.preferred == nil && !s.field.wary {
+	worths := s.field.worths(s.Request)
+	if s.preferred == nil && !s.field.wary && worths == nil {
 		return
 	}
 	s.fixed = make([]int64, len(s.home))
+	if worths != nil {
+		s.scoreImages(worths)
+	}
+	if s.preferred != nil || s.field.wary {
+		s.scoreNodes()
+	}
+	if s.indifferent() {
+		s.fixed = nil
+	}
+}
+
+// scoreNodes adds what nodes' labels and taints count.
+func (s *search) scoreNodes() {
 	raws, most := make([]raw, len(s.home)), raw{}
 	for i, n := range s.field.nodes {
 		if s.home[i] >= 0 {
@@ -127,8 +144,24 @@ func (s *search) score() {
 		}
 	}
 	for i := range raws {
-		s.fixed[i] = raws[i].fixed(most)
+		s.fixed[i] += raws[i].fixed(most)
 	}
+}
+
+// indifferent reports whether all nodes that the pod may run on have the same
+// fixed score.
+func (s *search) indifferent() bool {
+	first := -1
+	for i := range s.home {
+		switch {
+		case s.home[i] < 0:
+		case first < 0:
+			first = i
+		case s.fixed[i] != s.fixed[first]:
+			return false
+		}
+	}
+	return true
 }
 
 // classify sorts the nodes into classes.
@@ -177,17 +210,13 @@ func (s *search) roomy(i int32) bool {
 
 // classOf finds a node's class, or makes it.
 func (s *search) classOf(i int32) int32 {
-	plain := s.fixed == nil
+	plain := true
 	for _, c := range s.counters {
 		plain = plain && (!c.wide || c.of[i] >= 0 && c.counts[c.of[i]] == 0)
 	}
 	t := s.tuple.of[i]
 	if plain {
-		if s.plain[t] < 0 {
-			s.plain[t] = s.newClass(i)
-			s.classes[s.plain[t]].heap = make([]candidate, 0, len(s.home)/s.tuple.size+1)
-		}
-		return s.plain[t]
+		return s.plainClass(t, i)
 	}
 	s.key = binary.AppendVarint(s.key[:0], int64(t))
 	s.key = binary.AppendVarint(s.key, s.fixedOf(i))
@@ -201,6 +230,22 @@ func (s *search) classOf(i int32) int32 {
 		id = s.newClass(i)
 		s.byKey[string(s.key)] = id
 	}
+	return id
+}
+
+// plainClass finds the class of a node that counts nothing, or makes it.
+func (s *search) plainClass(t, i int32) int32 {
+	fixed := s.fixedOf(i)
+	for id := s.plain[t]; id >= 0; id = s.classes[id].sibling {
+		if s.classes[id].fixed == fixed {
+			return id
+		}
+	}
+	id := s.newClass(i)
+	if s.fixed == nil {
+		s.classes[id].heap = make([]candidate, 0, len(s.home)/s.tuple.size+1)
+	}
+	s.classes[id].sibling, s.plain[t] = s.plain[t], id
 	return id
 }
 
@@ -220,7 +265,7 @@ func (c *counter) at(i int32) int64 {
 }
 
 func (s *search) newClass(i int32) int32 {
-	c := &class{fixed: s.fixedOf(i), one: i, counts: make([]int64, len(s.counters))}
+	c := &class{fixed: s.fixedOf(i), one: i, sibling: -1, counts: make([]int64, len(s.counters))}
 	for k, x := range s.counters {
 		c.counts[k] = x.at(i)
 	}

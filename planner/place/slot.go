@@ -9,6 +9,8 @@ type slot struct {
 	pods      int64
 	// open nodes have nothing that keeps pods away but what they select.
 	open bool
+	// number is the node's.
+	number int32
 }
 
 func (n *Node) slot() slot {
@@ -18,6 +20,7 @@ func (n *Node) slot() slot {
 		felt:    n.felt,
 		storage: n.can.storage - n.used.storage,
 		pods:    n.can.pods - n.used.pods,
+		number:  n.number,
 		open:    n.refuses == "" && len(n.kube.Spec.Taints) == 0,
 	}
 	if n.can.pods == 0 {
