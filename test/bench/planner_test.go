@@ -92,13 +92,27 @@ func newFleet(size int) *fleet {
 			Labels: map[string]string{corev1.LabelTopologyZone: fmt.Sprintf("zone-%d", i%3)},
 		}
 		c.Nodes = append(c.Nodes, nodes.NodeState{Node: n, Ready: true, Since: f.now})
-		c.Reports = append(c.Reports, nodes.Report{Node: n.Name, Complete: true, Info: &n})
+		c.Reports = append(c.Reports, nodes.Report{Node: n.Name, Complete: true, Info: &n, Images: imagesOn(i)})
 	}
 	c.Snapshot, c.Source = f.snapshot(0, nil), "bench" // fixes the addresses: each node gets its range
 	var p *planner.Plan
 	f.state, p = planner.Next(f.state, c, f.now)
 	f.hear(p)
 	return f
+}
+
+// imagesUsed is how many images the workloads have together.
+const imagesUsed = 200
+
+func imageName(i int) string { return fmt.Sprintf("registry.example.org/team/app-%d:1", i%imagesUsed) }
+
+// imagesOn are as many images as a node tells of; one in four nodes has each.
+func imagesOn(node int) *nodes.Images {
+	var list []nodes.Image
+	for i := range nodes.MaxImages {
+		list = append(list, nodes.Image{Names: []string{imageName(node + i*imagesUsed/nodes.MaxImages)}, Size: 400 << 20})
+	}
+	return nodes.NewImages(list)
 }
 
 func (f *fleet) snapshot(serial int, list []*desired.Object) *desired.Snapshot {
@@ -179,7 +193,7 @@ func (f *fleet) median(t *testing.T, c planner.Change, acts bool) float64 {
 
 func workloads(n int, replicas int32, change func(*appsv1.Deployment)) (list []*desired.Object) {
 	for i := range n {
-		o := workload(fmt.Sprintf("app-%d", i), "app:1", replicas)
+		o := workload(fmt.Sprintf("app-%d", i), imageName(i), replicas)
 		change(o.Value.(*appsv1.Deployment))
 		list = append(list, o)
 	}
