@@ -248,7 +248,7 @@ func (f *harbour) checkRunning() {
 	running := map[int]string{}
 	for _, name := range f.names {
 		for uid, p := range f.machines[name].held {
-			if p.Ordinal < 0 || f.off[name] || f.killed[uid] {
+			if p.Ordinal < 0 || f.off[name] || f.killed[uid] || f.machines[name].never[uid] {
 				continue
 			}
 			if other, twice := running[p.Ordinal]; twice {

@@ -48,8 +48,10 @@ type fataler interface {
 }
 
 type machine struct {
-	name   string
-	held   map[nodes.UID]*nodes.Pod
+	name string
+	held map[nodes.UID]*nodes.Pod
+	// never are those of held that it was told to stop and has not begun.
+	never  map[nodes.UID]bool
 	status map[nodes.UID]*nodes.PodStatus
 	table  *proxy.Table
 	ledger []nodes.Decision
@@ -230,6 +232,9 @@ func (w *world) assign(a *nodes.Assignment) {
 			w.t.Fatalf("assignment of %s holds a pod that isn't right: %+v", a.Node, p)
 		}
 		seen[p.UID] = true
+		if m.held[p.UID] == nil && p.Stop != nil {
+			m.neverBegins(p.UID)
+		}
 		m.held[p.UID] = p
 	}
 	m.mounted = map[string]*nodes.Volume{}
@@ -249,6 +254,13 @@ func (w *world) assign(a *nodes.Assignment) {
 			w.t.Fatalf("pod %s/%s vanished from the assignment of %s without having been stopped", p.Namespace, p.Name, a.Node)
 		}
 	}
+}
+
+func (m *machine) neverBegins(uid nodes.UID) {
+	if m.never == nil {
+		m.never = map[nodes.UID]bool{}
+	}
+	m.never[uid] = true
 }
 
 // route lets a node take over the newest table.
@@ -280,6 +292,7 @@ func (m *machine) setReady(uid nodes.UID, ready bool, now time.Time) nodes.PodSt
 // gone ends a pod that was told to stop.
 func (m *machine) gone(uid nodes.UID) nodes.UID {
 	delete(m.held, uid)
+	delete(m.never, uid)
 	delete(m.status, uid)
 	return uid
 }
