@@ -112,4 +112,6 @@ const PodDecision = "pod"
 type Input struct {
 	Node   *NodeState
 	Report *Report
+	// Events are what the server itself noticed, who was refused for example.
+	Events []Event
 }

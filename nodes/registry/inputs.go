@@ -83,7 +83,7 @@ func (q *inputs) take() (Input, bool) {
 
 // merge gives an input that says the same as a and then b.
 func merge(a, b Input) Input {
-	out := Input{Node: a.Node, Report: mergeReports(a.Report, b.Report)}
+	out := Input{Node: a.Node, Report: mergeReports(a.Report, b.Report), Events: mergeEvents(a.Events, b.Events)}
 	if b.Node != nil {
 		out.Node = b.Node
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/trust"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
@@ -50,6 +51,7 @@ func (r *Registry) Revoke(names []string) {
 // caller holds mu.
 func (r *Registry) shut(m *member, why error) {
 	r.o.Log.Warn("the session of a node ends", "node", m.session.node, "reason", why)
+	r.tellRefused(m.session.node, m.session.caller.From, why)
 	m.session.end(why)
 	r.retire(m)
 	r.appointLedger()
@@ -77,11 +79,24 @@ func (r *Registry) contradicts(m *member, s *session) error {
 	return nil
 }
 
+// tellRefused notes on a node that somebody may not be it. Only who holds a
+// certificate or a token of the cluster can cause that.
+func (r *Registry) tellRefused(node, from string, why error) {
+	now := r.o.Now().UTC()
+	r.inputs.add(node, Input{Events: []nodes.Event{{
+		Object: desired.Key{Kind: "Node", Name: node}, Warning: true, Reason: "Refused",
+		Message: fmt.Sprintf("a machine at %s was refused as this node: %v", from, why),
+		Source:  "server", First: now, Last: now, Count: 1,
+	}}})
+}
+
 // identify finds out which node is at the other end of a public connection.
 func (r *Registry) identify(ctx context.Context, p wire.Peer) (wire.Caller, error) {
 	id, err := r.o.Authority.Identify(p.Chain)
 	if err == nil {
-		err = r.vouch(ctx, id, p.Host())
+		if err = r.vouch(ctx, id, p.Host()); err != nil {
+			r.tellRefused(id.Node, p.Host(), err)
+		}
 	}
 	if err != nil {
 		r.o.Log.Warn("agent refused", "node", id.Node, "from", p.Host(), "reason", err)
@@ -136,11 +151,16 @@ func (r *Registry) admit(ctx context.Context, q wire.JoinRequest) ([][]byte, err
 	return chain, nil
 }
 
-func (r *Registry) tryAdmit(ctx context.Context, q wire.JoinRequest) ([][]byte, error) {
+func (r *Registry) tryAdmit(ctx context.Context, q wire.JoinRequest) (chain [][]byte, err error) {
 	token, err := r.o.Authority.CheckToken(q.Token, q.Node)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			r.tellRefused(q.Node, q.From, err)
+		}
+	}()
 	id, err := trust.ReadRequest(q.Node, q.Request)
 	if err != nil {
 		return nil, err

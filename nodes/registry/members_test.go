@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,8 @@ type town struct {
 	owners map[string]string
 	// heard is the newest complete report of each node.
 	heard map[string]*nodes.Report
+	// noticed is what the registry says itself.
+	noticed []nodes.Event
 }
 
 // Admit implements Members as simply as can be.
@@ -112,6 +115,9 @@ func newTown(t *testing.T) *town {
 			case <-ctx.Done():
 				return
 			case in := <-r.Inputs():
+				w.mu.Lock()
+				w.noticed = append(w.noticed, in.Events...)
+				w.mu.Unlock()
 				if in.Report != nil && in.Report.Complete {
 					w.mu.Lock()
 					w.heard[in.Report.Node] = in.Report
@@ -243,6 +249,26 @@ func (w *town) refused(what string, err error, words ...string) {
 	}
 }
 
+// told waits until a node's page tells of a refusal.
+func (w *town) told(name, word string) {
+	w.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		w.mu.Lock()
+		found := slices.ContainsFunc(w.noticed, func(e nodes.Event) bool {
+			return e.Object.Kind == "Node" && e.Object.Name == name && e.Reason == "Refused" && e.Warning && strings.Contains(e.Message, word)
+		})
+		w.mu.Unlock()
+		if found {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.Fatalf("node %s: nobody is told of %q: %+v", name, word, w.noticed)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // assign lets sessions of a node get something.
 func (w *town) assign(name string, pods ...*nodes.Pod) {
 	for _, p := range pods {
@@ -316,6 +342,7 @@ func TestASecondMachineOfOneName(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.refused("without leave", w.buy(second, "a", w.token(trust.Token{})), "already joined from 192.0.2.1", "--node-name", "--replace")
+	w.told("a", "127.0.0.1 was refused as this node: node a is already joined from 192.0.2.1")
 	if err := w.buy(second, "a", w.token(trust.Token{Node: "a", Replace: true})); err != nil {
 		t.Fatal(err)
 	}
@@ -365,6 +392,7 @@ func TestRevokedNodesAreShutOut(t *testing.T) {
 		_, err = stream.Recv()
 	}
 	w.refused("its session", err, "revoked in Git")
+	w.told("a", "revoked in Git")
 	_, err = w.session(w.tls(n), "a", &pb.Report{})
 	w.refused("another one", err, "revoked in Git")
 	request, _ := n.Request("a")

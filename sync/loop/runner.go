@@ -169,6 +169,7 @@ func (r *runner) input(ctx context.Context, in Input) {
 		r.o.Record.SaveNode(*in.Node)
 		r.knowNode(in.Node)
 	}
+	r.o.Record.AppendEvents(in.Events)
 	if in.Report == nil {
 		return
 	}

@@ -4,6 +4,7 @@ package cluster_test
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
 // TestNodes has Git say things about nodes, and machines say things that are
@@ -41,6 +43,17 @@ func sameName(w *world) {
 	if !w.server.LogHas("node1 is already joined") {
 		w.t.Error("the server's log does not tell of the second node1")
 	}
+	w.Eventually(patience, "the page of node1 tells of the second", func() error {
+		answer, err := w.server.Client().Get("http://" + machine.PageAddress + "/api/v1/events?kind=Node&name=node1")
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if events, err := io.ReadAll(answer.Body); err != nil || !strings.Contains(string(events), "node1 is already joined") {
+			return fmt.Errorf("%s, %v", events, err)
+		}
+		return nil
+	})
 	other.Die()
 	w.awaitReady()
 }
