@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // interfaceName is what a machine calls its end of the cable.
@@ -81,13 +82,14 @@ func (c *cables) plug(machine string, card net.HardwareAddr, pid int) error {
 	return c.join(port)
 }
 
-// unplug takes a machine's cable away, with all that was done to it.
+// unplug takes a machine's cable away, with all that was done to it. It goes by
+// itself, sooner or later, when the machine's network does.
 func (c *cables) unplug(machine string) error {
 	link, err := netlink.LinkByName(portOf(machine))
-	if err != nil {
-		return fmt.Errorf("find the cable of %s: %w", machine, err)
+	if err == nil {
+		err = netlink.LinkDel(link)
 	}
-	if err := netlink.LinkDel(link); err != nil {
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); err != nil && !gone && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("unplug %s: %w", machine, err)
 	}
 	return errors.Join(c.removeRelay(machine), c.restore(machine))
