@@ -35,15 +35,16 @@ import (
 
 // world is one node's surroundings: they outlive the agent.
 type world struct {
-	t       *testing.T
-	dir     string
-	runtime *fake.Runtime
-	reached runtime.Runtime // what the agent is given: runtime, or something in front of it
-	behave  func(c runtime.Container) fake.Behaviour
-	exec    func(c runtime.Container, command []string) int
-	noPull  atomic.Pointer[string] // why pulls fail, if they do
-	queued  atomic.Int64           // connections that no program has accepted
-	disk    *volumefake.Persistent
+	t        *testing.T
+	dir      string
+	runtime  *fake.Runtime
+	reached  runtime.Runtime // what the agent is given: runtime, or something in front of it
+	behave   func(c runtime.Container) fake.Behaviour
+	exec     func(c runtime.Container, command []string) int
+	noPull   atomic.Pointer[string] // why pulls fail, if they do
+	queued   atomic.Int64           // connections that no program has accepted
+	counting atomic.Int64           // how long it takes to count them, in nanoseconds
+	disk     *volumefake.Persistent
 	// forwarders are the machine's resolvers.
 	forwarders atomic.Pointer[[]netip.AddrPort]
 	devices    Devices
@@ -111,13 +112,18 @@ func (w *world) Setup(context.Context) error {
 	return w.noSetup
 }
 
-func (w *world) Close(context.Context) error   { return nil }
-func (w *world) Drift() <-chan nodes.UID       { return w.drift }
-func (w *world) Queued(nodes.UID) (int, error) { return int(w.queued.Load()), nil }
-func (w *world) PublicKey() string             { return "" }
-func (w *world) Gateway() netip.Addr           { return netip.MustParseAddr("10.244.0.1") }
-func (w *world) PodCIDR() netip.Prefix         { return netip.MustParsePrefix("10.244.0.0/24") }
-func (w *world) Bridge() string                { return "tally0" }
+func (w *world) Close(context.Context) error { return nil }
+func (w *world) Drift() <-chan nodes.UID     { return w.drift }
+func (w *world) PublicKey() string           { return "" }
+func (w *world) Gateway() netip.Addr         { return netip.MustParseAddr("10.244.0.1") }
+func (w *world) PodCIDR() netip.Prefix       { return netip.MustParsePrefix("10.244.0.0/24") }
+func (w *world) Bridge() string              { return "tally0" }
+
+func (w *world) Queued(nodes.UID) (int, error) {
+	n := w.queued.Load()
+	time.Sleep(time.Duration(w.counting.Load()))
+	return int(n), nil
+}
 
 func (w *world) SetPeers(_ context.Context, peers []proxy.Node) error {
 	w.mu.Lock()
@@ -835,6 +841,31 @@ func TestNoSignalWhileTheNodeRoutesToThePod(t *testing.T) {
 		a.Assign(assign(stopped(other, 30*time.Second)))
 		settle(routesPatience + time.Second)
 		expectRunning(t, w)
+	})
+}
+
+// TestTheLastConnectionsCount: those that came while the node changed its routes.
+func TestTheLastConnectionsCount(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		p := pod("u1", corev1.PodSpec{Containers: []corev1.Container{container("a")}})
+		a.Assign(assign(p))
+		settle(time.Second)
+		w.mu.Lock()
+		w.unconnected = errors.New("not yet")
+		w.mu.Unlock()
+		a.Route(&proxy.Table{Generation: 2}) // tried again after a second
+		settle(900 * time.Millisecond)
+		w.counting.Store(int64(50 * time.Millisecond))
+		a.Assign(assign(stopped(p, 30*time.Second)))
+		settle(90 * time.Millisecond)
+		w.mu.Lock()
+		w.unconnected = nil
+		w.mu.Unlock()
+		w.queued.Store(1)
+		settle(200 * time.Millisecond)
+		expectRunning(t, w, "u1_a_0")
 	})
 }
 

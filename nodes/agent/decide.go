@@ -30,10 +30,10 @@ type view struct {
 	busy map[string]bool
 	// unleased: the pod is fenced and there is no lease under which it may start.
 	unleased bool
-	// queued: connections wait for the pod's programs to accept them; rerouting:
-	// the node has yet to bring its newest routes into force. Known only while the
-	// pod is ended.
-	queued, rerouting bool
+	// rerouting: the node has yet to bring its newest routes into force; queued:
+	// it has, and connections wait for the pod's programs to accept them. Known
+	// only while the pod is ended.
+	rerouting, queued bool
 	// shed: the pod has ended, that is known for good, and the node needs room.
 	shed bool
 	// notBefore holds back what went wrong a moment ago, by operation.

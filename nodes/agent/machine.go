@@ -183,10 +183,12 @@ func (m *Machine) post(f func()) {
 }
 
 func (m *Machine) view() *view {
+	// Looked at before the queue: what comes meanwhile is in it.
+	rerouting := m.memory.Halt != nil && m.node.rerouting()
 	v := &view{
 		pod: m.pod, memory: m.memory, now: m.now(), seen: m.seen,
 		mounted: m.mounted, attached: m.attached,
-		queued: m.queued(), rerouting: m.memory.Halt != nil && m.node.rerouting(), shed: m.shed, unleased: m.node.unleased(m.pod.UID),
+		queued: !rerouting && m.queued(), rerouting: rerouting, shed: m.shed, unleased: m.node.unleased(m.pod.UID),
 		images: map[string]bool{}, busy: map[string]bool{}, notBefore: map[string]time.Time{},
 	}
 	v.tokenDue, v.lacksToken = m.tokens(v.now)
