@@ -79,13 +79,17 @@ func (r *Registry) contradicts(m *member, s *session) error {
 	return nil
 }
 
-// tellRefused notes on a node that somebody may not be it. Only who holds a
-// certificate or a token of the cluster can cause that.
+// tellRefused notes on a node that somebody may not be it. From is an address;
+// the server's own machine has none. Only who holds a certificate or a token of
+// the cluster can cause that.
 func (r *Registry) tellRefused(node, from string, why error) {
-	now := r.o.Now().UTC()
+	now, who := r.o.Now().UTC(), "the server's own machine"
+	if from != "" {
+		who = "a machine at " + from
+	}
 	r.inputs.add(node, Input{Events: []nodes.Event{{
 		Object: desired.Key{Kind: "Node", Name: node}, Warning: true, Reason: "Refused",
-		Message: fmt.Sprintf("a machine at %s was refused as this node: %v", from, why),
+		Message: fmt.Sprintf("%s was refused as this node: %v", who, why),
 		Source:  "server", First: now, Last: now, Count: 1,
 	}}})
 }
@@ -151,27 +155,26 @@ func (r *Registry) admit(ctx context.Context, q wire.JoinRequest) ([][]byte, err
 	return chain, nil
 }
 
-func (r *Registry) tryAdmit(ctx context.Context, q wire.JoinRequest) (chain [][]byte, err error) {
+func (r *Registry) tryAdmit(ctx context.Context, q wire.JoinRequest) ([][]byte, error) {
 	token, err := r.o.Authority.CheckToken(q.Token, q.Node)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			r.tellRefused(q.Node, q.From, err)
-		}
-	}()
 	id, err := trust.ReadRequest(q.Node, q.Request)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := r.mayHave(q.Node); err != nil {
+		r.tellRefused(q.Node, q.From, err)
 		return nil, err
 	}
 	err = r.o.Members.Admit(ctx, nodes.Admission{
 		Member: nodes.Member{Name: q.Node, Identity: id.Key, From: q.From, Joined: r.o.Now().UTC()},
 		Token:  token.ID, Uses: token.Uses, Expires: token.Expires, Replace: token.Replace,
 	})
+	if _, taken := errors.AsType[*nodes.TakenError](err); taken {
+		r.tellRefused(q.Node, q.From, err) // all else may be about a name that nobody has
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -322,15 +322,35 @@ func TestNobodyJoinsWithoutAGoodToken(t *testing.T) {
 		{"a", foreign, "of another cluster", 0},
 		{"a", late, "expired on", 2 * time.Hour},
 		{"a", w.token(trust.Token{Node: "b"}), "for node b", 0},
+		{"A b", w.token(trust.Token{}), "cannot be a node's name", 0},
 		{"home", w.token(trust.Token{}), "the server's own machine", 0},
 		{"home", w.token(trust.Token{Node: "home", Replace: true}), "the server's own machine", 0},
-		{"A b", w.token(trust.Token{}), "cannot be a node's name", 0},
 	} {
 		w.ahead.Store(int64(c.ahead))
 		if err := w.buy(w.machine(), c.name, c.token); !errors.As(err, &refused) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s with %q: %v, want %q", c.name, c.token, err, c.want)
 		}
 	}
+	w.told("home", "the server's own machine")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range w.noticed {
+		if e.Object.Name != "home" {
+			t.Errorf("told of %s, which is no node: %s", e.Object.Name, e.Message)
+		}
+	}
+}
+
+// TestTheServersOwnMachineIsRevoked: its sessions have no address.
+func TestTheServersOwnMachineIsRevoked(t *testing.T) {
+	w := newTown(t)
+	w.assign("home")
+	w.addr = "unix:" + w.private
+	if _, err := w.session(insecure.NewCredentials(), "home", &pb.Report{}); err != nil {
+		t.Fatal(err)
+	}
+	w.Revoke([]string{"home"})
+	w.told("home", "the server's own machine was refused as this node: node home is revoked in Git")
 }
 
 func TestASecondMachineOfOneName(t *testing.T) {
