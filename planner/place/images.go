@@ -118,7 +118,7 @@ func (f *Field) worths(r *Request) (list []worth) {
 		}
 		share := min(float64(count)/float64(len(f.nodes)), 1)
 		for _, h := range held {
-			bytes := min(int64(float64(h.Image.Size)*share), r.enough())
+			bytes := int64(min(float64(h.Image.Size)*share, float64(r.enough()))) // a node may tell any size
 			list = append(list, worth{h.On, bytes})
 			most += bytes
 		}

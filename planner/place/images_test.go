@@ -1,6 +1,7 @@
 package place
 
 import (
+	"math"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -109,6 +110,16 @@ func stocked(images []map[string]int64) *world {
 		w.list = append(w.list, n)
 	}
 	return w
+}
+
+// TestSizesBeyondReason: a node may say what it likes of an image.
+func TestSizesBeyondReason(t *testing.T) {
+	w := stocked([]map[string]int64{{"docker.io/library/app:1": 1}, {"docker.io/library/app:1": 600}})
+	w.images("docker.io/library/app:1")[0].Image.Size = math.MaxInt64
+	r := Compile(Services, "default", &nodes.Template{Spec: corev1.PodSpec{Containers: []corev1.Container{{Image: "app:1"}}}})
+	if diff := cmp.Diff([]int64{100, 59}, newSearch(w.field(), r, true).fixed); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // TestImagesDecide: of two nodes with the same room the one that has the image
