@@ -232,7 +232,10 @@ func (w *world) assign(a *nodes.Assignment) {
 			w.t.Fatalf("assignment of %s holds a pod that isn't right: %+v", a.Node, p)
 		}
 		seen[p.UID] = true
-		if m.held[p.UID] == nil && p.Stop != nil {
+		switch {
+		case p.Stop == nil && m.never[p.UID]:
+			w.t.Fatalf("assignment of %s begins pod %s/%s, which was told to stop", a.Node, p.Namespace, p.Name)
+		case p.Stop != nil && m.held[p.UID] == nil:
 			m.neverBegins(p.UID)
 		}
 		m.held[p.UID] = p
