@@ -37,6 +37,9 @@ type Node struct {
 	Version string `json:"version"`
 	// Drivers are the CSI drivers that answer on the node, sorted.
 	Drivers []string `json:"drivers,omitempty"`
+	// DriverNodes is what is known of them, in the same order; nil from agents that
+	// do not say.
+	DriverNodes []DriverNode `json:"driver_nodes,omitempty"`
 	// BootID changes with every boot of the machine.
 	BootID string `json:"boot_id"`
 	// Problems are sentences about what keeps the node from doing all that it should.
@@ -66,4 +69,25 @@ type NodeState struct {
 	// Lapsed is set, on a node that is not ready, once every lease that the server
 	// ever granted it is over by the node's own clock too: fenced pods have stopped.
 	Lapsed bool `json:"lapsed,omitempty"`
+}
+
+// DriverNode is a CSI driver as it answers on one node.
+type DriverNode struct {
+	Name string `json:"name"`
+	// ID is what the driver calls the node.
+	ID string `json:"id"`
+	// Controller is set where its controller service answers on the node.
+	Controller bool `json:"controller,omitempty"`
+	// MaxVolumes bounds the volumes of the driver on the node; 0 for no bound.
+	MaxVolumes int64 `json:"max_volumes,omitempty"`
+}
+
+// Driver is what is known of a driver on the node; false when nothing is.
+func (n *Node) Driver(name string) (DriverNode, bool) {
+	for _, d := range n.DriverNodes {
+		if d.Name == name {
+			return d, true
+		}
+	}
+	return DriverNode{}, false
 }

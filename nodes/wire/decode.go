@@ -72,6 +72,9 @@ func decodeNode(n *pb.Node) (*nodes.Node, error) {
 	out := &nodes.Node{
 		Name: n.GetName(), Labels: n.GetLabels(), OS: n.GetOs(), Arch: n.GetArch(), Kernel: n.GetKernel(),
 		Runtime: n.GetRuntime(), Version: n.GetVersion(), BootID: n.GetBootId(), Drivers: n.GetDrivers(), WireGuard: n.GetWireguard(), Problems: n.GetProblems(),
+		DriverNodes: each(n.GetDriverNodes(), func(d *pb.DriverNode) nodes.DriverNode {
+			return nodes.DriverNode{Name: d.GetName(), ID: d.GetId(), Controller: d.GetController(), MaxVolumes: d.GetMaxVolumes()}
+		}),
 		Taints: each(n.GetTaints(), func(t *pb.Taint) corev1.Taint {
 			return corev1.Taint{Key: t.GetKey(), Value: t.GetValue(), Effect: corev1.TaintEffect(t.GetEffect())}
 		}),
@@ -171,7 +174,10 @@ func decodeVolume(v *pb.Volume) (*nodes.Volume, error) {
 	out := &nodes.Volume{
 		Name: v.GetName(), UID: v.GetUid(), Claim: decodeKey(v.GetClaim()), Provisioner: v.GetProvisioner(), Class: v.GetClass(),
 		Parameters: v.GetParameters(), Node: v.GetNode(), Made: v.GetMade(), Released: decodeTime(v.GetReleased()), Delete: v.GetDelete(),
-		Snapshot: v.GetSnapshot(), Seal: v.GetSeal(),
+		Snapshot: v.GetSnapshot(), Seal: v.GetSeal(), Maker: v.GetMaker(), Size: v.GetSize(), Reach: decodeReach(v.GetReach()),
+		Detach: each(v.GetDetach(), func(d *pb.Detachment) nodes.Detachment {
+			return nodes.Detachment{Node: d.GetNode(), ID: d.GetId(), By: d.GetBy()}
+		}),
 	}
 	if v.GetFromName() != "" {
 		out.From = &nodes.Origin{Name: v.GetFromName(), UID: v.GetFromUid(), Volume: v.GetFromVolume(), Snapshot: v.GetFromSnapshot()}
@@ -182,10 +188,21 @@ func decodeVolume(v *pb.Volume) (*nodes.Volume, error) {
 	return out, nil
 }
 
+func decodeReach(r *pb.Reach) *nodes.Reach {
+	if r == nil {
+		return nil
+	}
+	return &nodes.Reach{Topology: each(r.GetTopology(), (*pb.Place).GetLabels)}
+}
+
 func decodeVolumeStatus(s *pb.VolumeStatus) (nodes.VolumeStatus, error) {
 	out := nodes.VolumeStatus{
 		Name: s.GetName(), UID: s.GetUid(), Phase: nodes.VolumePhase(s.GetPhase()), Capacity: s.GetCapacity(),
 		Unenforced: s.GetUnenforced(), Reason: s.GetReason(), Message: s.GetMessage(),
+		Reach: decodeReach(s.GetReach()), Use: nodes.VolumeUse(s.GetUse()),
+		Detach: each(s.GetDetach(), func(d *pb.DetachStatus) nodes.DetachStatus {
+			return nodes.DetachStatus{Node: d.GetNode(), Done: d.GetDone()}
+		}),
 	}
 	var err error
 	if out.Held, err = decodeVolume(s.GetHeld()); err != nil {

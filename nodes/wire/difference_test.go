@@ -91,8 +91,11 @@ func drawVolume(t *rapid.T, name string) *nodes.Volume {
 		Made: rapid.Bool().Draw(t, "made"), Released: rapid.SampledFrom([]time.Time{{}, time.Unix(8, 0).UTC()}).Draw(t, "released"),
 		Spec:   corev1.PersistentVolumeSpec{Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(rapid.SampledFrom([]string{"1Gi", "2Gi"}).Draw(t, "capacity"))}},
 		Delete: rapid.Bool().Draw(t, "delete"), Snapshot: rapid.Bool().Draw(t, "snapshot"),
-		Seal: rapid.SampledFrom([][]byte{nil, {1, 2}}).Draw(t, "volume seal"),
-		From: rapid.SampledFrom([]*nodes.Origin{nil, {Name: "v", UID: "u"}, {Name: "v", UID: "u", Volume: "h"}, {Name: "s", UID: "u", Snapshot: "h"}}).Draw(t, "from"),
+		Seal:  rapid.SampledFrom([][]byte{nil, {1, 2}}).Draw(t, "volume seal"),
+		Maker: rapid.SampledFrom([]string{"", "n2"}).Draw(t, "maker"), Size: rapid.SampledFrom([]int64{0, 1 << 30}).Draw(t, "bytes"),
+		Reach:  rapid.SampledFrom([]*nodes.Reach{nil, {}, {Topology: []map[string]string{{"zone": "a", "rack": "1"}, {"zone": "b"}}}}).Draw(t, "reach"),
+		Detach: rapid.SampledFrom([][]nodes.Detachment{nil, {{Node: "n3", ID: "three", By: []string{"n1", "n2"}}}}).Draw(t, "detach"),
+		From:   rapid.SampledFrom([]*nodes.Origin{nil, {Name: "v", UID: "u"}, {Name: "v", UID: "u", Volume: "h"}, {Name: "s", UID: "u", Snapshot: "h"}}).Draw(t, "from"),
 	}
 }
 
@@ -330,7 +333,9 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 			Node: "n1", Complete: rapid.Bool().Draw(t, "complete"), Routes: rapid.Uint64().Draw(t, "routes"),
 			Info: &nodes.Node{
 				Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDR: netip.MustParsePrefix("10.244.0.0/24"),
-				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"}, WireGuard: "key", Problems: []string{"no network"},
+				Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}, BootID: "b", Drivers: []string{"hostpath.csi.k8s.io"},
+				DriverNodes: []nodes.DriverNode{{Name: "hostpath.csi.k8s.io", ID: "n", Controller: true, MaxVolumes: 9}},
+				WireGuard:   "key", Problems: []string{"no network"},
 				Taints: []corev1.Taint{{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}},
 			},
 			Images: drawImages(t),
@@ -338,7 +343,10 @@ func TestReportsSurviveTheirParts(t *testing.T) {
 			Ledger: []nodes.Decision{{Kind: "service", Key: "a", Value: json.RawMessage(`{"a":1}`)}, {Kind: "k", Key: "forgotten"}},
 			Events: []nodes.Event{{Reason: "Pulled", Message: "ok", Count: 3, Last: time.Unix(5, 0).UTC()}},
 			Volumes: []nodes.VolumeStatus{
-				{Name: "v", UID: "u", Phase: nodes.VolumeReady, Capacity: 1 << 40, Unenforced: "no quota", Held: drawVolume(t, "v")},
+				{
+					Name: "v", UID: "u", Phase: nodes.VolumeReady, Capacity: 1 << 40, Unenforced: "no quota", Held: drawVolume(t, "v"),
+					Reach: &nodes.Reach{Topology: []map[string]string{{"zone": "a"}}}, Use: nodes.VolumeUsed, Detach: []nodes.DetachStatus{{Node: "n3", Done: true}, {Node: "n4"}},
+				},
 				{Name: "w", Phase: nodes.VolumeFailed, Reason: "Full", Message: "no space", Source: &corev1.CSIPersistentVolumeSource{Driver: "d", VolumeHandle: "h", VolumeAttributes: map[string]string{"a": "b"}}},
 			},
 			Usage: []nodes.Usage{{Pod: "1", At: time.Unix(6, 0).UTC(), Window: time.Second, Containers: []nodes.ContainerUsage{{Name: "c", CPU: 5, Memory: 7}}}},

@@ -70,6 +70,9 @@ func encodeNode(n *nodes.Node) *pb.Node {
 		Name: n.Name, Labels: n.Labels, Addrs: each(n.Addrs, encodeAddr), PodCidr: encodePrefix(n.PodCIDR),
 		Capacity: encodeResources(n.Capacity), Allocatable: encodeResources(n.Allocatable),
 		Os: n.OS, Arch: n.Arch, Kernel: n.Kernel, Runtime: n.Runtime, Version: n.Version, BootId: n.BootID, Drivers: n.Drivers, Wireguard: n.WireGuard, Problems: texts(n.Problems),
+		DriverNodes: each(n.DriverNodes, func(d nodes.DriverNode) *pb.DriverNode {
+			return &pb.DriverNode{Name: d.Name, Id: d.ID, Controller: d.Controller, MaxVolumes: d.MaxVolumes}
+		}),
 		Taints: each(n.Taints, func(t corev1.Taint) *pb.Taint {
 			return &pb.Taint{Key: t.Key, Value: t.Value, Effect: string(t.Effect)}
 		}),
@@ -133,12 +136,22 @@ func encodeVolume(v *nodes.Volume) (*pb.Volume, error) {
 	out := &pb.Volume{
 		Name: v.Name, Uid: v.UID, Claim: encodeKey(v.Claim), Provisioner: v.Provisioner, Class: v.Class,
 		Parameters: v.Parameters, Node: v.Node, Spec: spec, Made: v.Made, Released: encodeTime(v.Released), Delete: v.Delete,
-		Snapshot: v.Snapshot, Seal: v.Seal,
+		Snapshot: v.Snapshot, Seal: v.Seal, Maker: v.Maker, Size: v.Size, Reach: encodeReach(v.Reach),
+		Detach: each(v.Detach, func(d nodes.Detachment) *pb.Detachment {
+			return &pb.Detachment{Node: d.Node, Id: d.ID, By: d.By}
+		}),
 	}
 	if v.From != nil {
 		out.FromName, out.FromUid, out.FromVolume, out.FromSnapshot = v.From.Name, v.From.UID, v.From.Volume, v.From.Snapshot
 	}
 	return out, nil
+}
+
+func encodeReach(r *nodes.Reach) *pb.Reach {
+	if r == nil {
+		return nil
+	}
+	return &pb.Reach{Topology: each(r.Topology, func(labels map[string]string) *pb.Place { return &pb.Place{Labels: labels} })}
 }
 
 func encodeVolumeStatus(s *nodes.VolumeStatus) (*pb.VolumeStatus, error) {
@@ -149,6 +162,10 @@ func encodeVolumeStatus(s *nodes.VolumeStatus) (*pb.VolumeStatus, error) {
 	out := &pb.VolumeStatus{
 		Name: s.Name, Uid: s.UID, Phase: string(s.Phase), Capacity: s.Capacity, Unenforced: text(s.Unenforced),
 		Reason: text(s.Reason), Message: text(s.Message), Held: held,
+		Reach: encodeReach(s.Reach), Use: string(s.Use),
+		Detach: each(s.Detach, func(d nodes.DetachStatus) *pb.DetachStatus {
+			return &pb.DetachStatus{Node: d.Node, Done: d.Done}
+		}),
 	}
 	if s.Source != nil {
 		if out.Source, err = s.Source.Marshal(); err != nil {

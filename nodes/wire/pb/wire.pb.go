@@ -927,6 +927,7 @@ type Node struct {
 	Wireguard     string                 `protobuf:"bytes,14,opt,name=wireguard,proto3" json:"wireguard,omitempty"`
 	Taints        []*Taint               `protobuf:"bytes,15,rep,name=taints,proto3" json:"taints,omitempty"`
 	Problems      []string               `protobuf:"bytes,16,rep,name=problems,proto3" json:"problems,omitempty"`
+	DriverNodes   []*DriverNode          `protobuf:"bytes,17,rep,name=driver_nodes,json=driverNodes,proto3" json:"driver_nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1069,6 +1070,13 @@ func (x *Node) GetTaints() []*Taint {
 func (x *Node) GetProblems() []string {
 	if x != nil {
 		return x.Problems
+	}
+	return nil
+}
+
+func (x *Node) GetDriverNodes() []*DriverNode {
+	if x != nil {
+		return x.DriverNodes
 	}
 	return nil
 }
@@ -1975,9 +1983,13 @@ type Volume struct {
 	FromUid  string `protobuf:"bytes,13,opt,name=from_uid,json=fromUid,proto3" json:"from_uid,omitempty"`
 	Snapshot bool   `protobuf:"varint,14,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// from_volume and from_snapshot are its handle at a driver.
-	FromVolume    string `protobuf:"bytes,15,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`
-	FromSnapshot  string `protobuf:"bytes,16,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
-	Seal          []byte `protobuf:"bytes,17,opt,name=seal,proto3" json:"seal,omitempty"`
+	FromVolume    string        `protobuf:"bytes,15,opt,name=from_volume,json=fromVolume,proto3" json:"from_volume,omitempty"`
+	FromSnapshot  string        `protobuf:"bytes,16,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
+	Seal          []byte        `protobuf:"bytes,17,opt,name=seal,proto3" json:"seal,omitempty"`
+	Maker         string        `protobuf:"bytes,18,opt,name=maker,proto3" json:"maker,omitempty"`
+	Reach         *Reach        `protobuf:"bytes,19,opt,name=reach,proto3" json:"reach,omitempty"`
+	Detach        []*Detachment `protobuf:"bytes,20,rep,name=detach,proto3" json:"detach,omitempty"`
+	Size          int64         `protobuf:"varint,21,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2131,6 +2143,302 @@ func (x *Volume) GetSeal() []byte {
 	return nil
 }
 
+func (x *Volume) GetMaker() string {
+	if x != nil {
+		return x.Maker
+	}
+	return ""
+}
+
+func (x *Volume) GetReach() *Reach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+func (x *Volume) GetDetach() []*Detachment {
+	if x != nil {
+		return x.Detach
+	}
+	return nil
+}
+
+func (x *Volume) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type DriverNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Controller    bool                   `protobuf:"varint,3,opt,name=controller,proto3" json:"controller,omitempty"`
+	MaxVolumes    int64                  `protobuf:"varint,4,opt,name=max_volumes,json=maxVolumes,proto3" json:"max_volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DriverNode) Reset() {
+	*x = DriverNode{}
+	mi := &file_wire_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DriverNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DriverNode) ProtoMessage() {}
+
+func (x *DriverNode) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DriverNode.ProtoReflect.Descriptor instead.
+func (*DriverNode) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DriverNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DriverNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DriverNode) GetController() bool {
+	if x != nil {
+		return x.Controller
+	}
+	return false
+}
+
+func (x *DriverNode) GetMaxVolumes() int64 {
+	if x != nil {
+		return x.MaxVolumes
+	}
+	return 0
+}
+
+type Reach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Topology      []*Place               `protobuf:"bytes,1,rep,name=topology,proto3" json:"topology,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reach) Reset() {
+	*x = Reach{}
+	mi := &file_wire_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reach) ProtoMessage() {}
+
+func (x *Reach) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reach.ProtoReflect.Descriptor instead.
+func (*Reach) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Reach) GetTopology() []*Place {
+	if x != nil {
+		return x.Topology
+	}
+	return nil
+}
+
+type Place struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_wire_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Place) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type Detachment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	By            []string               `protobuf:"bytes,3,rep,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Detachment) Reset() {
+	*x = Detachment{}
+	mi := &file_wire_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Detachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Detachment) ProtoMessage() {}
+
+func (x *Detachment) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Detachment.ProtoReflect.Descriptor instead.
+func (*Detachment) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Detachment) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Detachment) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Detachment) GetBy() []string {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+type DetachStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachStatus) Reset() {
+	*x = DetachStatus{}
+	mi := &file_wire_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachStatus) ProtoMessage() {}
+
+func (x *DetachStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachStatus.ProtoReflect.Descriptor instead.
+func (*DetachStatus) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DetachStatus) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DetachStatus) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 type VolumeStatus struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2140,17 +2448,20 @@ type VolumeStatus struct {
 	Unenforced string                 `protobuf:"bytes,5,opt,name=unenforced,proto3" json:"unenforced,omitempty"`
 	// Source is the protobuf encoding of Kubernetes' core/v1
 	// CSIPersistentVolumeSource; empty for none.
-	Source        []byte  `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
-	Reason        string  `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
-	Message       string  `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
-	Held          *Volume `protobuf:"bytes,9,opt,name=held,proto3" json:"held,omitempty"`
+	Source        []byte          `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Reason        string          `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string          `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	Held          *Volume         `protobuf:"bytes,9,opt,name=held,proto3" json:"held,omitempty"`
+	Reach         *Reach          `protobuf:"bytes,10,opt,name=reach,proto3" json:"reach,omitempty"`
+	Use           string          `protobuf:"bytes,11,opt,name=use,proto3" json:"use,omitempty"`
+	Detach        []*DetachStatus `protobuf:"bytes,12,rep,name=detach,proto3" json:"detach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2473,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2486,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VolumeStatus) GetName() string {
@@ -2241,6 +2552,27 @@ func (x *VolumeStatus) GetHeld() *Volume {
 	return nil
 }
 
+func (x *VolumeStatus) GetReach() *Reach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+func (x *VolumeStatus) GetUse() string {
+	if x != nil {
+		return x.Use
+	}
+	return ""
+}
+
+func (x *VolumeStatus) GetDetach() []*DetachStatus {
+	if x != nil {
+		return x.Detach
+	}
+	return nil
+}
+
 type Usage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
@@ -2253,7 +2585,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2597,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2610,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Usage) GetPod() string {
@@ -2320,7 +2652,7 @@ type ContainerUsage struct {
 
 func (x *ContainerUsage) Reset() {
 	*x = ContainerUsage{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2664,7 @@ func (x *ContainerUsage) String() string {
 func (*ContainerUsage) ProtoMessage() {}
 
 func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2677,7 @@ func (x *ContainerUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerUsage.ProtoReflect.Descriptor instead.
 func (*ContainerUsage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ContainerUsage) GetName() string {
@@ -2381,7 +2713,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2725,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2738,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TokenRequest) GetNode() string {
@@ -2448,7 +2780,7 @@ type TokenAnswer struct {
 
 func (x *TokenAnswer) Reset() {
 	*x = TokenAnswer{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2792,7 @@ func (x *TokenAnswer) String() string {
 func (*TokenAnswer) ProtoMessage() {}
 
 func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2805,7 @@ func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAnswer.ProtoReflect.Descriptor instead.
 func (*TokenAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TokenAnswer) GetToken() string {
@@ -2517,7 +2849,7 @@ type PodStatus struct {
 
 func (x *PodStatus) Reset() {
 	*x = PodStatus{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2861,7 @@ func (x *PodStatus) String() string {
 func (*PodStatus) ProtoMessage() {}
 
 func (x *PodStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2874,7 @@ func (x *PodStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodStatus.ProtoReflect.Descriptor instead.
 func (*PodStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PodStatus) GetUid() string {
@@ -2652,7 +2984,7 @@ type ContainerStatus struct {
 
 func (x *ContainerStatus) Reset() {
 	*x = ContainerStatus{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2996,7 @@ func (x *ContainerStatus) String() string {
 func (*ContainerStatus) ProtoMessage() {}
 
 func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +3009,7 @@ func (x *ContainerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStatus.ProtoReflect.Descriptor instead.
 func (*ContainerStatus) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ContainerStatus) GetName() string {
@@ -2799,7 +3131,7 @@ type Termination struct {
 
 func (x *Termination) Reset() {
 	*x = Termination{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +3143,7 @@ func (x *Termination) String() string {
 func (*Termination) ProtoMessage() {}
 
 func (x *Termination) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +3156,7 @@ func (x *Termination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Termination.ProtoReflect.Descriptor instead.
 func (*Termination) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Termination) GetReason() string {
@@ -2885,7 +3217,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3229,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3242,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Event) GetObject() *Key {
@@ -2982,7 +3314,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +3326,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +3339,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Decision) GetKind() string {
@@ -3056,7 +3388,7 @@ type RouteDelta struct {
 
 func (x *RouteDelta) Reset() {
 	*x = RouteDelta{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3400,7 @@ func (x *RouteDelta) String() string {
 func (*RouteDelta) ProtoMessage() {}
 
 func (x *RouteDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3413,7 @@ func (x *RouteDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteDelta.ProtoReflect.Descriptor instead.
 func (*RouteDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RouteDelta) GetSeq() uint64 {
@@ -3161,7 +3493,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3505,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3518,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Peer) GetName() string {
@@ -3234,7 +3566,7 @@ type ServiceName struct {
 
 func (x *ServiceName) Reset() {
 	*x = ServiceName{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3578,7 @@ func (x *ServiceName) String() string {
 func (*ServiceName) ProtoMessage() {}
 
 func (x *ServiceName) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3591,7 @@ func (x *ServiceName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceName.ProtoReflect.Descriptor instead.
 func (*ServiceName) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ServiceName) GetNamespace() string {
@@ -3296,7 +3628,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3640,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3653,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Service) GetNamespace() string {
@@ -3421,7 +3753,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +3765,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +3778,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Port) GetName() string {
@@ -3497,7 +3829,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3509,7 +3841,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3522,7 +3854,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Endpoint) GetAddr() []byte {
@@ -3572,7 +3904,7 @@ type LedgerDelta struct {
 
 func (x *LedgerDelta) Reset() {
 	*x = LedgerDelta{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +3916,7 @@ func (x *LedgerDelta) String() string {
 func (*LedgerDelta) ProtoMessage() {}
 
 func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +3929,7 @@ func (x *LedgerDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerDelta.ProtoReflect.Descriptor instead.
 func (*LedgerDelta) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LedgerDelta) GetSeq() uint64 {
@@ -3645,7 +3977,7 @@ type OpenLog struct {
 
 func (x *OpenLog) Reset() {
 	*x = OpenLog{}
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3657,7 +3989,7 @@ func (x *OpenLog) String() string {
 func (*OpenLog) ProtoMessage() {}
 
 func (x *OpenLog) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3670,7 +4002,7 @@ func (x *OpenLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenLog.ProtoReflect.Descriptor instead.
 func (*OpenLog) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OpenLog) GetId() string {
@@ -3742,7 +4074,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3754,7 +4086,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,7 +4099,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{42}
+	return file_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LogChunk) GetId() string {
@@ -3799,7 +4131,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3811,7 +4143,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3824,7 +4156,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{43}
+	return file_wire_proto_rawDescGZIP(), []int{48}
 }
 
 var File_wire_proto protoreflect.FileDescriptor
@@ -3893,7 +4225,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x04list\x18\x01 \x03(\v2\x17.tallyman.wire.v1.ImageR\x04list\"1\n" +
 	"\x05Image\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\xda\x05\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\x9b\x06\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".tallyman.wire.v1.Node.LabelsEntryR\x06labels\x12\x14\n" +
@@ -3911,7 +4243,8 @@ const file_wire_proto_rawDesc = "" +
 	"\adrivers\x18\r \x03(\tR\adrivers\x12\x1c\n" +
 	"\twireguard\x18\x0e \x01(\tR\twireguard\x12/\n" +
 	"\x06taints\x18\x0f \x03(\v2\x17.tallyman.wire.v1.TaintR\x06taints\x12\x1a\n" +
-	"\bproblems\x18\x10 \x03(\tR\bproblems\x1a9\n" +
+	"\bproblems\x18\x10 \x03(\tR\bproblems\x12?\n" +
+	"\fdriver_nodes\x18\x11 \x03(\v2\x1c.tallyman.wire.v1.DriverNodeR\vdriverNodes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
@@ -4014,7 +4347,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x06binary\x18\x05 \x03(\tR\x06binary\x1a7\n" +
 	"\tDataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xba\x04\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xc9\x05\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12+\n" +
@@ -4036,10 +4369,38 @@ const file_wire_proto_rawDesc = "" +
 	"\vfrom_volume\x18\x0f \x01(\tR\n" +
 	"fromVolume\x12#\n" +
 	"\rfrom_snapshot\x18\x10 \x01(\tR\ffromSnapshot\x12\x12\n" +
-	"\x04seal\x18\x11 \x01(\fR\x04seal\x1a=\n" +
+	"\x04seal\x18\x11 \x01(\fR\x04seal\x12\x14\n" +
+	"\x05maker\x18\x12 \x01(\tR\x05maker\x12-\n" +
+	"\x05reach\x18\x13 \x01(\v2\x17.tallyman.wire.v1.ReachR\x05reach\x124\n" +
+	"\x06detach\x18\x14 \x03(\v2\x1c.tallyman.wire.v1.DetachmentR\x06detach\x12\x12\n" +
+	"\x04size\x18\x15 \x01(\x03R\x04size\x1a=\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfe\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"q\n" +
+	"\n" +
+	"DriverNode\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"controller\x18\x03 \x01(\bR\n" +
+	"controller\x12\x1f\n" +
+	"\vmax_volumes\x18\x04 \x01(\x03R\n" +
+	"maxVolumes\"<\n" +
+	"\x05Reach\x123\n" +
+	"\btopology\x18\x01 \x03(\v2\x17.tallyman.wire.v1.PlaceR\btopology\"\x7f\n" +
+	"\x05Place\x12;\n" +
+	"\x06labels\x18\x01 \x03(\v2#.tallyman.wire.v1.Place.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
+	"\n" +
+	"Detachment\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x0e\n" +
+	"\x02by\x18\x03 \x03(\tR\x02by\"6\n" +
+	"\fDetachStatus\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\"\xf7\x02\n" +
 	"\fVolumeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
@@ -4051,7 +4412,11 @@ const file_wire_proto_rawDesc = "" +
 	"\x06source\x18\x06 \x01(\fR\x06source\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\b \x01(\tR\amessage\x12,\n" +
-	"\x04held\x18\t \x01(\v2\x18.tallyman.wire.v1.VolumeR\x04held\"\x83\x01\n" +
+	"\x04held\x18\t \x01(\v2\x18.tallyman.wire.v1.VolumeR\x04held\x12-\n" +
+	"\x05reach\x18\n" +
+	" \x01(\v2\x17.tallyman.wire.v1.ReachR\x05reach\x12\x10\n" +
+	"\x03use\x18\v \x01(\tR\x03use\x126\n" +
+	"\x06detach\x18\f \x03(\v2\x1e.tallyman.wire.v1.DetachStatusR\x06detach\"\x83\x01\n" +
 	"\x05Usage\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\x03R\x02at\x12\x16\n" +
@@ -4221,7 +4586,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_wire_proto_goTypes = []any{
 	(*JoinRequest)(nil),     // 0: tallyman.wire.v1.JoinRequest
 	(*RenewRequest)(nil),    // 1: tallyman.wire.v1.RenewRequest
@@ -4247,36 +4612,42 @@ var file_wire_proto_goTypes = []any{
 	(*Stop)(nil),            // 21: tallyman.wire.v1.Stop
 	(*Config)(nil),          // 22: tallyman.wire.v1.Config
 	(*Volume)(nil),          // 23: tallyman.wire.v1.Volume
-	(*VolumeStatus)(nil),    // 24: tallyman.wire.v1.VolumeStatus
-	(*Usage)(nil),           // 25: tallyman.wire.v1.Usage
-	(*ContainerUsage)(nil),  // 26: tallyman.wire.v1.ContainerUsage
-	(*TokenRequest)(nil),    // 27: tallyman.wire.v1.TokenRequest
-	(*TokenAnswer)(nil),     // 28: tallyman.wire.v1.TokenAnswer
-	(*PodStatus)(nil),       // 29: tallyman.wire.v1.PodStatus
-	(*ContainerStatus)(nil), // 30: tallyman.wire.v1.ContainerStatus
-	(*Termination)(nil),     // 31: tallyman.wire.v1.Termination
-	(*Event)(nil),           // 32: tallyman.wire.v1.Event
-	(*Decision)(nil),        // 33: tallyman.wire.v1.Decision
-	(*RouteDelta)(nil),      // 34: tallyman.wire.v1.RouteDelta
-	(*Peer)(nil),            // 35: tallyman.wire.v1.Peer
-	(*ServiceName)(nil),     // 36: tallyman.wire.v1.ServiceName
-	(*Service)(nil),         // 37: tallyman.wire.v1.Service
-	(*Port)(nil),            // 38: tallyman.wire.v1.Port
-	(*Endpoint)(nil),        // 39: tallyman.wire.v1.Endpoint
-	(*LedgerDelta)(nil),     // 40: tallyman.wire.v1.LedgerDelta
-	(*OpenLog)(nil),         // 41: tallyman.wire.v1.OpenLog
-	(*LogChunk)(nil),        // 42: tallyman.wire.v1.LogChunk
-	(*LogEnd)(nil),          // 43: tallyman.wire.v1.LogEnd
-	nil,                     // 44: tallyman.wire.v1.Node.LabelsEntry
-	nil,                     // 45: tallyman.wire.v1.Node.CapacityEntry
-	nil,                     // 46: tallyman.wire.v1.Node.AllocatableEntry
-	nil,                     // 47: tallyman.wire.v1.Template.LabelsEntry
-	nil,                     // 48: tallyman.wire.v1.Template.AnnotationsEntry
-	nil,                     // 49: tallyman.wire.v1.Pod.LabelsEntry
-	nil,                     // 50: tallyman.wire.v1.Pod.AnnotationsEntry
-	nil,                     // 51: tallyman.wire.v1.Pod.ClaimsEntry
-	nil,                     // 52: tallyman.wire.v1.Config.DataEntry
-	nil,                     // 53: tallyman.wire.v1.Volume.ParametersEntry
+	(*DriverNode)(nil),      // 24: tallyman.wire.v1.DriverNode
+	(*Reach)(nil),           // 25: tallyman.wire.v1.Reach
+	(*Place)(nil),           // 26: tallyman.wire.v1.Place
+	(*Detachment)(nil),      // 27: tallyman.wire.v1.Detachment
+	(*DetachStatus)(nil),    // 28: tallyman.wire.v1.DetachStatus
+	(*VolumeStatus)(nil),    // 29: tallyman.wire.v1.VolumeStatus
+	(*Usage)(nil),           // 30: tallyman.wire.v1.Usage
+	(*ContainerUsage)(nil),  // 31: tallyman.wire.v1.ContainerUsage
+	(*TokenRequest)(nil),    // 32: tallyman.wire.v1.TokenRequest
+	(*TokenAnswer)(nil),     // 33: tallyman.wire.v1.TokenAnswer
+	(*PodStatus)(nil),       // 34: tallyman.wire.v1.PodStatus
+	(*ContainerStatus)(nil), // 35: tallyman.wire.v1.ContainerStatus
+	(*Termination)(nil),     // 36: tallyman.wire.v1.Termination
+	(*Event)(nil),           // 37: tallyman.wire.v1.Event
+	(*Decision)(nil),        // 38: tallyman.wire.v1.Decision
+	(*RouteDelta)(nil),      // 39: tallyman.wire.v1.RouteDelta
+	(*Peer)(nil),            // 40: tallyman.wire.v1.Peer
+	(*ServiceName)(nil),     // 41: tallyman.wire.v1.ServiceName
+	(*Service)(nil),         // 42: tallyman.wire.v1.Service
+	(*Port)(nil),            // 43: tallyman.wire.v1.Port
+	(*Endpoint)(nil),        // 44: tallyman.wire.v1.Endpoint
+	(*LedgerDelta)(nil),     // 45: tallyman.wire.v1.LedgerDelta
+	(*OpenLog)(nil),         // 46: tallyman.wire.v1.OpenLog
+	(*LogChunk)(nil),        // 47: tallyman.wire.v1.LogChunk
+	(*LogEnd)(nil),          // 48: tallyman.wire.v1.LogEnd
+	nil,                     // 49: tallyman.wire.v1.Node.LabelsEntry
+	nil,                     // 50: tallyman.wire.v1.Node.CapacityEntry
+	nil,                     // 51: tallyman.wire.v1.Node.AllocatableEntry
+	nil,                     // 52: tallyman.wire.v1.Template.LabelsEntry
+	nil,                     // 53: tallyman.wire.v1.Template.AnnotationsEntry
+	nil,                     // 54: tallyman.wire.v1.Pod.LabelsEntry
+	nil,                     // 55: tallyman.wire.v1.Pod.AnnotationsEntry
+	nil,                     // 56: tallyman.wire.v1.Pod.ClaimsEntry
+	nil,                     // 57: tallyman.wire.v1.Config.DataEntry
+	nil,                     // 58: tallyman.wire.v1.Volume.ParametersEntry
+	nil,                     // 59: tallyman.wire.v1.Place.LabelsEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: tallyman.wire.v1.AgentMessage.hello:type_name -> tallyman.wire.v1.Hello
@@ -4284,71 +4655,78 @@ var file_wire_proto_depIdxs = []int32{
 	3,  // 2: tallyman.wire.v1.AgentMessage.heartbeat:type_name -> tallyman.wire.v1.Heartbeat
 	8,  // 3: tallyman.wire.v1.ServerMessage.welcome:type_name -> tallyman.wire.v1.Welcome
 	14, // 4: tallyman.wire.v1.ServerMessage.assignment:type_name -> tallyman.wire.v1.AssignmentDelta
-	34, // 5: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
-	40, // 6: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
-	41, // 7: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
+	39, // 5: tallyman.wire.v1.ServerMessage.routes:type_name -> tallyman.wire.v1.RouteDelta
+	45, // 6: tallyman.wire.v1.ServerMessage.ledger:type_name -> tallyman.wire.v1.LedgerDelta
+	46, // 7: tallyman.wire.v1.ServerMessage.open_log:type_name -> tallyman.wire.v1.OpenLog
 	4,  // 8: tallyman.wire.v1.ServerMessage.lease:type_name -> tallyman.wire.v1.Lease
 	12, // 9: tallyman.wire.v1.Report.info:type_name -> tallyman.wire.v1.Node
-	29, // 10: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
+	34, // 10: tallyman.wire.v1.Report.statuses:type_name -> tallyman.wire.v1.PodStatus
 	18, // 11: tallyman.wire.v1.Report.templates:type_name -> tallyman.wire.v1.Template
 	20, // 12: tallyman.wire.v1.Report.held:type_name -> tallyman.wire.v1.Pod
-	33, // 13: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
-	32, // 14: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
-	24, // 15: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
-	25, // 16: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
+	38, // 13: tallyman.wire.v1.Report.ledger:type_name -> tallyman.wire.v1.Decision
+	37, // 14: tallyman.wire.v1.Report.events:type_name -> tallyman.wire.v1.Event
+	29, // 15: tallyman.wire.v1.Report.volumes:type_name -> tallyman.wire.v1.VolumeStatus
+	30, // 16: tallyman.wire.v1.Report.usage:type_name -> tallyman.wire.v1.Usage
 	10, // 17: tallyman.wire.v1.Report.images:type_name -> tallyman.wire.v1.Images
 	11, // 18: tallyman.wire.v1.Images.list:type_name -> tallyman.wire.v1.Image
-	44, // 19: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
-	45, // 20: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
-	46, // 21: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
+	49, // 19: tallyman.wire.v1.Node.labels:type_name -> tallyman.wire.v1.Node.LabelsEntry
+	50, // 20: tallyman.wire.v1.Node.capacity:type_name -> tallyman.wire.v1.Node.CapacityEntry
+	51, // 21: tallyman.wire.v1.Node.allocatable:type_name -> tallyman.wire.v1.Node.AllocatableEntry
 	13, // 22: tallyman.wire.v1.Node.taints:type_name -> tallyman.wire.v1.Taint
-	17, // 23: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
-	18, // 24: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
-	20, // 25: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
-	22, // 26: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
-	19, // 27: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
-	23, // 28: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
-	16, // 29: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
-	15, // 30: tallyman.wire.v1.AssignmentDelta.fenced:type_name -> tallyman.wire.v1.Fenced
-	47, // 31: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
-	48, // 32: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
-	19, // 33: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
-	19, // 34: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
-	21, // 35: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
-	49, // 36: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
-	50, // 37: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
-	51, // 38: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
-	19, // 39: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
-	52, // 40: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
-	19, // 41: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
-	53, // 42: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
-	23, // 43: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
-	26, // 44: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
-	30, // 45: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
-	30, // 46: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
-	31, // 47: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
-	19, // 48: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
-	37, // 49: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
-	36, // 50: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
-	35, // 51: tallyman.wire.v1.RouteDelta.nodes:type_name -> tallyman.wire.v1.Peer
-	38, // 52: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
-	39, // 53: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
-	33, // 54: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
-	5,  // 55: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
-	42, // 56: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
-	27, // 57: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
-	0,  // 58: tallyman.wire.v1.Tallyman.Join:input_type -> tallyman.wire.v1.JoinRequest
-	1,  // 59: tallyman.wire.v1.Tallyman.Renew:input_type -> tallyman.wire.v1.RenewRequest
-	6,  // 60: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
-	43, // 61: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
-	28, // 62: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
-	2,  // 63: tallyman.wire.v1.Tallyman.Join:output_type -> tallyman.wire.v1.Certificate
-	2,  // 64: tallyman.wire.v1.Tallyman.Renew:output_type -> tallyman.wire.v1.Certificate
-	60, // [60:65] is the sub-list for method output_type
-	55, // [55:60] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	24, // 23: tallyman.wire.v1.Node.driver_nodes:type_name -> tallyman.wire.v1.DriverNode
+	17, // 24: tallyman.wire.v1.AssignmentDelta.network:type_name -> tallyman.wire.v1.Network
+	18, // 25: tallyman.wire.v1.AssignmentDelta.templates:type_name -> tallyman.wire.v1.Template
+	20, // 26: tallyman.wire.v1.AssignmentDelta.pods:type_name -> tallyman.wire.v1.Pod
+	22, // 27: tallyman.wire.v1.AssignmentDelta.configs:type_name -> tallyman.wire.v1.Config
+	19, // 28: tallyman.wire.v1.AssignmentDelta.configs_gone:type_name -> tallyman.wire.v1.Key
+	23, // 29: tallyman.wire.v1.AssignmentDelta.volumes:type_name -> tallyman.wire.v1.Volume
+	16, // 30: tallyman.wire.v1.AssignmentDelta.measured:type_name -> tallyman.wire.v1.Measured
+	15, // 31: tallyman.wire.v1.AssignmentDelta.fenced:type_name -> tallyman.wire.v1.Fenced
+	52, // 32: tallyman.wire.v1.Template.labels:type_name -> tallyman.wire.v1.Template.LabelsEntry
+	53, // 33: tallyman.wire.v1.Template.annotations:type_name -> tallyman.wire.v1.Template.AnnotationsEntry
+	19, // 34: tallyman.wire.v1.Pod.owner:type_name -> tallyman.wire.v1.Key
+	19, // 35: tallyman.wire.v1.Pod.workload:type_name -> tallyman.wire.v1.Key
+	21, // 36: tallyman.wire.v1.Pod.stop:type_name -> tallyman.wire.v1.Stop
+	54, // 37: tallyman.wire.v1.Pod.labels:type_name -> tallyman.wire.v1.Pod.LabelsEntry
+	55, // 38: tallyman.wire.v1.Pod.annotations:type_name -> tallyman.wire.v1.Pod.AnnotationsEntry
+	56, // 39: tallyman.wire.v1.Pod.claims:type_name -> tallyman.wire.v1.Pod.ClaimsEntry
+	19, // 40: tallyman.wire.v1.Config.key:type_name -> tallyman.wire.v1.Key
+	57, // 41: tallyman.wire.v1.Config.data:type_name -> tallyman.wire.v1.Config.DataEntry
+	19, // 42: tallyman.wire.v1.Volume.claim:type_name -> tallyman.wire.v1.Key
+	58, // 43: tallyman.wire.v1.Volume.parameters:type_name -> tallyman.wire.v1.Volume.ParametersEntry
+	25, // 44: tallyman.wire.v1.Volume.reach:type_name -> tallyman.wire.v1.Reach
+	27, // 45: tallyman.wire.v1.Volume.detach:type_name -> tallyman.wire.v1.Detachment
+	26, // 46: tallyman.wire.v1.Reach.topology:type_name -> tallyman.wire.v1.Place
+	59, // 47: tallyman.wire.v1.Place.labels:type_name -> tallyman.wire.v1.Place.LabelsEntry
+	23, // 48: tallyman.wire.v1.VolumeStatus.held:type_name -> tallyman.wire.v1.Volume
+	25, // 49: tallyman.wire.v1.VolumeStatus.reach:type_name -> tallyman.wire.v1.Reach
+	28, // 50: tallyman.wire.v1.VolumeStatus.detach:type_name -> tallyman.wire.v1.DetachStatus
+	31, // 51: tallyman.wire.v1.Usage.containers:type_name -> tallyman.wire.v1.ContainerUsage
+	35, // 52: tallyman.wire.v1.PodStatus.init:type_name -> tallyman.wire.v1.ContainerStatus
+	35, // 53: tallyman.wire.v1.PodStatus.containers:type_name -> tallyman.wire.v1.ContainerStatus
+	36, // 54: tallyman.wire.v1.ContainerStatus.last:type_name -> tallyman.wire.v1.Termination
+	19, // 55: tallyman.wire.v1.Event.object:type_name -> tallyman.wire.v1.Key
+	42, // 56: tallyman.wire.v1.RouteDelta.services:type_name -> tallyman.wire.v1.Service
+	41, // 57: tallyman.wire.v1.RouteDelta.gone:type_name -> tallyman.wire.v1.ServiceName
+	40, // 58: tallyman.wire.v1.RouteDelta.nodes:type_name -> tallyman.wire.v1.Peer
+	43, // 59: tallyman.wire.v1.Service.ports:type_name -> tallyman.wire.v1.Port
+	44, // 60: tallyman.wire.v1.Port.endpoints:type_name -> tallyman.wire.v1.Endpoint
+	38, // 61: tallyman.wire.v1.LedgerDelta.decisions:type_name -> tallyman.wire.v1.Decision
+	5,  // 62: tallyman.wire.v1.Tallyman.Session:input_type -> tallyman.wire.v1.AgentMessage
+	47, // 63: tallyman.wire.v1.Tallyman.Log:input_type -> tallyman.wire.v1.LogChunk
+	32, // 64: tallyman.wire.v1.Tallyman.Token:input_type -> tallyman.wire.v1.TokenRequest
+	0,  // 65: tallyman.wire.v1.Tallyman.Join:input_type -> tallyman.wire.v1.JoinRequest
+	1,  // 66: tallyman.wire.v1.Tallyman.Renew:input_type -> tallyman.wire.v1.RenewRequest
+	6,  // 67: tallyman.wire.v1.Tallyman.Session:output_type -> tallyman.wire.v1.ServerMessage
+	48, // 68: tallyman.wire.v1.Tallyman.Log:output_type -> tallyman.wire.v1.LogEnd
+	33, // 69: tallyman.wire.v1.Tallyman.Token:output_type -> tallyman.wire.v1.TokenAnswer
+	2,  // 70: tallyman.wire.v1.Tallyman.Join:output_type -> tallyman.wire.v1.Certificate
+	2,  // 71: tallyman.wire.v1.Tallyman.Renew:output_type -> tallyman.wire.v1.Certificate
+	67, // [67:72] is the sub-list for method output_type
+	62, // [62:67] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -4375,7 +4753,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
