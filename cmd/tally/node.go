@@ -144,7 +144,7 @@ func (n *node) wireAgent(key []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	n.persistent, err = volume.NewPersistent(volume.PersistentOptions{DataDir: n.dataDir, RunDir: n.runDir, Drivers: driven, Log: n.log.With("part", "volume")})
+	n.persistent, err = volume.NewPersistent(volume.PersistentOptions{DataDir: n.dataDir, RunDir: n.runDir, Node: n.o.name, Drivers: driven, Log: n.log.With("part", "volume")})
 	if err != nil {
 		return err
 	}

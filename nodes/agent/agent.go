@@ -166,6 +166,8 @@ type Agent struct {
 	volumes    map[volumeKey]*volumeWorker
 	// volumesSwept: what the last agent left of volumes was looked at.
 	volumesSwept bool
+	// told: the server has assigned something since the agent began.
+	told bool
 }
 
 // New makes an Agent and reads the machine's description; nothing moves before Run.

@@ -186,7 +186,7 @@ func (m *machine) build(db *bbolt.DB, log *slog.Logger) (*Agent, *network.Networ
 	need(m.t, err)
 	volumes, err := volume.New(volume.Options{DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"), Log: log})
 	need(m.t, err)
-	persistent, err := volume.NewPersistent(volume.PersistentOptions{DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"), Log: log})
+	persistent, err := volume.NewPersistent(volume.PersistentOptions{DataDir: filepath.Join(m.dir, "data"), RunDir: filepath.Join(m.dir, "run"), Node: "n1", Log: log})
 	need(m.t, err)
 	groups, err := cgroup.New("/sys/fs/cgroup")
 	need(m.t, err)

@@ -25,7 +25,10 @@ func (a *Agent) describe(ctx context.Context) nodes.Node {
 		maps.Copy(info.Allocatable, allocatable)
 	}
 	if a.o.Drivers != nil {
-		info.Drivers = a.o.Drivers.Names()
+		info.DriverNodes = a.o.Drivers.Nodes()
+		for _, d := range info.DriverNodes {
+			info.Drivers = append(info.Drivers, d.Name)
+		}
 		if topology := a.o.Drivers.Topology(); len(topology) > 0 {
 			maps.Copy(topology, info.Labels)
 			info.Labels = topology

@@ -66,13 +66,19 @@ func (a *Agent) Assign(x *nodes.Assignment) {
 	defer a.mu.Unlock()
 	old := a.assignment
 	x = keepVolumes(old, keepPods(old, x))
-	a.assignment, a.partial = x, false
+	first := !a.told
+	a.assignment, a.partial, a.told = x, false, true
 	a.setConfigs(x)
 	a.store.forgetUnreadable()
 	a.store.saveAssignment(old, x)
 	a.fences.want(x, func(uid nodes.UID) bool { return a.pods[uid] != nil })
 	a.reconcile()
 	a.wakeUsage(old, x)
+	for _, w := range a.volumes {
+		if first && len(w.v.Detach) > 0 {
+			w.poke()
+		}
+	}
 	if old != nil {
 		a.refresh(changedConfigs(old.Configs, x.Configs))
 	}

@@ -41,7 +41,8 @@ func (a *Agent) claim(ctx context.Context, v *corev1.Volume, wish csi.Wish) (vol
 	if w != nil {
 		bound, status, copied = w.v, w.status, w.copies > 0
 		if !copied {
-			w.inUse, w.stagedFor[p.UID] = true, true
+			w.begins()
+			w.stagedFor[p.UID] = true
 		}
 	}
 	a.mu.Unlock()

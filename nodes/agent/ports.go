@@ -73,6 +73,9 @@ type Persistent interface {
 	Stage(ctx context.Context, v *nodes.Volume, w csi.Wish) (volume.Volume, error)
 	// Unstage undoes Stage if unused then still says so.
 	Unstage(ctx context.Context, v *nodes.Volume, unused func() bool) error
+	// Detach takes a volume of a CSI driver from another node, by the id that the
+	// driver has for it.
+	Detach(ctx context.Context, v *nodes.Volume, from, id string) error
 	// Delete ends the data; nil says that nothing is left.
 	Delete(ctx context.Context, v *nodes.Volume) error
 	// Held are the volumes whose data lies on this node.
@@ -85,8 +88,8 @@ type Persistent interface {
 
 // Drivers are the CSI drivers that answer on the node; *csi.Drivers is one.
 type Drivers interface {
-	// Names are sorted.
-	Names() []string
+	// Nodes is what they say of the node, sorted by their names.
+	Nodes() []nodes.DriverNode
 	// Topology is where they say that the node is, as labels.
 	Topology() map[string]string
 }

@@ -40,8 +40,9 @@ type volumeWorker struct {
 	// staged meanwhile.
 	copies int
 
-	// delay belongs to run.
-	delay time.Duration
+	// delay and detached, the nodes that the volume was detached from, belong to run.
+	delay    time.Duration
+	detached map[string]bool
 }
 
 func (w *volumeWorker) poke() {
@@ -86,12 +87,13 @@ func (w *volumeWorker) run(ctx context.Context) {
 func (w *volumeWorker) step(ctx context.Context) (done bool, err error) {
 	a := w.agent
 	a.mu.Lock()
-	v, dropped, used := w.v, w.dropped, a.used(w)
+	v, dropped, used, told := w.v, w.dropped, a.used(w), a.told
 	a.mu.Unlock()
-	switch {
-	case dropped:
+	if dropped {
 		return w.leave(ctx, v, used)
-	case v.Delete:
+	}
+	failed := w.detach(ctx, v, told)
+	if v.Delete {
 		return false, w.delete(ctx, v, used)
 	}
 	release, err := w.holdOrigin(v)
@@ -105,9 +107,10 @@ func (w *volumeWorker) step(ctx context.Context) (done bool, err error) {
 		w.show(v, status, nil)
 		return false, err
 	}
-	if err == nil && !used {
-		err = w.unstage(ctx, v)
+	if !used && (err == nil || driven(v)) {
+		err = cmp.Or(err, w.unstage(ctx, v))
 	}
+	err = cmp.Or(err, failed)
 	w.show(v, status, err)
 	return false, err
 }
@@ -168,6 +171,11 @@ func (w *volumeWorker) unstage(ctx context.Context, v *nodes.Volume) error {
 		w.inUse = a.used(w)
 		return !w.inUse
 	})
+	if err != nil { // it may be mounted still
+		a.mu.Lock()
+		w.inUse = true
+		a.mu.Unlock()
+	}
 	a.pokeCopies(w.key)
 	return err
 }
@@ -205,7 +213,9 @@ func (w *volumeWorker) show(v *nodes.Volume, status nodes.VolumeStatus, err erro
 	}
 	a := w.agent
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	before := w.status
+	status.Use, status.Detach = w.use(err), w.orders(v)
 	w.status = status
 	if status.Phase == nodes.VolumeReady && !w.v.Made {
 		made := *w.v
@@ -213,14 +223,13 @@ func (w *volumeWorker) show(v *nodes.Volume, status nodes.VolumeStatus, err erro
 		w.v = &made
 		a.store.saveVolume(w.v)
 	}
-	a.mu.Unlock()
 	if reflect.DeepEqual(before, status) {
 		return
 	}
 	a.log.Info("volume", "volume", v.Name, "phase", status.Phase, "reason", status.Reason, "message", status.Message)
 	a.up.Send(nodes.Report{Node: a.o.Name, Volumes: []nodes.VolumeStatus{status}, Events: a.volumeEvents(v, before, status)})
 	if status.Phase == nodes.VolumeReady {
-		a.volumeReady(v)
+		a.wakeUsers(v)
 	}
 }
 
@@ -246,6 +255,11 @@ func (a *Agent) volumeEvents(v *nodes.Volume, before, now nodes.VolumeStatus) []
 func (a *Agent) volumeReady(v *nodes.Volume) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.wakeUsers(v)
+}
+
+// wakeUsers is volumeReady for a caller that holds mu.
+func (a *Agent) wakeUsers(v *nodes.Volume) {
 	for _, w := range a.pods {
 		if usesClaim(w.pod, v.Claim) {
 			w.m.VolumeReady()
@@ -342,8 +356,10 @@ func (a *Agent) reconcileVolumes() {
 }
 
 func (a *Agent) beginVolume(v *nodes.Volume) {
-	w := &volumeWorker{agent: a, key: keyOf(v), v: v, wake: make(chan struct{}, 1), inUse: true, stagedFor: map[nodes.UID]bool{}}
-	w.status = nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending}
+	w := &volumeWorker{
+		agent: a, key: keyOf(v), v: v, wake: make(chan struct{}, 1), inUse: true, stagedFor: map[nodes.UID]bool{}, detached: map[string]bool{},
+	}
+	w.status = nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumePending, Use: w.use(nil)}
 	a.volumes[w.key] = w
 	ctx := a.ctx
 	a.running.Go(func() { w.run(ctx) })
@@ -405,7 +421,7 @@ func (a *Agent) volumeStatuses(held []*nodes.Volume) []nodes.VolumeStatus {
 	var list []nodes.VolumeStatus
 	for _, w := range a.volumes {
 		s := w.status
-		s.Held = w.v
+		s.Held, s.Detach = w.v, w.known(s.Detach)
 		list = append(list, s)
 	}
 	for _, v := range held {

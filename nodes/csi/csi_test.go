@@ -5,11 +5,13 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/csi/fake"
 )
@@ -57,13 +59,14 @@ func TestDriversComeAndGo(t *testing.T) {
 		served := make(chan error, 1)
 		go func() { served <- (&fake.Driver{}).Serve(ctx, dir) }()
 		await(t, changed, "the driver registers")
-		if got := drivers.Names(); len(got) != 1 || got[0] != fake.Name || drivers.Topology()[fake.Name+"/node"] != "here" {
+		want := []nodes.DriverNode{{Name: fake.Name, ID: "here", Controller: true, MaxVolumes: 3}}
+		if got := drivers.Nodes(); !slices.Equal(got, want) || drivers.Topology()[fake.Name+"/node"] != "here" {
 			t.Errorf("the drivers are %v, %v", got, drivers.Topology())
 		}
 		cancel()
 		must(t, <-served)
 		await(t, changed, "the driver is missed")
-		if got := drivers.Names(); len(got) != 0 {
+		if got := drivers.Nodes(); len(got) != 0 {
 			t.Errorf("without their sockets the drivers are %v", got)
 		}
 	}

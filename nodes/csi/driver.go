@@ -27,6 +27,8 @@ type Driver struct {
 	// NodeID is what it calls this node, Topology where it says the node is.
 	NodeID   string
 	Topology map[string]string
+	// MaxVolumes bounds the volumes on this node; 0 for no bound.
+	MaxVolumes int64
 
 	identity   csi.IdentityClient
 	controller csi.ControllerClient
@@ -100,6 +102,7 @@ func (d *Driver) learnNode(ctx context.Context) error {
 		return d.failed("NodeGetInfo", err)
 	}
 	d.NodeID, d.Topology = info.GetNodeId(), info.GetAccessibleTopology().GetSegments()
+	d.MaxVolumes = max(0, info.GetMaxVolumesPerNode())
 	return nil
 }
 
@@ -197,7 +200,8 @@ type Created struct {
 	// Size in bytes; 0 when the driver does not say.
 	Size    int64
 	Context map[string]string
-	// Topology are the places from which it can be reached; nil for everywhere.
+	// Topology are the places from which it can be reached; nil for everywhere
+	// where the driver runs.
 	Topology []map[string]string
 }
 
@@ -210,7 +214,7 @@ func (d *Driver) CreateVolume(ctx context.Context, q NewVolume) (Created, error)
 		Name: q.Name, CapacityRange: &csi.CapacityRange{RequiredBytes: q.Size, LimitBytes: q.Limit},
 		VolumeCapabilities: q.Uses, Parameters: q.Parameters, Secrets: q.Secrets, VolumeContentSource: q.Content.source(),
 	}
-	if slices.Contains(d.plugin, csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS) && len(d.Topology) > 0 {
+	if d.constrains() && len(d.Topology) > 0 {
 		here := []*csi.Topology{{Segments: d.Topology}}
 		request.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: here, Preferred: here}
 	}
@@ -224,9 +228,17 @@ func (d *Driver) CreateVolume(ctx context.Context, q NewVolume) (Created, error)
 	}
 	made := Created{Handle: v.GetVolumeId(), Size: v.GetCapacityBytes(), Context: v.GetVolumeContext()}
 	for _, t := range v.GetAccessibleTopology() {
-		made.Topology = append(made.Topology, t.GetSegments())
+		if d.constrains() && len(t.GetSegments()) > 0 { // as Kubernetes' provisioner reads it
+			made.Topology = append(made.Topology, t.GetSegments())
+		}
 	}
 	return made, nil
+}
+
+// constrains reports whether the driver's volumes may not be reachable from
+// everywhere.
+func (d *Driver) constrains() bool {
+	return slices.Contains(d.plugin, csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS)
 }
 
 func (c Content) source() *csi.VolumeContentSource {

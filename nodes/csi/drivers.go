@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	api "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"github.com/tallyman-dev/tallyman/nodes"
 )
 
 // Options for New. All are required unless a comment says otherwise.
@@ -63,11 +65,16 @@ func New(o Options) (*Drivers, error) {
 	return &Drivers{o: o, running: map[string]*Driver{}}, nil
 }
 
-// Names of the drivers that answer, sorted.
-func (d *Drivers) Names() []string {
+// Nodes is what the drivers that answer say of this node, sorted by their names.
+func (d *Drivers) Nodes() []nodes.DriverNode {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Sorted(maps.Keys(d.running))
+	var list []nodes.DriverNode
+	for _, name := range slices.Sorted(maps.Keys(d.running)) {
+		r := d.running[name]
+		list = append(list, nodes.DriverNode{Name: name, ID: r.NodeID, Controller: len(r.controllers) > 0, MaxVolumes: r.MaxVolumes})
+	}
+	return list
 }
 
 // Topology is where the drivers say that this node is, as labels.

@@ -21,8 +21,7 @@ func (vs *Volumes) stage(ctx context.Context, d *Driver, spec storagev1.CSIDrive
 		return nil, err
 	}
 	s.Volume, s.UID, s.Path = v.Name, v.UID, vs.stagePath(v)
-	attaches := (spec.AttachRequired == nil || *spec.AttachRequired) && d.CanController(csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME)
-	if attaches && (!s.Attached || s.Node != d.NodeID) {
+	if attaches(d, &spec) && (!s.Attached || s.Node != d.NodeID) {
 		if err := vs.attach(ctx, d, v, s); err != nil {
 			return nil, err
 		}
@@ -38,6 +37,37 @@ func (vs *Volumes) stage(ctx context.Context, d *Driver, spec storagev1.CSIDrive
 		return nil, err
 	}
 	return s, vs.growStaged(ctx, v, s)
+}
+
+// attaches reports whether volumes of a driver are attached before they are
+// staged.
+func attaches(d *Driver, spec *storagev1.CSIDriverSpec) bool {
+	return (spec.AttachRequired == nil || *spec.AttachRequired) && d.CanController(csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME)
+}
+
+// DetachFrom detaches a volume from another node, which the driver knows by id
+// and on which nothing uses it any more. Where volumes need not be attached, or
+// it is not, that is success.
+func (vs *Volumes) DetachFrom(ctx context.Context, v *nodes.Volume, id string) error {
+	d, spec, err := vs.persistent(v.Spec.CSI.Driver)
+	if err != nil {
+		return err
+	}
+	if spec.AttachRequired != nil && !*spec.AttachRequired || !d.HasController() {
+		return nil
+	}
+	if len(d.controllers) == 0 { // nobody knows whether it attaches
+		_, err := vs.controller(d.Name)
+		return err
+	}
+	if !attaches(d, &spec) {
+		return nil
+	}
+	secrets, err := vs.secrets(v.Spec.CSI.ControllerPublishSecretRef)
+	if err != nil {
+		return err
+	}
+	return d.Detach(ctx, v.Spec.CSI.VolumeHandle, id, secrets)
 }
 
 func (vs *Volumes) attach(ctx context.Context, d *Driver, v *nodes.Volume, s *staging) error {

@@ -62,23 +62,31 @@ func (vs *Volumes) Running(driver string) error {
 	return err
 }
 
+// Made is a volume that a driver made.
+type Made struct {
+	Source *corev1.CSIPersistentVolumeSource
+	// Size in bytes; 0 when the driver does not say.
+	Size  int64
+	Reach *nodes.Reach
+}
+
 // Create makes a volume of the class's driver, with the content of its origin,
 // or finds it again. Without the capability for that, the error is an Incapable.
-func (vs *Volumes) Create(ctx context.Context, v *nodes.Volume) (*corev1.CSIPersistentVolumeSource, int64, error) {
+func (vs *Volumes) Create(ctx context.Context, v *nodes.Volume) (Made, error) {
 	d, err := vs.controller(v.Provisioner)
 	if err != nil {
-		return nil, 0, err
+		return Made{}, err
 	}
 	if !d.CanController(csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME) {
-		return nil, 0, &Incapable{d.Name, "makes no volumes: describe them as PersistentVolumes"}
+		return Made{}, &Incapable{d.Name, "makes no volumes: describe them as PersistentVolumes"}
 	}
 	content, err := d.contentOf(v)
 	if err != nil {
-		return nil, 0, err
+		return Made{}, err
 	}
 	secrets, err := vs.secrets(nodes.SecretIn(v.Parameters, nodes.ProvisionerSecret))
 	if err != nil {
-		return nil, 0, err
+		return Made{}, err
 	}
 	source := sourceOf(v)
 	made, err := d.CreateVolume(ctx, NewVolume{
@@ -86,13 +94,13 @@ func (vs *Volumes) Create(ctx context.Context, v *nodes.Volume) (*corev1.CSIPers
 		Parameters: ForDriver(v.Parameters), Secrets: secrets, Content: content,
 	})
 	if err != nil {
-		return nil, 0, err
+		return Made{}, err
 	}
 	if asked := v.Spec.Capacity.Storage().Value(); made.Size != 0 && made.Size < asked {
-		return nil, 0, fmt.Errorf("driver %s: volume %s has %d bytes, less than the %d that were asked for", d.Name, v.Name, made.Size, asked)
+		return Made{}, fmt.Errorf("driver %s: volume %s has %d bytes, less than the %d that were asked for", d.Name, v.Name, made.Size, asked)
 	}
 	source.VolumeHandle, source.VolumeAttributes = made.Handle, made.Context
-	return source, made.Size, nil
+	return Made{Source: source, Size: made.Size, Reach: &nodes.Reach{Topology: made.Topology}}, nil
 }
 
 // sourceOf is what a class says about the volumes that are made for it.

@@ -43,10 +43,14 @@ func (p *Persistent) ensureDriver(ctx context.Context, v *nodes.Volume, status *
 		status.Capacity = v.Spec.Capacity.Storage().Value() // as its maker says
 		return p.waiting(v.Spec.CSI.Driver, status)
 	}
+	if v.Maker != "" && v.Maker != p.node {
+		return p.borrow(v, status)
+	}
 	kept, err := p.ownRecord(v)
 	if err != nil {
 		return err
 	}
+	status.Reach = kept.Reach
 	if kept.Spec.CSI != nil {
 		status.Source, status.Capacity = kept.Spec.CSI, kept.Spec.Capacity.Storage().Value()
 	}
@@ -60,7 +64,7 @@ func (p *Persistent) ensureDriver(ctx context.Context, v *nodes.Volume, status *
 		if kept, err = p.create(ctx, v, kept); err != nil {
 			return err
 		}
-		status.Source = kept.Spec.CSI
+		status.Source, status.Reach = kept.Spec.CSI, kept.Reach
 	}
 	kept, err = p.expand(ctx, v, kept)
 	status.Capacity = kept.Spec.Capacity.Storage().Value()
@@ -68,6 +72,23 @@ func (p *Persistent) ensureDriver(ctx context.Context, v *nodes.Volume, status *
 		return err
 	}
 	return p.follow(ctx, kept, status)
+}
+
+// borrow uses a volume that another node makes, grows and deletes. The record
+// that this one has of it, from when it did, goes: it would tell of a volume that
+// was deleted since.
+func (p *Persistent) borrow(v *nodes.Volume, status *nodes.VolumeStatus) error {
+	status.Capacity = v.Spec.Capacity.Storage().Value()
+	if v.Spec.CSI == nil {
+		status.Phase, status.Message = nodes.VolumePending, "node "+v.Maker+" makes it"
+		return nil
+	}
+	if kept, err := readRecord(p.home(v)); err == nil && handleOf(kept) == handleOf(v) {
+		if err := p.discard(v); err != nil {
+			return trouble(ReasonProvisioning, "leave volume %s to node %s: %w", v.Name, v.Maker, err)
+		}
+	}
+	return p.waiting(v.Spec.CSI.Driver, status)
 }
 
 // waiting has a volume wait for its driver.
@@ -90,7 +111,11 @@ func (p *Persistent) ownRecord(v *nodes.Volume) (*nodes.Volume, error) {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, trouble(ReasonProvisioning, "read what is kept of volume %s: %w", v.Name, err)
 	default:
-		if kept, err = p.begin(v); err != nil {
+		first := *v
+		if v.Spec.CSI != nil && v.Size > 0 { // it may yet have to grow
+			first.Spec.Capacity = sized(v.Size)
+		}
+		if kept, err = p.begin(&first); err != nil {
 			return nil, trouble(ReasonProvisioning, "make volume %s: %w", v.Name, err)
 		}
 	}
@@ -105,14 +130,14 @@ func (p *Persistent) create(ctx context.Context, v, kept *nodes.Volume) (*nodes.
 	if v.Made {
 		return kept, trouble(ReasonMissing, "volume %s was made, and nobody knows its handle any more: put its record back, or delete the claim", v.Name)
 	}
-	source, size, err := p.drivers.Create(ctx, kept)
+	answer, err := p.drivers.Create(ctx, kept)
 	if err != nil {
 		return kept, trouble(ReasonProvisioning, "make volume %s: %w", v.Name, err)
 	}
 	made := *kept
-	made.Spec.CSI, made.Made = source, true
-	if size > 0 {
-		made.Spec.Capacity = sized(size)
+	made.Spec.CSI, made.Reach, made.Made = answer.Source, answer.Reach, true
+	if answer.Size > 0 {
+		made.Spec.Capacity = sized(answer.Size)
 	}
 	if err := writeRecord(p.home(v), &made); err != nil {
 		return kept, trouble(ReasonProvisioning, "write down volume %s: %w", v.Name, err)
@@ -155,8 +180,11 @@ func (p *Persistent) ensureSnapshot(ctx context.Context, v, kept *nodes.Volume, 
 // what is wanted of it now.
 func (p *Persistent) expand(ctx context.Context, v, kept *nodes.Volume) (*nodes.Volume, error) {
 	now := *v
-	now.Made, now.Delete = true, false
+	now.Made, now.Delete, now.Detach = true, false, nil
 	now.Spec.CSI = kept.Spec.CSI
+	if now.Reach == nil {
+		now.Reach = kept.Reach
+	}
 	have := kept.Spec.Capacity.Storage()
 	if v.Spec.Capacity.Storage().Cmp(*have) > 0 {
 		if err := p.drivers.Expand(ctx, &now, have.Value()); err != nil {
@@ -284,7 +312,9 @@ func (p *Persistent) again(ctx context.Context, kept *nodes.Volume) (source *cor
 	if kept.Snapshot {
 		source, _, err = p.drivers.TakeSnapshot(ctx, kept)
 	} else {
-		source, _, err = p.drivers.Create(ctx, kept)
+		var made csi.Made
+		made, err = p.drivers.Create(ctx, kept)
+		source = made.Source
 	}
 	if csi.Refused(err) {
 		return nil, nil // it never was

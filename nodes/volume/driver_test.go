@@ -69,7 +69,7 @@ func (w *driven) restart() {
 	must(w.t, err)
 	w.manager, err = New(Options{DataDir: w.dir, RunDir: filepath.Join(w.dir, "run"), Drivers: volumes, Log: slog.New(slog.DiscardHandler)})
 	must(w.t, err)
-	w.persistent, err = NewPersistent(PersistentOptions{DataDir: w.dir, RunDir: filepath.Join(w.dir, "run"), Drivers: volumes, Log: slog.New(slog.DiscardHandler)})
+	w.persistent, err = NewPersistent(PersistentOptions{DataDir: w.dir, RunDir: filepath.Join(w.dir, "run"), Node: "n1", Drivers: volumes, Log: slog.New(slog.DiscardHandler)})
 	must(w.t, err)
 }
 
@@ -418,5 +418,81 @@ func TestDriverSecrets(t *testing.T) {
 	}
 	if len(v.DriverConfigs()) != 8 {
 		t.Errorf("the node needs %v", v.DriverConfigs())
+	}
+}
+
+// TestVolumeOfAnotherNode uses a volume that another node made, takes it over with
+// a size that it has yet to get, and leaves it to another again.
+func TestVolumeOfAnotherNode(t *testing.T) {
+	w := newDriven(t)
+	status, err := w.persistent.Ensure(t.Context(), madeByDriver("1Mi"))
+	must(t, err)
+	if status.Reach == nil || len(status.Reach.Topology) != 0 {
+		t.Errorf("of a driver without topology the node says %+v", status.Reach)
+	}
+	must(t, os.RemoveAll(w.persistent.home(madeByDriver("1Mi")))) // as if another node had made it
+	v := madeByDriver("2Mi")
+	v.Made, v.Maker, v.Size, v.Spec.CSI = true, "n2", 1<<20, status.Source
+	stage := func() {
+		t.Helper()
+		status, err := w.persistent.Ensure(t.Context(), v)
+		must(t, err)
+		if status.Phase != nodes.VolumeReady {
+			t.Fatalf("the volume is %+v", status)
+		}
+		_, err = w.persistent.Stage(t.Context(), v, csi.Wish{Pod: drivenPod("one")})
+		must(t, err)
+	}
+	stage()
+	w.shows("handle-of-pvc-1: size 1048576, on the node 1048576, attached \"here\", staged true, published 1\n")
+	if held, err := w.persistent.Held(t.Context()); err != nil || len(held) != 0 {
+		t.Errorf("of a volume of another node it keeps %+v, %v", held, err)
+	}
+	v.Maker = "n1"
+	stage()
+	w.shows("handle-of-pvc-1: size 2097152, on the node 2097152, attached \"here\", staged true, published 1\n")
+	if held, err := w.persistent.Held(t.Context()); err != nil || len(held) != 1 {
+		t.Errorf("of a volume that it looks after it keeps %+v, %v", held, err)
+	}
+	v.Maker = "n2"
+	stage()
+	if held, err := w.persistent.Held(t.Context()); err != nil || len(held) != 0 {
+		t.Errorf("of a volume that it left to another it keeps %+v, %v", held, err)
+	}
+	must(t, w.manager.Unmount(t.Context(), "one"))
+	must(t, w.persistent.Unstage(t.Context(), v, func() bool { return true }))
+	w.shows("handle-of-pvc-1: size 2097152, on the node 2097152, attached \"\", staged false, published 0\n")
+}
+
+// TestDetachFromAnotherNode detaches where drivers attach.
+func TestDetachFromAnotherNode(t *testing.T) {
+	no := false
+	for name, test := range map[string]struct {
+		lacks []spec.ControllerServiceCapability_RPC_Type
+		spec  storagev1.CSIDriverSpec
+		calls int
+	}{
+		"attached":       {calls: 1},
+		"never attached": {spec: storagev1.CSIDriverSpec{AttachRequired: &no}},
+		"cannot attach":  {lacks: []spec.ControllerServiceCapability_RPC_Type{spec.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newDriven(t, test.lacks...)
+			w.spec(test.spec)
+			v := madeByDriver("1Mi")
+			status, err := w.persistent.Ensure(t.Context(), v)
+			must(t, err)
+			v.Spec.CSI = status.Source
+			w.driver.CutAt(1, false)
+			err = w.persistent.Detach(t.Context(), v, "n2", "there")
+			if test.calls > 0 && (err == nil || !strings.Contains(err.Error(), "from node n2, which its driver calls there")) || test.calls == 0 && err != nil {
+				t.Errorf("detached with %v", err)
+			}
+			w.driver.CutAt(-1, false)
+			must(t, w.persistent.Detach(t.Context(), v, "n2", "there"))
+			if got := w.driver.Calls(); got != test.calls {
+				t.Errorf("the driver was called %d times, want %d", got, test.calls)
+			}
+		})
 	}
 }

@@ -25,6 +25,8 @@ type PersistentOptions struct {
 	DataDir string
 	// RunDir holds mount points, below "staged".
 	RunDir string
+	// Node is the name of this node.
+	Node string
 	// Drivers lead the volumes of CSI drivers; nil for none.
 	Drivers *csi.Volumes
 	Log     *slog.Logger
@@ -35,6 +37,7 @@ type PersistentOptions struct {
 // those that Git describes (local, hostPath, NFS, CSI). Safe for concurrent use; calls for one
 // volume wait for each other.
 type Persistent struct {
+	node   string
 	dir    string
 	staged base
 	run    programs
@@ -46,15 +49,15 @@ type Persistent struct {
 
 // NewPersistent makes RunDir itself, nothing else.
 func NewPersistent(o PersistentOptions) (*Persistent, error) {
-	if o.DataDir == "" || o.RunDir == "" || o.Log == nil {
-		return nil, errors.New("volume: DataDir, RunDir and Log are required")
+	if o.DataDir == "" || o.RunDir == "" || o.Node == "" || o.Log == nil {
+		return nil, errors.New("volume: DataDir, RunDir, Node and Log are required")
 	}
 	run, err := realDir(o.RunDir)
 	if err != nil {
 		return nil, err
 	}
 	return &Persistent{
-		dir: filepath.Join(o.DataDir, "persistent"), staged: base{dir: filepath.Join(run, "staged")},
+		node: o.Node, dir: filepath.Join(o.DataDir, "persistent"), staged: base{dir: filepath.Join(run, "staged")},
 		run: execute, drivers: o.Drivers, log: o.Log,
 	}, nil
 }
@@ -75,6 +78,7 @@ const (
 	ReasonMount        = "FailedMount"
 	ReasonResize       = "VolumeResizeFailed"
 	ReasonDelete       = "VolumeFailedDelete"
+	ReasonDetach       = "FailedDetachVolume"
 )
 
 func trouble(reason, format string, args ...any) error {
@@ -158,6 +162,27 @@ func (p *Persistent) unstage(ctx context.Context, v *nodes.Volume) error {
 	}
 	if image := filepath.Join(p.home(v), imageFile); exists(image) {
 		return p.detach(ctx, image)
+	}
+	return nil
+}
+
+// Detach takes a volume of a CSI driver from another node, on which nothing uses
+// it any more and which cannot do so itself; id is what the driver calls it.
+func (p *Persistent) Detach(ctx context.Context, v *nodes.Volume, from, id string) error {
+	if err := checkName(v); err != nil {
+		return err
+	}
+	lock := home(v)
+	p.locks.Lock(lock)
+	defer p.locks.Unlock(lock)
+	switch {
+	case v.Spec.CSI == nil:
+		return trouble(ReasonDetach, "detach volume %s from node %s: nobody knows its handle", v.Name, from)
+	case p.drivers == nil:
+		return trouble(ReasonDriver, "volume %s needs a storage driver, and this node uses none: see its flag --kubelet-dir", v.Name)
+	}
+	if err := p.drivers.DetachFrom(ctx, v, id); err != nil {
+		return trouble(ReasonDetach, "detach volume %s from node %s, which its driver calls %s: %w", v.Name, from, id, err)
 	}
 	return nil
 }

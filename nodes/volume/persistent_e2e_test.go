@@ -36,7 +36,7 @@ func testPersistent(t *testing.T) *Persistent {
 
 func newPersistent(t *testing.T, data, run string) *Persistent {
 	t.Helper()
-	p, err := NewPersistent(PersistentOptions{DataDir: data, RunDir: run, Log: slog.New(slog.DiscardHandler)})
+	p, err := NewPersistent(PersistentOptions{DataDir: data, RunDir: run, Node: "n1", Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
 	return p
 }

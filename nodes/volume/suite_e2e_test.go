@@ -13,7 +13,7 @@ import (
 
 func TestPersistent(t *testing.T) {
 	volumetest.Run(t, func(t *testing.T) volumetest.Subject {
-		p, err := volume.NewPersistent(volume.PersistentOptions{DataDir: t.TempDir(), RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+		p, err := volume.NewPersistent(volume.PersistentOptions{DataDir: t.TempDir(), RunDir: t.TempDir(), Node: "n1", Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

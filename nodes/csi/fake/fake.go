@@ -219,7 +219,7 @@ func (d *Driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRe
 }
 
 func (d *Driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
-	return &csi.NodeGetInfoResponse{NodeId: "here", AccessibleTopology: &csi.Topology{Segments: map[string]string{Name + "/node": "here"}}}, nil
+	return &csi.NodeGetInfoResponse{NodeId: "here", MaxVolumesPerNode: 3, AccessibleTopology: &csi.Topology{Segments: map[string]string{Name + "/node": "here"}}}, nil
 }
 
 func (d *Driver) CreateVolume(_ context.Context, q *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {

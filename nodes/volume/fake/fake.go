@@ -27,6 +27,8 @@ type Persistent struct {
 	staged map[id]bool
 	failed map[string]string
 	busy   map[string]int
+	// detached are the volumes that were detached from other nodes, in order.
+	detached []string
 }
 
 // New returns an empty world.
@@ -142,6 +144,24 @@ func (p *Persistent) Unstage(ctx context.Context, v *nodes.Volume, unused func()
 	}
 	delete(p.staged, key(v))
 	return nil
+}
+
+// Detach implements the agent's port.
+func (p *Persistent) Detach(ctx context.Context, v *nodes.Volume, from, id string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.enter(ctx, v); err != nil {
+		return err
+	}
+	p.detached = append(p.detached, v.Name+" from "+from+" as "+id)
+	return nil
+}
+
+// Detached lists what Detach did.
+func (p *Persistent) Detached() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.detached)
 }
 
 // Delete implements the agent's port.
