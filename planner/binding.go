@@ -1,7 +1,6 @@
 package planner
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -23,6 +22,7 @@ func (st *step) settleStorage() {
 	}
 	st.applyVolumes()
 	st.applyClaims()
+	st.settleHoldings()
 	for k := range keys(st.claims) {
 		c, _ := st.claims.Get(k)
 		if c.Volume == "" {
@@ -76,7 +76,7 @@ func (st *step) rules() *storageRules {
 }
 
 func (s *State) storageNode(n *place.Node) storage.Node {
-	return storage.Node{Name: n.Name(), Labels: n.Labels(), Drivers: n.Drivers()}
+	return storage.Node{Name: n.Name(), Labels: n.Labels(), Drivers: n.Drivers(), DriverNodes: n.DriverNodes()}
 }
 
 // seekVolume gives an unbound claim the volume that the claim of its name had,
@@ -156,7 +156,7 @@ func (st *step) demandOf(p *pod) (d *storage.Demand, why string) {
 	}
 	var bound []*storage.Volume
 	var open []*storage.Claim
-	attached := map[string]string{}
+	bars := map[string][]storage.Bar{}
 	for _, k := range p.claims {
 		c, ok := st.claims.Get(k)
 		if !ok {
@@ -173,13 +173,11 @@ func (st *step) demandOf(p *pod) (d *storage.Demand, why string) {
 			return nil, fmt.Sprintf("PersistentVolumeClaim %s has lost its volume %s", k.Name, c.Volume)
 		default:
 			bound = append(bound, v.view)
-			if !v.view.Shared() {
-				attached[v.Name] = cmp.Or(st.usedOn(k, p), st.unheardHolder(c))
-			}
+			bars[v.Name] = st.barsOf(c, v, p)
 		}
 	}
 	r := st.rules()
-	return storage.NewDemand(bound, open, r.classes, r.volumes, attached), ""
+	return storage.NewDemand(bound, open, r.classes, r.volumes, bars), ""
 }
 
 // unusable says why a pod must wait for a claim, wherever it would run.

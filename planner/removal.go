@@ -113,6 +113,11 @@ func (st *step) disown(name string) {
 // Data that others reach as well is theirs to look after.
 func (st *step) dropVolumes(name string) {
 	for _, v := range entries(st.volumes) {
+		if v.concerns(name) {
+			changed := v.editHoldings()
+			changed.remove(name)
+			v = st.putHoldings(v, changed)
+		}
 		switch {
 		case !v.heldBy(name):
 		case v.Node == name:

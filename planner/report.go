@@ -77,6 +77,7 @@ func (st *step) putNode(n *node) {
 	n.state = effective(n, st.said(n.Name))
 	state := n.state
 	before := n.load
+	st.reachDirty = st.reachDirty || !slices.Equal(before.DriverNodes(), state.DriverNodes)
 	n.load = n.load.Change(&state, refuses)
 	st.noteTaints(n)
 	st.count(n)
@@ -85,7 +86,7 @@ func (st *step) putNode(n *node) {
 	st.storageDirty = true
 	st.stir.rooms[n.Name] = true
 	if !place.Alike(before, n.load) {
-		st.stir.nodes = true
+		st.stir.nodes, st.reachDirty = true, true
 	}
 }
 

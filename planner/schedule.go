@@ -251,6 +251,7 @@ func (s *scheduler) bind(p *pod, name string) {
 	s.pending = s.pending.Delete(waiterOf(p))
 	s.bindTo(p)
 	s.hold(p.claims...)
+	s.give(p)
 	s.lookFor(p)
 	n, _ := s.nodes.Get(name)
 	s.field.Put(n.load, p.request)

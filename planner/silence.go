@@ -345,6 +345,9 @@ func (s *State) tie(g *group, p *pod) (alone bool, stuck string) {
 		case !ok:
 		case v.Node != "":
 			stuck = "volume " + v.Name + " of claim " + k.Name + " is on node " + v.Node
+			if v.Reach != nil {
+				stuck += ", which alone reaches it as its driver says"
+			}
 		case v.Spec.Local != nil || v.Spec.HostPath != nil:
 			stuck = "volume " + v.Name + " of claim " + k.Name + " is on the node itself"
 		case !v.shared():

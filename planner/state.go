@@ -65,6 +65,8 @@ type State struct {
 	// storageWake is when the next data's time of grace is over.
 	storageWaits []nodes.WaitingItem
 	storageWake  time.Time
+	// reachDirty is set when a volume that is tied to its node might be free by now.
+	reachDirty bool
 
 	// active are the groups that wait for something; pending the pods without a
 	// node; draining those taken out of the routes and not yet told to stop.

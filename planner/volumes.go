@@ -2,6 +2,7 @@ package planner
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +23,8 @@ type volume struct {
 	// object is nil for a provisioned volume, and when Git doesn't have it.
 	object *desired.Object
 	status *nodes.VolumeStatus
+	// says is what nodes have of it, as they said last.
+	says map[string]nodes.VolumeUse
 	// short says why it does not grow to the size that its claim asks for.
 	short string
 }
@@ -40,6 +43,8 @@ type volumeRecord struct {
 	Maker string `json:"maker,omitempty"`
 	// Ephemeral volumes end with their claim, without a time of grace.
 	Ephemeral bool `json:"ephemeral,omitempty"`
+	// Holdings are the nodes that may have something of a volume that moves.
+	Holdings []holding `json:"holdings,omitempty"`
 }
 
 // provisioned reports whether the volume's data is Tallyman's to delete.
@@ -71,8 +76,14 @@ func (s *State) derive(v *volume) {
 		Name: v.Name, Labels: v.Labels, Spec: &v.Spec, Class: v.Class, Claim: v.Claim, Node: v.Node,
 		Ending: v.Delete || v.FromGit && v.object == nil,
 	}
+	if v.Reach != nil && v.Node == "" && v.Spec.CSI != nil {
+		v.view.Driver, v.view.Attached = v.Spec.CSI.Driver, v.moves()
+	}
 	assigned := v.Volume
 	assigned.Seal = s.sealVolume(&assigned)
+	if v.moves() {
+		assigned.Maker, assigned.Detach = v.Maker, v.detachments()
+	}
 	v.assigned = &assigned
 }
 
@@ -82,6 +93,12 @@ func (st *step) touchVolume(v *volume) {
 	for _, name := range []string{v.Node, v.Maker} {
 		if name != "" {
 			st.dirtyNodes[name] = true
+		}
+	}
+	for _, h := range v.Holdings {
+		st.dirtyNodes[h.Node] = true
+		for _, by := range h.By {
+			st.dirtyNodes[by] = true
 		}
 	}
 	if users, ok := st.users.Get(v.Claim); ok {
@@ -226,7 +243,7 @@ func (st *step) reclaim() {
 	keep := st.snapshot.Settings().KeepData
 	st.storageWake = time.Time{}
 	for _, v := range entries(st.volumes) {
-		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() || st.isCopied(v) {
+		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() || st.isCopied(v) || v.heldElsewhere() {
 			continue
 		}
 		n, there := st.nodes.Get(v.Maker)
@@ -258,8 +275,13 @@ func (st *step) reportVolumes(r *nodes.Report) {
 		if s.Held != nil && !st.adoptVolume(s.Held, r) {
 			made = append(made, "volume "+s.Name)
 		}
-		if v, ok := st.volumes.Get(s.Name); ok && v.UID == s.UID && st.mayTell(v, r.Node) {
+		v, ok := st.volumes.Get(s.Name)
+		switch {
+		case !ok || v.UID != s.UID:
+		case st.mayTell(v, r.Node):
 			st.observeVolume(v, s, r.Node)
+		case s.Use == nodes.VolumeUsed && s.Held != nil && v.moves() && st.believesVolume(s.Held, r):
+			st.recall(v, r.Node)
 		}
 	}
 	st.disbelieve(r.Node, made)
@@ -274,7 +296,7 @@ func (st *step) reportVolumes(r *nodes.Report) {
 // mayTell reports whether a volume is a node's to speak of: it holds the data, or
 // one of its pods uses it.
 func (st *step) mayTell(v *volume, node string) bool {
-	if v.heldBy(node) {
+	if v.heldBy(node) || v.concerns(node) {
 		return true
 	}
 	users, _ := st.users.Get(v.Claim)
@@ -296,6 +318,11 @@ func (st *step) observeVolume(v *volume, s *nodes.VolumeStatus, from string) {
 			return
 		}
 	}
+	v = st.hearUse(v, s, from)
+	if v.moves() && from != v.Maker && !v.detaches(from) && !slices.Contains(st.usersOn(v.Claim), from) {
+		return // it only has to let go
+	}
+	st.stir.claims = st.stir.claims || v.detaches(from) // who waits for that says why
 	changed := *v
 	changed.status = s
 	if !v.heldBy(from) {
@@ -303,7 +330,9 @@ func (st *step) observeVolume(v *volume, s *nodes.VolumeStatus, from string) {
 		return
 	}
 	made := v.Made || s.Phase == nodes.VolumeReady && v.provisioned()
-	if made == v.Made && (s.Source == nil || v.Spec.CSI != nil) {
+	learned := s.Reach != nil && v.Reach == nil
+	resized := v.moves() && s.Capacity > 0 && s.Capacity != v.Size
+	if made == v.Made && (s.Source == nil || v.Spec.CSI != nil) && !learned && !resized {
 		st.volumes = st.volumes.Set(v.Name, &changed)
 		return
 	}
@@ -311,6 +340,13 @@ func (st *step) observeVolume(v *volume, s *nodes.VolumeStatus, from string) {
 	if s.Source != nil && v.Spec.CSI == nil {
 		changed.Spec.CSI = s.Source
 	}
+	if learned {
+		changed.Reach = s.Reach
+	}
+	if resized {
+		changed.Size = s.Capacity
+	}
+	st.reachDirty = true
 	st.setVolume(&changed)
 }
 
@@ -321,6 +357,13 @@ func (st *step) missVolumes(r *nodes.Report) {
 		named[r.Volumes[i].Name] = true
 	}
 	for _, v := range entries(st.volumes) {
+		if !named[v.Name] && v.says[r.Node] != "" {
+			changed := *v
+			changed.says = maps.Clone(v.says)
+			delete(changed.says, r.Node)
+			st.volumes = st.volumes.Set(v.Name, &changed)
+			v = &changed
+		}
 		if named[v.Name] || !v.heldBy(r.Node) {
 			continue
 		}
@@ -347,7 +390,7 @@ func (st *step) adoptVolume(held *nodes.Volume, r *nodes.Report) bool {
 		return true
 	}
 	v = &volume{volumeRecord: volumeRecord{Volume: *held, Maker: r.Node}}
-	v.Seal = nil // made anew
+	v.Seal, v.Volume.Maker, v.Detach = nil, "", nil // made anew
 	if !v.provisioned() {
 		v.FromGit, v.Maker = true, ""
 	}
@@ -426,7 +469,7 @@ func (st *step) restoreVolume(r *volumeRecord) {
 	v := &volume{volumeRecord: *r}
 	st.derive(v)
 	st.volumes = st.volumes.Set(v.Name, v)
-	st.storageDirty = true
+	st.storageDirty, st.reachDirty = true, true
 }
 
 // volumesFor lists what a node is to know: the volumes that its pods use, and
@@ -447,7 +490,7 @@ func (s *State) volumesFor(n *node) []*nodes.Volume {
 	}
 	var out []*nodes.Volume
 	for name, v := range entries(s.volumes) {
-		if used[name] || v.heldBy(n.Name) {
+		if used[name] || v.heldBy(n.Name) || v.concerns(n.Name) {
 			out = append(out, v.assigned)
 		}
 	}
@@ -494,6 +537,9 @@ func (v *volume) unsettled() string {
 		return ""
 	case v.status.Phase != nodes.VolumeReady:
 		return clause("not ready", clause(v.status.Reason, v.status.Message))
+	case len(v.detachments()) > 0:
+		d := v.detachments()[0]
+		return "node " + d.By[len(d.By)-1] + " is detaching it from node " + d.Node
 	case v.status.Capacity > 0 && v.status.Capacity < wanted.Value():
 		return "growing to " + wanted.String()
 	}

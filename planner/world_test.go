@@ -65,6 +65,11 @@ type machine struct {
 	told    map[string]nodes.VolumeStatus
 	// measured are the pods whose usage was asked for last.
 	measured []nodes.UID
+	// disks is the storage behind the machine's CSI driver; nil for none.
+	disks  *disks
+	driven map[string]*driven
+	// cutOff machines hear of nothing.
+	cutOff bool
 }
 
 func newWorld(t fataler, names ...string) *world {
@@ -98,7 +103,7 @@ func (w *world) join(name string) *Plan {
 }
 
 func (m *machine) complete() nodes.Report {
-	n := info(m.name)
+	n := m.info()
 	r := nodes.Report{Node: m.name, Complete: true, Info: &n, Ledger: m.ledger}
 	if m.table != nil {
 		r.Routes = m.table.Generation
@@ -119,6 +124,7 @@ func (m *machine) complete() nodes.Report {
 		v := m.mounted[name]
 		r.Volumes = append(r.Volumes, nodes.VolumeStatus{Name: v.Name, UID: v.UID, Phase: nodes.VolumeReady, Held: v})
 	}
+	r.Volumes = append(r.Volumes, m.tellDriven()...)
 	return r
 }
 
@@ -225,6 +231,9 @@ func (m *machine) keep(s *State, decisions []nodes.Decision) {
 func (w *world) assign(a *nodes.Assignment) {
 	w.t.Helper()
 	m := w.machines[a.Node]
+	if m.cutOff {
+		return
+	}
 	m.measured = a.Measured
 	seen := map[nodes.UID]bool{}
 	for _, p := range a.Pods {
@@ -241,7 +250,11 @@ func (w *world) assign(a *nodes.Assignment) {
 		m.held[p.UID] = p
 	}
 	m.mounted = map[string]*nodes.Volume{}
+	m.assignDriven(a.Volumes)
 	for _, v := range a.Volumes {
+		if m.disks != nil && v.Provisioner == disksDriver {
+			continue
+		}
 		if v.Provisioner == "" {
 			m.mounted[v.Name] = v
 		}
@@ -352,22 +365,7 @@ func (w *world) turn() bool {
 	w.t.Helper()
 	var reports []nodes.Report
 	for _, name := range slices.Sorted(maps.Keys(w.machines)) {
-		m := w.machines[name]
-		r := nodes.Report{Node: name}
-		if m.table != w.s.routes {
-			r = w.route(name)
-		}
-		r.Volumes = m.tendVolumes()
-		for _, uid := range slices.Sorted(maps.Keys(m.held)) {
-			switch p := m.held[uid]; {
-			case p.Stop != nil:
-				r.Gone = append(r.Gone, m.gone(uid))
-			case m.status[uid] != nil && m.status[uid].Phase == corev1.PodFailed: // its result
-			case m.status[uid] == nil || !m.status[uid].Ready:
-				r.Statuses = append(r.Statuses, m.setReady(uid, true, w.now))
-			}
-		}
-		if r.Routes != 0 || len(r.Gone)+len(r.Statuses)+len(r.Volumes) > 0 {
+		if r, some := w.act(name); some {
 			reports = append(reports, r)
 		}
 	}
@@ -381,6 +379,30 @@ func (w *world) turn() bool {
 		return true
 	}
 	return false
+}
+
+// act has a node do all it can; false when nothing was left to do.
+func (w *world) act(name string) (r nodes.Report, some bool) {
+	m := w.machines[name]
+	r = nodes.Report{Node: name}
+	if m.table != w.s.routes {
+		r = w.route(name)
+	}
+	r.Volumes = append(m.tendVolumes(), m.tendDriven()...)
+	for _, uid := range slices.Sorted(maps.Keys(m.held)) {
+		switch p := m.held[uid]; {
+		case p.Stop != nil:
+			r.Gone = append(r.Gone, m.gone(uid))
+		case m.status[uid] != nil && m.status[uid].Phase == corev1.PodFailed: // its result
+		case m.status[uid] == nil || !m.status[uid].Ready:
+			staged, ok := m.stage(p)
+			if r.Volumes = append(r.Volumes, staged...); !ok {
+				continue
+			}
+			r.Statuses = append(r.Statuses, m.setReady(uid, true, w.now))
+		}
+	}
+	return r, r.Routes != 0 || len(r.Gone)+len(r.Statuses)+len(r.Volumes) > 0
 }
 
 // restart loses the server's memory but not its record.

@@ -83,6 +83,9 @@ func (n *Node) Labels() map[string]string { return n.kube.Labels }
 // Drivers are the storage drivers that run on it.
 func (n *Node) Drivers() []string { return n.state.Drivers }
 
+// DriverNodes is what they say of it.
+func (n *Node) DriverNodes() []nodes.DriverNode { return n.state.DriverNodes }
+
 // With is the node with one more pod.
 func (n *Node) With(r *Request) *Node {
 	c := *n

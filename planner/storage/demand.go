@@ -11,9 +11,31 @@ type Demand struct {
 	open    []*Claim
 	classes *Classes
 	volumes []*Volume
-	// attached are the nodes on which other pods use a volume that only one node
-	// may have, by the volume's name.
-	attached map[string]string
+	// bars are the nodes that keep a volume from others, by the volume's name.
+	bars map[string][]Bar
+}
+
+// Bar is a node that keeps a volume from others which only one node may have, or
+// from itself.
+type Bar struct {
+	Node string
+	// Itself is set when the node must not have it, and others may.
+	Itself bool
+	// Why is a sentence's end; empty when a pod there uses the volume.
+	Why string
+}
+
+// refuses says why a node can't have a volume; empty when it can.
+func (b *Bar) refuses(volume string, n Node) string {
+	switch {
+	case b.Itself && b.Node == n.Name:
+		return "cannot have volume " + volume + " yet: " + b.Why
+	case b.Itself || b.Node == n.Name:
+		return ""
+	case b.Why != "":
+		return "is not node " + b.Node + ", which has not let go of volume " + volume + " yet: " + b.Why
+	}
+	return "is not node " + b.Node + ", where volume " + volume + " is in use that only one node may have"
 }
 
 // Choice is what one claim gets if its pod runs on a node: Volume, or a new one
@@ -26,7 +48,7 @@ type Choice struct {
 
 // NewDemand puts together a pod's bound volumes and its claims that wait for
 // it. Volumes are all there are, in the order of their names.
-func NewDemand(bound []*Volume, open []*Claim, cs *Classes, volumes []*Volume, attached map[string]string) *Demand {
+func NewDemand(bound []*Volume, open []*Claim, cs *Classes, volumes []*Volume, bars map[string][]Bar) *Demand {
 	open = slices.Clone(open)
 	slices.SortFunc(open, func(a, b *Claim) int {
 		x, y := a.Size(), b.Size()
@@ -35,7 +57,7 @@ func NewDemand(bound []*Volume, open []*Claim, cs *Classes, volumes []*Volume, a
 		}
 		return a.Key.Compare(b.Key)
 	})
-	return &Demand{bound: bound, open: open, classes: cs, volumes: volumes, attached: attached}
+	return &Demand{bound: bound, open: open, classes: cs, volumes: volumes, bars: bars}
 }
 
 // Fit says what the pod's claims get on a node, or why it can't run there: a
@@ -45,8 +67,10 @@ func (d *Demand) Fit(n Node) (choices []Choice, refusal string) {
 		if why := v.reachable(n); why != "" {
 			return nil, why
 		}
-		if at := d.attached[v.Name]; at != "" && at != n.Name {
-			return nil, "is not node " + at + ", where volume " + v.Name + " is in use that only one node may have"
+		for i := range d.bars[v.Name] {
+			if why := d.bars[v.Name][i].refuses(v.Name, n); why != "" {
+				return nil, why
+			}
 		}
 	}
 	chosen := map[string]bool{}

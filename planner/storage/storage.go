@@ -10,6 +10,7 @@ package storage
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 
 	"github.com/tallyman-dev/tallyman/desired"
+	"github.com/tallyman-dev/tallyman/nodes"
 )
 
 // Claim is what a PersistentVolumeClaim asks for. Immutable.
@@ -80,6 +82,10 @@ type Volume struct {
 	Node string
 	// Ending is set when it is given to nobody any more.
 	Ending bool
+	// Driver must run on its node, and have told what it calls the node if Attached
+	// is set; empty for a volume that needs none, or whose node may wait for it.
+	Driver   string
+	Attached bool
 }
 
 // ClassOf is the class of a PersistentVolume. The old annotation wins, as in
@@ -157,17 +163,25 @@ func (v *Volume) Shared() bool {
 
 // reachable says why a node can't use the volume; empty when it can.
 func (v *Volume) reachable(n Node) string {
-	if v.Node != "" && v.Node != n.Name {
+	switch {
+	case v.Node != "" && v.Node != n.Name:
 		return fmt.Sprintf("does not hold volume %s of claim %s, which is on node %s", v.Name, v.Claim.Name, v.Node)
-	}
-	if v.Node == "" && !v.admits(n) {
+	case v.Node == "" && !v.Admits(n):
 		return "does not match the node affinity of volume " + v.Name
+	case v.Driver != "" && !slices.Contains(n.Drivers, v.Driver):
+		return "does not run the storage driver " + v.Driver + " of volume " + v.Name
+	case v.Driver != "" && v.Attached && !n.tells(v.Driver):
+		return "has an agent that does not say what the storage driver " + v.Driver + " of volume " + v.Name + " calls it: upgrade the agent"
 	}
 	return ""
 }
 
-// admits evaluates spec.nodeAffinity.
-func (v *Volume) admits(n Node) bool {
+func (n *Node) tells(driver string) bool {
+	return slices.ContainsFunc(n.DriverNodes, func(d nodes.DriverNode) bool { return d.Name == driver })
+}
+
+// Admits evaluates spec.nodeAffinity.
+func (v *Volume) Admits(n Node) bool {
 	if v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
 		return true
 	}
@@ -184,8 +198,9 @@ func (v *Volume) admits(n Node) bool {
 type Node struct {
 	Name   string
 	Labels map[string]string
-	// Drivers are the CSI drivers that run on it.
-	Drivers []string
+	// Drivers are the CSI drivers that run on it, DriverNodes what they say of it.
+	Drivers     []string
+	DriverNodes []nodes.DriverNode
 }
 
 // ClaimKey names a claim.

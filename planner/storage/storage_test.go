@@ -167,10 +167,10 @@ func TestFit(t *testing.T) {
 	held := vol("v", "1Gi", "local", had("data"))
 	held.Node = "b"
 	tests := map[string]struct {
-		bound    []*Volume
-		open     []*Claim
-		volumes  []*Volume
-		attached map[string]string
+		bound   []*Volume
+		open    []*Claim
+		volumes []*Volume
+		bars    []Bar
 		// want is the choices as claim=volume or claim+class.
 		want, refusal string
 	}{
@@ -184,14 +184,14 @@ func TestFit(t *testing.T) {
 		"a driver that is not there":          {open: []*Claim{claim("1Gi", wants("csi"))}, refusal: "does not run the storage driver x.csi of StorageClass csi"},
 		"bound elsewhere":                     {bound: []*Volume{held}, refusal: "does not hold volume v of claim data, which is on node b"},
 		"bound, another zone":                 {bound: []*Volume{vol("a", "1Gi", "m", inZone("2"))}, refusal: "does not match the node affinity of volume a"},
-		"bound, in use on another node":       {bound: []*Volume{vol("a", "1Gi", "m")}, attached: map[string]string{"a": "b"}, refusal: "is not node b, where volume a is in use"},
-		"bound, in use on this node":          {bound: []*Volume{vol("a", "1Gi", "m")}, attached: map[string]string{"a": "a"}},
+		"bound, in use on another node":       {bound: []*Volume{vol("a", "1Gi", "m")}, bars: []Bar{{Node: "b"}}, refusal: "is not node b, where volume a is in use"},
+		"bound, in use on this node":          {bound: []*Volume{vol("a", "1Gi", "m")}, bars: []Bar{{Node: "a"}}},
 		"a selector can't be provisioned for": {open: []*Claim{claim("1Gi", wants("local"), selecting("k", "v"))}, refusal: "the selector of claim data"},
 	}
 	classes := NewClasses([]*storagev1.StorageClass{limited, class("csi", "x.csi", true, false), class("m", noProvisioner, true, false)})
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			choices, refusal := NewDemand(test.bound, test.open, classes, test.volumes, test.attached).Fit(here)
+			choices, refusal := NewDemand(test.bound, test.open, classes, test.volumes, map[string][]Bar{"a": test.bars}).Fit(here)
 			var got []string
 			for _, c := range choices {
 				if c.Volume != nil {
@@ -288,7 +288,7 @@ func TestChoicesServeTheirClaims(t *testing.T) {
 			}
 			given[c.Volume.Name] = c.Claim.Key
 			size, capacity := c.Claim.Size(), c.Volume.Capacity()
-			if capacity.Cmp(size) < 0 || c.Volume.Class != *c.Claim.Class || !c.Volume.Claim.IsZero() || !c.Volume.admits(here) || !grants(c.Volume.Spec.AccessModes, c.Claim.Spec.AccessModes) {
+			if capacity.Cmp(size) < 0 || c.Volume.Class != *c.Claim.Class || !c.Volume.Claim.IsZero() || !c.Volume.Admits(here) || !grants(c.Volume.Spec.AccessModes, c.Claim.Spec.AccessModes) {
 				t.Fatalf("volume %s can't serve claim %s", c.Volume.Name, c.Claim.Key)
 			}
 		}
