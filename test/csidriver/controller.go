@@ -35,7 +35,11 @@ func (d *driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, 
 
 func (d *driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabilitiesRequest) (*csi.GetPluginCapabilitiesResponse, error) {
 	answer := &csi.GetPluginCapabilitiesResponse{}
-	for _, t := range []csi.PluginCapability_Service_Type{csi.PluginCapability_Service_CONTROLLER_SERVICE, csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS} {
+	types := []csi.PluginCapability_Service_Type{csi.PluginCapability_Service_CONTROLLER_SERVICE}
+	if !d.shared {
+		types = append(types, csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS)
+	}
+	for _, t := range types {
 		answer.Capabilities = append(answer.Capabilities, &csi.PluginCapability{Type: &csi.PluginCapability_Service_{Service: &csi.PluginCapability_Service{Type: t}}})
 	}
 	return answer, nil
@@ -103,10 +107,11 @@ func (d *driver) CreateVolume(_ context.Context, q *csi.CreateVolumeRequest) (*c
 	case v.Size < size || v.From != from || q.GetCapacityRange().GetLimitBytes() > 0 && v.Size > q.GetCapacityRange().GetLimitBytes():
 		return nil, status.Error(codes.AlreadyExists, "a volume of this name is another")
 	}
-	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
-		VolumeId: id, CapacityBytes: v.Size, VolumeContext: q.GetParameters(), ContentSource: q.GetVolumeContentSource(),
-		AccessibleTopology: []*csi.Topology{d.here()},
-	}}, nil
+	answer := &csi.Volume{VolumeId: id, CapacityBytes: v.Size, VolumeContext: q.GetParameters(), ContentSource: q.GetVolumeContentSource()}
+	if !d.shared {
+		answer.AccessibleTopology = []*csi.Topology{d.here()}
+	}
+	return &csi.CreateVolumeResponse{Volume: answer}, nil
 }
 
 // content is what a volume begins with: its handle and its directory.
@@ -176,10 +181,15 @@ func (d *driver) ControllerPublishVolume(_ context.Context, q *csi.ControllerPub
 	switch {
 	case err != nil:
 		return nil, err
-	case q.GetNodeId() != d.node:
+	case q.GetNodeId() != d.node && !d.shared:
 		return nil, missing("there is no node " + q.GetNodeId())
+	case v.Attached != "" && v.Attached != q.GetNodeId():
+		return nil, status.Error(codes.FailedPrecondition, "it is attached to node "+v.Attached)
 	case v.Attached != "" && v.ReadOnly != q.GetReadonly():
 		return nil, status.Error(codes.AlreadyExists, "it is attached in another way")
+	}
+	if v.Attached == "" {
+		v.History = append(v.History, "attached to "+q.GetNodeId()+" by "+d.node)
 	}
 	v.Attached, v.ReadOnly = q.GetNodeId(), q.GetReadonly()
 	return &csi.ControllerPublishVolumeResponse{PublishContext: map[string]string{attachment: v.ID}}, d.put(volumes, v)
@@ -193,6 +203,10 @@ func (d *driver) ControllerUnpublishVolume(_ context.Context, q *csi.ControllerU
 	if err != nil || v == nil {
 		return &csi.ControllerUnpublishVolumeResponse{}, err
 	}
+	if v.Attached == "" || q.GetNodeId() != "" && q.GetNodeId() != v.Attached {
+		return &csi.ControllerUnpublishVolumeResponse{}, nil
+	}
+	v.History = append(v.History, "detached from "+v.Attached+" by "+d.node)
 	v.Attached, v.ReadOnly = "", false
 	return &csi.ControllerUnpublishVolumeResponse{}, d.put(volumes, v)
 }

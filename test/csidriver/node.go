@@ -17,13 +17,16 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// here is where the node is.
+// here is where the node is; nil for a driver whose volumes are everywhere.
 func (d *driver) here() *csi.Topology {
+	if d.shared {
+		return nil
+	}
 	return &csi.Topology{Segments: map[string]string{d.name + "/node": d.node}}
 }
 
 func (d *driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
-	return &csi.NodeGetInfoResponse{NodeId: d.node, AccessibleTopology: d.here()}, nil
+	return &csi.NodeGetInfoResponse{NodeId: d.node, AccessibleTopology: d.here(), MaxVolumesPerNode: d.most}, nil
 }
 
 func (d *driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {

@@ -15,6 +15,10 @@ import (
 type driver struct {
 	name, node, dir string
 	attaches        bool
+	// shared drivers have the same data on all nodes.
+	shared bool
+	// most volumes of a node; 0 for any number.
+	most int64
 	// mu is held during each call.
 	mu sync.Mutex
 	unimplemented
@@ -33,6 +37,8 @@ type volume struct {
 	// Attached to the node; ReadOnly how.
 	Attached string `json:"attached,omitempty"`
 	ReadOnly bool   `json:"read_only,omitempty"`
+	// History is what became of its attachments.
+	History []string `json:"history,omitempty"`
 	// Inline volumes end when they are unpublished.
 	Inline bool `json:"inline,omitempty"`
 	// Created in seconds since 1970.
