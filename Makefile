@@ -44,11 +44,11 @@ test-short: ## tests that need neither root nor daemons, in seconds
 
 .PHONY: test-unit
 test-unit: # all but the simulator, which test-sim runs
-	@packages=$$($(GO) list $(PACKAGES)) && test/run.sh $(GO) test $$(echo "$$packages" | grep -v '/test/sim$$')
+	@packages=$$($(GO) list $(PACKAGES)) && test/run.sh $(GO) test -timeout 30m $$(echo "$$packages" | grep -v '/test/sim$$')
 
 .PHONY: test-sim
 test-sim:
-	@test/run.sh $(GO) test ./test/sim -count=1 -seeds=$(SEEDS)
+	@test/run.sh $(GO) test ./test/sim -count=1 -timeout 30m -seeds=$(SEEDS)
 
 .PHONY: test-e2e
 test-e2e: # packages with tests that start real parts, two at a time: they mostly wait
