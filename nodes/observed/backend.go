@@ -3,6 +3,7 @@ package observed
 import (
 	"context"
 	"encoding/json"
+	"strings"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 )
@@ -28,6 +29,16 @@ type Place struct {
 	// uid; for history a growing number as 16 hexadecimal digits, for an event 32
 	// of them.
 	Key string
+}
+
+func (p Place) compare(o Place) int {
+	if c := strings.Compare(string(p.Part), string(o.Part)); c != 0 {
+		return c
+	}
+	if c := strings.Compare(p.Of, o.Of); c != 0 {
+		return c
+	}
+	return strings.Compare(p.Key, o.Key)
 }
 
 // Change is a new value for a place; nil ends what is there. Values are JSON.

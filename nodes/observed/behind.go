@@ -3,6 +3,8 @@ package observed
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // maxBehind is the longest value that is written behind, in bytes: every backend
@@ -12,20 +14,17 @@ const maxBehind = 1 << 20
 // behind is what waits to be written: the newest value a place, nil to delete it.
 type behind map[Place]any
 
-// take removes at most limit values; 0 is no limit.
-func (b *behind) take(limit int) behind {
-	if limit <= 0 || len(*b) <= limit {
-		taken := *b
-		*b = behind{}
-		return taken
-	}
-	taken := make(behind, limit)
-	for place, value := range *b {
-		if len(taken) == limit {
-			break
+// places are those that wait, ordered: neighbours share pages of a file.
+func (b behind) places() []Place { return slices.SortedFunc(maps.Keys(b), Place.compare) }
+
+// take removes the values of places that still wait.
+func (b behind) take(places []Place) behind {
+	taken := make(behind, len(places))
+	for _, place := range places {
+		if value, waits := b[place]; waits {
+			taken[place] = value
+			delete(b, place)
 		}
-		taken[place] = value
-		delete(*b, place)
 	}
 	return taken
 }

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -185,5 +187,49 @@ func BenchmarkRecord(b *testing.B) {
 		if err := s.Record(b.Context(), decisions); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// counted tells how many values each commit had.
+type counted struct {
+	Backend
+	commits []int
+}
+
+func (c *counted) Write(ctx context.Context, changes []Change) error {
+	c.commits = append(c.commits, len(changes))
+	return c.Backend.Write(ctx, changes)
+}
+
+// TestMuchIsWrittenBehindInPieces: and decisions wait for none of it.
+func TestMuchIsWrittenBehindInPieces(t *testing.T) {
+	f, err := openBackend(filepath.Join(t.TempDir(), fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend := &counted{Backend: f}
+	s, err := New(t.Context(), backend, Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	report := nodes.Report{Node: "n1", Complete: true}
+	for i := range piece + 2 {
+		report.Statuses = append(report.Statuses, nodes.PodStatus{UID: nodes.UID(fmt.Sprint(i))})
+	}
+	s.SaveReport(report)
+	decision := []nodes.Decision{{Kind: "k", Key: "x", Value: json.RawMessage("1")}}
+	if err := s.Record(t.Context(), decision); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	s.SaveReport(nodes.Report{Node: "n1", Gone: []nodes.UID{"0"}})
+	if err := s.Record(t.Context(), decision); err != nil {
+		t.Fatal(err)
+	}
+	if want := []int{1, piece, 2, 2}; !slices.Equal(backend.commits, want) {
+		t.Errorf("commits of %v values, want %v", backend.commits, want)
 	}
 }
