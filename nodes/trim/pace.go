@@ -10,20 +10,18 @@ import (
 
 const (
 	// ample is the heap up to which collecting whenever it has doubled is cheap for
-	// any machine, in bytes; above it a heap may grow by a quarter of what is more.
+	// any machine, in bytes; above it a heap may grow by an eighth of what is more.
 	ample = 128 << 20
-	more  = 4
-	// coarse is what percents are rounded to: to set one stops the process for an instant.
-	coarse = 5
+	more  = 8
 )
 
-// percent is what GOGC should be for a heap of which live bytes are in use.
-func percent(live uint64, usual int) int {
-	if live <= ample {
+// percent is what GOGC should be for so many bytes of heap and stacks in use.
+func percent(used uint64, usual int) int {
+	if used <= ample {
 		return usual
 	}
-	room := ample + (live-ample)/more
-	return min(usual, int(100*room/live)/coarse*coarse)
+	room := ample + (used-ample)/more
+	return min(usual, int(100*room/used))
 }
 
 // pacer sets GOGC after each collection.
@@ -59,11 +57,18 @@ func (p *pacer) collected() {
 	if p.stopped {
 		return
 	}
-	if wanted := percent(look().live, p.usual); wanted != p.set {
+	if wanted := percent(inUse(), p.usual); wanted != p.set {
 		p.set = wanted
 		debug.SetGCPercent(wanted)
 	}
 	p.await()
+}
+
+// inUse is what GOGC is a percentage of.
+func inUse() uint64 {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64() + s[1].Value.Uint64() + s[2].Value.Uint64()
 }
 
 func (p *pacer) stop() {

@@ -9,21 +9,21 @@ import (
 
 func TestPercent(t *testing.T) {
 	for _, test := range []struct {
-		live  uint64
+		used  uint64
 		usual int
 		want  int
 	}{
-		{live: 0, usual: 100, want: 100},
-		{live: ample, usual: 100, want: 100},
-		{live: ample, usual: 300, want: 300},
-		{live: ample + 1, usual: 100, want: 95},
-		{live: 256 << 20, usual: 100, want: 60},
-		{live: 512 << 20, usual: 100, want: 40},
-		{live: 512 << 20, usual: 20, want: 20},
-		{live: 64 << 30, usual: 100, want: 25},
+		{used: 0, usual: 100, want: 100},
+		{used: ample, usual: 100, want: 100},
+		{used: ample, usual: 300, want: 300},
+		{used: ample + 1, usual: 100, want: 99},
+		{used: 256 << 20, usual: 100, want: 56},
+		{used: 640 << 20, usual: 100, want: 30},
+		{used: 640 << 20, usual: 20, want: 20},
+		{used: 64 << 30, usual: 100, want: 12},
 	} {
-		if got := percent(test.live, test.usual); got != test.want {
-			t.Errorf("%d bytes in use, GOGC %d: %d, want %d", test.live, test.usual, got, test.want)
+		if got := percent(test.used, test.usual); got != test.want {
+			t.Errorf("%d bytes in use, GOGC %d: %d, want %d", test.used, test.usual, got, test.want)
 		}
 	}
 }
