@@ -3,7 +3,6 @@ package probe
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -60,14 +59,7 @@ func HTTP(ctx context.Context, a *corev1.HTTPGetAction, ip netip.Addr, ports []c
 		return fmt.Errorf("make request for %s: %w", target, err)
 	}
 	headers(request, a.HTTPHeaders)
-	// A connection of its own each time: what is asked is whether a new client
-	// is served. No connection is kept, and no proxy of the node is used.
-	transport := &http.Transport{
-		DisableKeepAlives:  true,
-		DisableCompression: true,
-		TLSClientConfig:    &tls.Config{InsecureSkipVerify: true},
-	}
-	client := &http.Client{Transport: transport, CheckRedirect: sameHost(request.URL.Hostname())}
+	client := &http.Client{Transport: fresh{}, CheckRedirect: sameHost(request.URL.Hostname())}
 	response, err := client.Do(request)
 	if err != nil {
 		return shorten(err)

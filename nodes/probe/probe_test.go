@@ -194,6 +194,9 @@ func TestHTTP(t *testing.T) {
 		switch {
 		case r.URL.Path == "/moved":
 			http.Redirect(w, r, "http://elsewhere.invalid/", http.StatusFound)
+		case r.URL.Path == "/here":
+			w.WriteHeader(http.StatusEarlyHints)
+			http.Redirect(w, r, "/", http.StatusFound)
 		case r.Host != "shop.example" || r.Header.Get("X-Probe") != "yes" || r.URL.RawQuery != "q=1":
 			http.Error(w, "<wrong>", http.StatusTeapot)
 		}
@@ -214,9 +217,58 @@ func TestHTTP(t *testing.T) {
 		if err := get("/moved", nil); err != nil {
 			t.Errorf("%s: redirect to another host: %v", scheme, err)
 		}
+		if err := get("/here", nil); err == nil || !strings.Contains(err.Error(), "statuscode: 418") {
+			t.Errorf("%s: redirect on the same host: %v", scheme, err)
+		}
 		if err := get("/ok", nil); err == nil || !strings.Contains(err.Error(), "statuscode: 418: <wrong>") {
 			t.Errorf("%s: %v", scheme, err)
 		}
+	}
+}
+
+// TestHTTPToWhatIsNoServer: whatever a container does, a probe ends.
+func TestHTTPToWhatIsNoServer(t *testing.T) {
+	for name, test := range map[string]struct {
+		says    string
+		forever bool
+		want    string
+	}{
+		"hangs up":               {want: "EOF"},
+		"says nothing":           {forever: true, want: "i/o timeout"},
+		"another protocol":       {says: "220 mail.example ready\r\n", want: "malformed"},
+		"interim answers":        {says: strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", maxInterim), forever: true, want: "too many interim answers"},
+		"a header without end":   {says: "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", maxAnswer), forever: true, want: "EOF"},
+		"a body that never ends": {says: "HTTP/1.1 200 OK\r\n\r\n", forever: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			served := make(chan struct{})
+			go func() {
+				defer close(served)
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				io.WriteString(conn, test.says)
+				if test.forever {
+					io.Copy(io.Discard, conn)
+				} else {
+					conn.Read(make([]byte, 1<<10))
+				}
+			}()
+			err = Check(ctx, target(t, l.Addr().String(), corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromString("web")}}), nil)
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+			<-served
+		})
 	}
 }
 
