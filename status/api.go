@@ -84,7 +84,7 @@ func (s *Server) writeJSON(w http.ResponseWriter, value any) {
 // id; a slow reader gets only the newest.
 func (s *Server) apiWatch(w http.ResponseWriter, r *http.Request) {
 	stream := newEventStream(w)
-	for o := range overviews(r.Context(), s.cluster) {
+	for o := range overviews(r.Context(), s.cluster, 0) {
 		body, err := json.Marshal(o)
 		if err != nil {
 			s.log.Error("overview not encoded", "error", err)

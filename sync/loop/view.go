@@ -12,6 +12,10 @@ import (
 const (
 	// watchEvery is how often a watcher is told at most.
 	watchEvery = 50 * time.Millisecond
+	// watchShare is how much longer than making an overview the pause after it is,
+	// and watchPause that pause at most.
+	watchShare = 9
+	watchPause = 5 * time.Second
 	// shownHistory is how many revisions an overview lists.
 	shownHistory = 50
 )
@@ -31,14 +35,16 @@ type view struct {
 
 	once sync.Once
 	made *nodes.Overview
+	took time.Duration
 }
 
 func (v *view) overview() *nodes.Overview {
 	v.once.Do(func() {
+		begun := time.Now()
 		o := v.state.Overview(v.at)
 		o.Serial, o.At, o.Version = v.serial, v.at, v.version
 		o.Sync, o.Rejected, o.Held, o.History = v.sync, v.rejected, v.held, v.history
-		v.made = o
+		v.made, v.took = o, time.Since(begun)
 	})
 	return v.made
 }
@@ -91,8 +97,8 @@ func (b *board) watch() (*view, <-chan struct{}) {
 	return b.newest, b.changed
 }
 
-// Watch yields the overview now and after every change, at most one in 50 ms;
-// a reader that is slow gets the newest. The channel is closed when ctx ends.
+// Watch yields the overview now and after every change, at most one in 50 ms and
+// fewer of a large cluster; a reader that is slow gets the newest. The channel is closed when ctx ends.
 func (l *Loop) Watch(ctx context.Context) <-chan *nodes.Overview {
 	out := make(chan *nodes.Overview)
 	go func() {
@@ -102,7 +108,7 @@ func (l *Loop) Watch(ctx context.Context) <-chan *nodes.Overview {
 			if !l.offer(ctx, out, v, changed) {
 				return
 			}
-			if !pause(ctx, watchEvery) {
+			if !pause(ctx, max(watchEvery, min(watchShare*v.took, watchPause))) {
 				return
 			}
 		}
