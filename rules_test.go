@@ -38,8 +38,9 @@ var arrows = map[string][]string{
 	"planner":          {},
 	"nodes":            {},
 	"nodes/boottime":   {},
+	"nodes/beat":       {},
 	"nodes/wire":       {"nodes/boottime"},
-	"nodes/registry":   {"nodes/boottime", "nodes/trust", "nodes/wire"},
+	"nodes/registry":   {"nodes/beat", "nodes/boottime", "nodes/trust", "nodes/wire"},
 	"nodes/trust":      {},
 	"nodes/observed":   {"nodes/boottime"},
 	"nodes/agent":      {"nodes/csi", "nodes/device", "nodes/runtime", "nodes/network", "nodes/volume", "nodes/probe", "nodes/keeper", "nodes/wire", "nodes/boottime"},
@@ -47,10 +48,10 @@ var arrows = map[string][]string{
 	"nodes/device":     {"nodes/runtime"},
 	"nodes/keeper":     {"nodes/boottime", "proxy/dns", "proxy/health"},
 	"nodes/runtime":    {},
-	"nodes/network":    {"proxy/netfilter"},
+	"nodes/network":    {"nodes/beat", "proxy/netfilter"},
 	"nodes/volume":     {"nodes/csi"},
 	"nodes/probe":      {},
-	"proxy":            {},
+	"proxy":            {"nodes/beat"},
 	"status":           {},
 }
 

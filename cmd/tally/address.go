@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/tallyman-dev/tallyman/nodes/beat"
 )
 
 // lookForAddr is how often an agent looks whether its node's address is
@@ -93,13 +95,14 @@ func newAddr(has netip.Addr) (netip.Addr, error) {
 // watchAddr ends with errNetworkChanged when the node has another address than
 // it was wired with: a machine may start before its network does.
 func (n *node) watchAddr(ctx context.Context) error {
-	tick := time.NewTicker(lookForAddr)
+	tick := time.NewTimer(beat.Wait(lookForAddr))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			tick.Reset(beat.Wait(lookForAddr))
 		}
 		addr, err := newAddr(n.addrs[0])
 		if err != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/agent"
 	"github.com/tallyman-dev/tallyman/nodes/agent/cgroup"
+	"github.com/tallyman-dev/tallyman/nodes/beat"
 	"github.com/tallyman-dev/tallyman/nodes/csi"
 	"github.com/tallyman-dev/tallyman/nodes/device"
 	"github.com/tallyman-dev/tallyman/nodes/keeper"
@@ -238,7 +239,7 @@ func (n *node) run(ctx context.Context, l *link) error {
 	changed := make(chan knownNetwork, 1)
 	client, err := wire.NewClient(wire.ClientOptions{
 		Dial: l.dial, Credentials: l.credentials, Elsewhere: l.elsewhere, MaxRetry: l.maxRetry, Greeting: l.greeting,
-		Node: n.o.name, Version: version, Handler: networkWatch{n.agent, n.known, changed}, Log: n.log.With("part", "wire"),
+		Node: n.o.name, Version: version, Handler: networkWatch{n.agent, n.known, changed}, Beat: beat.Wait, Log: n.log.With("part", "wire"),
 	})
 	if err != nil {
 		return err

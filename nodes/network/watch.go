@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/beat"
 )
 
 const (
@@ -101,7 +102,7 @@ func (e events) subscribe(done <-chan struct{}) error {
 }
 
 func (w *watcher) loop(ctx context.Context, e events) error {
-	check, look := time.NewTicker(checkEvery), time.NewTicker(lookEvery)
+	check, look := time.NewTimer(beat.Wait(checkEvery)), time.NewTimer(beat.Wait(lookEvery))
 	defer check.Stop()
 	defer look.Stop()
 	w.lookAround(ctx)
@@ -146,8 +147,10 @@ func (w *watcher) loop(ctx context.Context, e events) error {
 		case out <- first:
 			w.drifted = w.drifted[1:]
 		case <-check.C:
+			check.Reset(beat.Wait(checkEvery))
 			w.checkRules(ctx)
 		case <-look.C:
+			look.Reset(beat.Wait(lookEvery))
 			w.lookAround(ctx)
 		}
 	}

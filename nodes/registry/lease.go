@@ -32,6 +32,7 @@ func (r *Registry) Tune(t desired.Nodes) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before := r.times.Swap(&t)
+	poke(r.retimed)
 	r.tuned, r.longest = true, max(r.longest, t.Lease)
 	if heartbeatOf(before) == heartbeatOf(&t) {
 		return
@@ -124,8 +125,9 @@ func (m *member) lastHeard() time.Duration {
 	return max(m.heard, time.Duration(m.session.heard.Load()))
 }
 
-// sweep looks which nodes have become silent and which have lapsed.
-func (r *Registry) sweep() {
+// sweep looks which nodes have become silent and which have lapsed, and returns
+// after how long that may next be so.
+func (r *Registry) sweep() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now, times := r.o.Clock(), r.times.Load()
@@ -134,16 +136,23 @@ func (r *Registry) sweep() {
 	}
 	r.swept = now
 	var silent, lapsed []string
+	next := times.SilentAfter / 4 // a pause of ours is noticed by sweeps that come late
 	for name, m := range r.members {
+		var due time.Duration
 		switch {
 		case m.state.Ready || m.expected && r.tuned:
-			if now-max(m.lastHeard(), r.blameless) >= r.patience(times) {
+			if due = max(m.lastHeard(), r.blameless) + r.patience(times) - now; due <= 0 {
 				silent = append(silent, name)
 			}
 		case m.session == nil && !m.state.Since.IsZero() && !m.state.Lapsed && r.tuned:
-			if now > max(m.until, r.began+over(r.longest)) {
+			if due = max(m.until, r.began+over(r.longest)) - now; due < 0 {
 				lapsed = append(lapsed, name)
 			}
+		default:
+			continue
+		}
+		if due >= 0 {
+			next = min(next, due)
 		}
 	}
 	slices.Sort(silent)
@@ -154,6 +163,7 @@ func (r *Registry) sweep() {
 	for _, name := range lapsed {
 		r.lapsed(name)
 	}
+	return max(next, times.SilentAfter/16, time.Millisecond)
 }
 
 // patience is how long a node may be silent.
@@ -196,9 +206,4 @@ func (r *Registry) lapsed(name string) {
 func (r *Registry) tell(name string) {
 	state := r.members[name].state
 	r.inputs.add(name, Input{Node: &state})
-}
-
-// sweepEvery is often enough to notice silence a little late only.
-func (r *Registry) sweepEvery() time.Duration {
-	return max(r.times.Load().SilentAfter/16, time.Millisecond)
 }

@@ -62,14 +62,18 @@ func (q *quiet) drain() {
 // pass lets time pass, as watch sweeps; each s says something in every step.
 func (q *quiet) pass(d time.Duration, heard ...*session) {
 	for end := q.now + d; q.now < end; {
-		q.now += min(q.sweepEvery(), end-q.now)
+		q.now += min(q.sweep(), end-q.now)
+		q.drain()
 		for _, s := range heard {
 			s.hear(q.now, 1)
 		}
-		q.sweep()
-		q.drain()
 	}
+	q.sweep()
+	q.drain()
 }
+
+// shortest is how long after the moment a sweep may notice it.
+func (q *quiet) shortest() time.Duration { return q.times.Load().SilentAfter / 16 }
 
 // expect compares what the loop was told of a node since the last call.
 func (q *quiet) expect(name string, want ...string) {
@@ -163,7 +167,7 @@ func TestLapseWaitsForTheLastAnswerAndTheMargin(t *testing.T) {
 	q.expect("n1", "ready", "silent")
 	q.pass(granted + over(testTimes.Lease) - q.now)
 	q.expect("n1")
-	q.pass(q.sweepEvery())
+	q.pass(q.shortest())
 	q.expect("n1", "lapsed")
 	q.pass(time.Hour)
 	q.expect("n1") // it is said once
@@ -200,7 +204,7 @@ func TestExpectedNodesLapseAsIfGrantedALeaseAtTheStart(t *testing.T) {
 	q.Tune(testTimes)
 	q.pass(over(30 * time.Second))
 	q.expect("n1", "silent")
-	q.pass(q.sweepEvery())
+	q.pass(q.shortest())
 	q.expect("n1", "lapsed")
 	if s := q.enter("n1"); s.number != 1<<60+1 {
 		t.Errorf("session %d after session %d", s.number, 1<<60)
@@ -286,9 +290,8 @@ func BenchmarkHeartbeats(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		for range time.Second / r.sweepEvery() {
-			now += r.sweepEvery()
-			r.sweep()
+		for end := now + time.Second; now < end; {
+			now += min(r.sweep(), end-now)
 		}
 		for n, s := range sessions {
 			s.hear(now, uint64(n+1))

@@ -28,6 +28,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/beat"
 	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/nodes/trust"
 	"github.com/tallyman-dev/tallyman/nodes/wire"
@@ -95,6 +96,8 @@ type Registry struct {
 	o      Options
 	inputs *inputs
 	times  atomic.Pointer[desired.Nodes]
+	// retimed has watch look when times changed.
+	retimed chan struct{}
 
 	mu sync.Mutex
 	// guarded by mu
@@ -150,6 +153,7 @@ func New(o Options) (*Registry, error) {
 	r := &Registry{
 		o:       o,
 		inputs:  newInputs(),
+		retimed: make(chan struct{}, 1),
 		members: map[string]*member{},
 		revoked: map[string]bool{}, local: map[string]bool{},
 		ledger:  map[ledgerKey]nodes.Decision{},
@@ -223,16 +227,16 @@ func (r *Registry) heartbeat() time.Duration { return heartbeatOf(r.times.Load()
 
 // watch sweeps until ctx ends: one timer for all nodes.
 func (r *Registry) watch(ctx context.Context) {
-	timer := time.NewTimer(r.sweepEvery())
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-r.retimed:
 		case <-timer.C:
 		}
-		r.sweep()
-		timer.Reset(r.sweepEvery())
+		timer.Reset(min(r.sweep(), beat.Wait(r.times.Load().SilentAfter/4)))
 	}
 }
 

@@ -58,6 +58,9 @@ type ClientOptions struct {
 	MaxRetry time.Duration
 	// Clock counts what Handler.Lease is told; default boottime.Now.
 	Clock func() time.Duration
+	// Beat is how long to wait for the next heartbeat after one, at most interval;
+	// default interval.
+	Beat func(interval time.Duration) time.Duration
 	// Tables, when set, are shared with the other clients of this process that
 	// have the same server.
 	Tables *Tables
@@ -90,6 +93,9 @@ func NewClient(o ClientOptions) (*Client, error) {
 	}
 	if o.Clock == nil {
 		o.Clock = boottime.Now
+	}
+	if o.Beat == nil {
+		o.Beat = func(interval time.Duration) time.Duration { return interval }
 	}
 	if o.Greeting <= 0 {
 		o.Greeting = greetTimeout
@@ -194,7 +200,7 @@ func (c *Client) converse(ctx context.Context, service pb.TallymanClient, heart 
 		return stream.Send(m)
 	}
 	group.Go(func() error { return unlessEnded(c.send(ctx, send)) })
-	group.Go(func() error { return unlessEnded(heart.beat(ctx, send)) })
+	group.Go(func() error { return unlessEnded(heart.beat(ctx, c.o.Beat, send)) })
 	group.Go(func() error { return c.receive(ctx, stream, service, group, heart) })
 	return true, group.Wait()
 }

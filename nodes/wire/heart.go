@@ -104,8 +104,8 @@ func (h *heart) answered(number uint64) (time.Duration, bool) {
 	return sent, found
 }
 
-// beat sends heartbeats until ctx ends.
-func (h *heart) beat(ctx context.Context, send func(*pb.AgentMessage) error) error {
+// beat sends heartbeats until ctx ends; next is how long to wait after one.
+func (h *heart) beat(ctx context.Context, next func(interval time.Duration) time.Duration, send func(*pb.AgentMessage) error) error {
 	timer := time.NewTimer(greetTimeout)
 	timer.Stop() // the first is sent when the rhythm is known
 	defer timer.Stop()
@@ -123,6 +123,6 @@ func (h *heart) beat(ctx context.Context, send func(*pb.AgentMessage) error) err
 		if err := send(&pb.AgentMessage{Message: &pb.AgentMessage_Heartbeat{Heartbeat: h.next()}}); err != nil {
 			return err
 		}
-		timer.Reset(interval)
+		timer.Reset(min(next(interval), interval))
 	}
 }

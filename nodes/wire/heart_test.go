@@ -215,7 +215,7 @@ func TestHeartEndsWithAReason(t *testing.T) {
 			t.Errorf("ended with %v", reason)
 		}
 		h.pace(time.Second)
-		if err := h.beat(t.Context(), func(*pb.AgentMessage) error { return io.EOF }); !errors.Is(err, io.EOF) {
+		if err := h.beat(t.Context(), func(d time.Duration) time.Duration { return d }, func(*pb.AgentMessage) error { return io.EOF }); !errors.Is(err, io.EOF) {
 			t.Errorf("beats on a stream that has ended: %v", err)
 		}
 	})

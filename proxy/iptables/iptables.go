@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tallyman-dev/tallyman/nodes/beat"
 	"github.com/tallyman-dev/tallyman/proxy"
 	"github.com/tallyman-dev/tallyman/proxy/netfilter"
 )
@@ -102,13 +103,14 @@ func (b *Backend) Set(ctx context.Context, c proxy.Config) error {
 
 // Run notices and repairs foreign changes until ctx ends. It returns ctx's error.
 func (b *Backend) Run(ctx context.Context) error {
-	tick := time.NewTicker(checkEvery)
+	tick := time.NewTimer(beat.Wait(checkEvery))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			tick.Reset(beat.Wait(checkEvery))
 		}
 		repaired, err := b.realm.Check(ctx)
 		switch {
