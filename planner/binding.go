@@ -76,7 +76,10 @@ func (st *step) rules() *storageRules {
 }
 
 func (s *State) storageNode(n *place.Node) storage.Node {
-	return storage.Node{Name: n.Name(), Labels: n.Labels(), Drivers: n.Drivers(), DriverNodes: n.DriverNodes()}
+	return storage.Node{
+		Name: n.Name(), Labels: n.Labels(), Drivers: n.Drivers(), DriverNodes: n.DriverNodes(),
+		Having: func(driver string) map[string]bool { return s.volumesOn(n.Name(), driver) },
+	}
 }
 
 // seekVolume gives an unbound claim the volume that the claim of its name had,

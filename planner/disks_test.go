@@ -24,6 +24,10 @@ type disks struct {
 	zones map[string]string
 	// broken is why nothing can be detached from other machines.
 	broken string
+	// stuck is why no machine can unmount anything.
+	stuck string
+	// most volumes of a machine; 0 for any number.
+	most int64
 	// old machines say nothing of what this is about.
 	old bool
 }
@@ -63,7 +67,7 @@ func (m *machine) info() nodes.Node {
 	}
 	n.Drivers, n.Labels = []string{disksDriver}, map[string]string{corev1.LabelHostname: m.name}
 	if !m.disks.old {
-		n.DriverNodes = []nodes.DriverNode{{Name: disksDriver, ID: "id-of-" + m.name, Controller: true}}
+		n.DriverNodes = []nodes.DriverNode{{Name: disksDriver, ID: "id-of-" + m.name, Controller: true, MaxVolumes: m.disks.most}}
 	}
 	if zone := m.disks.zones[m.name]; zone != "" {
 		n.Labels[disksZone] = zone
@@ -134,7 +138,7 @@ func (m *machine) stage(p *nodes.Pod) (out []nodes.VolumeStatus, ok bool) {
 func (m *machine) tendDriven() (out []nodes.VolumeStatus) {
 	for _, name := range slices.Sorted(maps.Keys(m.driven)) {
 		d := m.driven[name]
-		if !m.wants(d) {
+		if !m.wants(d) && m.disks.stuck == "" {
 			m.unstage(d)
 		}
 		for _, order := range d.v.Detach {
@@ -210,6 +214,9 @@ func (m *machine) statusOf(d *driven) nodes.VolumeStatus {
 		s.Use = nodes.VolumeIdle
 	default:
 		s.Use = nodes.VolumeUnknown
+	}
+	if d.staged && !m.wants(d) && m.disks.stuck != "" {
+		s.Phase, s.Message = nodes.VolumeFailed, m.disks.stuck
 	}
 	for _, order := range d.v.Detach {
 		if slices.Contains(order.By, m.name) {

@@ -407,19 +407,42 @@ func (st *step) barsOf(c *claim, v *volume, p *pod) []storage.Bar {
 // whyHeld says what is waited for until a node has let go of a volume.
 func (st *step) whyHeld(v *volume, h *holding) string {
 	n, _ := st.nodes.Get(h.Node)
+	trouble := ""
+	if v.status != nil && v.status.Phase == nodes.VolumeFailed {
+		trouble = " (" + v.status.Message + ")"
+	}
 	switch {
 	case len(h.By) > 0:
-		why := "node " + h.By[len(h.By)-1] + " is to detach it"
-		if v.status != nil && v.status.Phase == nodes.VolumeFailed {
-			why += " (" + v.status.Message + ")"
-		}
-		return why
+		return "node " + h.By[len(h.By)-1] + " is to detach it" + trouble
 	case n.live():
-		return "its agent is unmounting it"
+		return "its agent is to unmount it" + trouble
 	case h.ID == "":
 		return "nobody knows what driver " + v.Spec.CSI.Driver + " calls that node: detach it by the driver's own means, and remove the node by its manifest"
 	case h.Removed || st.letGo(h.Node):
 		return "no node that answers runs driver " + v.Spec.CSI.Driver + ", which is to detach it"
 	}
 	return "the node does not answer; others may detach it when its lease is over, or when Git says that it is out of service"
+}
+
+// volumesOn are the volumes of a driver that the pods of a node use.
+func (s *State) volumesOn(node, driver string) map[string]bool {
+	out := map[string]bool{}
+	n, ok := s.nodes.Get(node)
+	if !ok {
+		return out
+	}
+	for uid := range keys(n.pods) {
+		_, p := s.pod(uid)
+		if p == nil || p.done() {
+			continue
+		}
+		for _, k := range p.claims {
+			if c, ok := s.claims.Get(k); ok {
+				if v, ok := s.volumes.Get(c.Volume); ok && v.driver() == driver {
+					out[v.Name] = true
+				}
+			}
+		}
+	}
+	return out
 }

@@ -246,3 +246,71 @@ func TestARemovedNodeKeepsNoVolume(t *testing.T) {
 		t.Errorf("the volume is held as %+v", v.Holdings)
 	}
 }
+
+// TestAttachLimit: a node gets no more volumes of a driver than that allows there,
+// and pods say so.
+func TestAttachLimit(t *testing.T) {
+	w := newDisks(t, &disks{most: 2}, "n1", "n2")
+	set := func(replicas int32) []runtime.Object {
+		list := onDisks(nil)
+		list[1].(*appsv1.StatefulSet).Spec.Replicas = &replicas
+		return list
+	}
+	w.push(set(5)...)
+	w.work()
+	on, waits := map[string]int{}, ""
+	for _, p := range w.pods("db") {
+		on[p.Node]++
+		if p.Node == "" {
+			waits = p.refusal
+		}
+	}
+	if on["n1"] != 2 || on["n2"] != 2 || on[""] != 1 || !strings.Contains(waits, "2 would have more than the 2 volumes that storage driver "+disksDriver+" allows there") {
+		t.Fatalf("pods by node %v, one waits for %q", on, waits)
+	}
+	w.push(set(4)...)
+	w.settle()
+	w.push(append(set(4), drainedFrom("n1"))...)
+	w.work()
+	waiting := 0
+	for _, p := range w.pods("db") {
+		if p.Node == "" && strings.Contains(p.refusal, "1 would have more than the 2 volumes") {
+			waiting++
+		}
+	}
+	if waiting == 0 {
+		t.Errorf("drained pods found room: %v", w.on("db"))
+	}
+}
+
+// TestOneVolumeOfSeveralPodsCountsOnce against the limit.
+func TestOneVolumeOfSeveralPodsCountsOnce(t *testing.T) {
+	w := newDisks(t, &disks{most: 1}, "n1")
+	w.push(class("disks", disksDriver, delayed), claimFor("data", "1Gi", ofClass("disks")), deployment("web", 3, withClaim("data")))
+	w.settle()
+	if on := w.nodesOf("web"); len(on) != 3 || on[0] == "" {
+		t.Errorf("pods on %v", on)
+	}
+}
+
+// TestAVolumeThatCannotBeUnmounted keeps its pod from other nodes, which says why.
+func TestAVolumeThatCannotBeUnmounted(t *testing.T) {
+	f := &disks{}
+	w := newDisks(t, f, "n1", "n2")
+	w.push(onDisks(nil)...)
+	w.settle()
+	first := w.only(t, "db").Node
+	f.stuck = "the mount is busy"
+	w.push(append(onDisks(nil), drainedFrom(first))...)
+	w.work()
+	p := w.only(t, "db")
+	if p.Node != "" || !strings.Contains(p.refusal, f.stuck) {
+		t.Fatalf("the pod is on %q: %s", p.Node, p.refusal)
+	}
+	w.die(first)
+	w.over(first)
+	w.work(first)
+	if p := w.only(t, "db"); p.Node == "" || p.Node == first {
+		t.Errorf("after its node died, the pod is on %q: %s", p.Node, p.refusal)
+	}
+}

@@ -50,6 +50,17 @@ type volumeRecord struct {
 // provisioned reports whether the volume's data is Tallyman's to delete.
 func (v *volume) provisioned() bool { return v.Provisioner != "" }
 
+// driver is the CSI driver that serves the volume; empty for one without.
+func (v *volume) driver() string {
+	switch {
+	case v.Spec.CSI != nil:
+		return v.Spec.CSI.Driver
+	case v.Provisioner != nodes.LocalProvisioner:
+		return v.Provisioner
+	}
+	return ""
+}
+
 // deletes reports whether the reclaim rule ends the data with its claim. What
 // Git describes somebody else made: its data is never deleted.
 func (v *volume) deletes() bool {
@@ -79,6 +90,7 @@ func (s *State) derive(v *volume) {
 	if v.Reach != nil && v.Node == "" && v.Spec.CSI != nil {
 		v.view.Driver, v.view.Attached = v.Spec.CSI.Driver, v.moves()
 	}
+	v.view.CSI = v.driver()
 	assigned := v.Volume
 	assigned.Seal = s.sealVolume(&assigned)
 	if v.moves() {
@@ -322,7 +334,9 @@ func (st *step) observeVolume(v *volume, s *nodes.VolumeStatus, from string) {
 	if v.moves() && from != v.Maker && !v.detaches(from) && !slices.Contains(st.usersOn(v.Claim), from) {
 		return // it only has to let go
 	}
-	st.stir.claims = st.stir.claims || v.detaches(from) // who waits for that says why
+	if v.moves() && (s.Phase == nodes.VolumeFailed || v.status != nil && v.status.Phase == nodes.VolumeFailed) {
+		st.stir.claims = true // who waits for the volume says why
+	}
 	changed := *v
 	changed.status = s
 	if !v.heldBy(from) {

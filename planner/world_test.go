@@ -231,7 +231,7 @@ func (m *machine) keep(s *State, decisions []nodes.Decision) {
 func (w *world) assign(a *nodes.Assignment) {
 	w.t.Helper()
 	m := w.machines[a.Node]
-	if m.cutOff {
+	if m == nil || m.cutOff { // it does not hear of it
 		return
 	}
 	m.measured = a.Measured

@@ -84,6 +84,9 @@ func (d *Demand) Fit(n Node) (choices []Choice, refusal string) {
 		}
 		choices = append(choices, choice)
 	}
+	if why := d.exceeds(n, choices); why != "" {
+		return nil, why
+	}
 	return choices, ""
 }
 

@@ -86,6 +86,8 @@ type Volume struct {
 	// is set; empty for a volume that needs none, or whose node may wait for it.
 	Driver   string
 	Attached bool
+	// CSI is the driver that serves the volume; empty for one without.
+	CSI string
 }
 
 // ClassOf is the class of a PersistentVolume. The old annotation wins, as in
@@ -201,6 +203,9 @@ type Node struct {
 	// Drivers are the CSI drivers that run on it, DriverNodes what they say of it.
 	Drivers     []string
 	DriverNodes []nodes.DriverNode
+	// Having lists the volumes of a driver that pods on the node use. It is asked of
+	// drivers with a bound alone.
+	Having func(driver string) map[string]bool
 }
 
 // ClaimKey names a claim.

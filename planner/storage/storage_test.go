@@ -301,3 +301,50 @@ func TestChoicesServeTheirClaims(t *testing.T) {
 		}
 	})
 }
+
+// TestLimits counts what a node would have of a driver's volumes.
+func TestLimits(t *testing.T) {
+	classes := NewClasses([]*storagev1.StorageClass{class("csi", "x.csi", true, false)})
+	of := func(name, driver string) *Volume {
+		v := vol(name, "1Gi", "csi")
+		v.CSI = driver
+		return v
+	}
+	limited := func(most int64, having ...string) Node {
+		n := here
+		n.Drivers, n.DriverNodes = []string{"x.csi"}, []nodes.DriverNode{{Name: "x.csi", MaxVolumes: most}}
+		n.Having = func(driver string) map[string]bool {
+			out := map[string]bool{}
+			for _, name := range having {
+				out[name] = driver == "x.csi"
+			}
+			return out
+		}
+		return n
+	}
+	for name, test := range map[string]struct {
+		bound  []*Volume
+		open   []*Claim
+		on     Node
+		refuse bool
+	}{
+		"room":                  {bound: []*Volume{of("a", "x.csi")}, on: limited(2, "b")},
+		"full":                  {bound: []*Volume{of("a", "x.csi")}, on: limited(2, "b", "c"), refuse: true},
+		"there already":         {bound: []*Volume{of("a", "x.csi")}, on: limited(2, "a", "b")},
+		"there, beyond":         {bound: []*Volume{of("a", "x.csi")}, on: limited(2, "a", "b", "c")},
+		"no bound":              {bound: []*Volume{of("a", "x.csi")}, on: limited(0, "b", "c")},
+		"of another driver":     {bound: []*Volume{of("a", "y.csi")}, on: limited(1, "b")},
+		"of no driver":          {bound: []*Volume{of("a", "")}, on: limited(1, "b")},
+		"to be made":            {open: []*Claim{claim("1Gi", wants("csi"))}, on: limited(1), refuse: false},
+		"to be made, full":      {open: []*Claim{claim("1Gi", wants("csi"))}, on: limited(1, "b"), refuse: true},
+		"more than there is of": {bound: []*Volume{of("a", "x.csi")}, open: []*Claim{claim("1Gi", wants("csi"))}, on: limited(1), refuse: true},
+		"too many already":      {bound: nil, open: nil, on: limited(1, "a", "b")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, why := NewDemand(test.bound, test.open, classes, nil, nil).Fit(test.on)
+			if got := strings.Contains(why, "volumes that storage driver x.csi allows there"); got != test.refuse || why != "" && !got {
+				t.Errorf("the node %q", why)
+			}
+		})
+	}
+}

@@ -29,7 +29,6 @@ func main() {
 	flag.StringVar(&d.dir, "data", "", "directory of all data")
 	flag.BoolVar(&d.attaches, "attach", false, "volumes must be attached before they are staged")
 	flag.BoolVar(&d.shared, "shared", false, "all nodes have the directory of all data: volumes have no topology")
-	flag.Int64Var(&d.most, "max-volumes", 0, "volumes that a node may have; 0 for any number")
 	socket := flag.String("socket", "", "socket of the driver")
 	endpoint := flag.String("endpoint", "", "where the host has it; empty: there too")
 	at := flag.String("registration", "", "socket of the registration; empty: it registers nowhere")

@@ -17,8 +17,6 @@ type driver struct {
 	attaches        bool
 	// shared drivers have the same data on all nodes.
 	shared bool
-	// most volumes of a node; 0 for any number.
-	most int64
 	// mu is held during each call.
 	mu sync.Mutex
 	unimplemented
