@@ -57,9 +57,9 @@ func (v *volume) detaches(node string) bool {
 }
 
 // heldElsewhere reports whether a node besides the one that deletes it may still
-// have the volume.
+// have the volume, or a record of it: with that it would bring back what is deleted.
 func (v *volume) heldElsewhere() bool {
-	return slices.ContainsFunc(v.Holdings, func(h holding) bool { return !h.Idle && h.Node != v.Maker })
+	return slices.ContainsFunc(v.Holdings, func(h holding) bool { return h.Node != v.Maker || len(h.By) > 0 })
 }
 
 // hold finds the holding of a node, and makes it where there is none. Holdings
@@ -252,7 +252,7 @@ func (st *step) settleHolding(v *volume) {
 		return h.Idle && len(h.By) == 0 && h.Node != changed.Maker && (h.Removed || st.saysOf(v, h.Node) == nodes.VolumeUnknown)
 	})
 	if n, _ := st.nodes.Get(changed.Maker); v.provisioned() && len(users) == 0 && !n.live() && st.letGo(changed.Maker) {
-		if by := st.controllerOf(changed); by != "" {
+		if by := st.controllerOf(changed, changed.Maker); by != "" {
 			changed.lookAfter(by)
 		}
 	}
@@ -283,7 +283,7 @@ func (st *step) order(v *volume, h *holding) {
 	if slices.ContainsFunc(h.By, func(by string) bool { n, _ := st.nodes.Get(by); return n.live() }) {
 		return
 	}
-	by := st.controllerOf(v)
+	by := st.controllerOf(v, h.Node)
 	if by == "" || slices.Contains(h.By, by) {
 		return
 	}
@@ -293,13 +293,13 @@ func (st *step) order(v *volume, h *holding) {
 }
 
 // controllerOf is a node that answers and can call the driver's controller: the
-// one that looks after the volume, or the first by name. A driver that is nowhere
-// a controller needs none.
-func (st *step) controllerOf(v *volume) string {
+// one that looks after the volume, or the first by name, but not the one that is
+// to do without. A driver that is nowhere a controller needs none.
+func (st *step) controllerOf(v *volume, but string) string {
 	best, rank := "", 0
 	for name, n := range entries(st.nodes) {
 		d, known := n.Driver(v.Spec.CSI.Driver)
-		if !known || !n.live() {
+		if !known || !n.live() || name == but {
 			continue
 		}
 		r := 1 + 2*boolInt(d.Controller) + boolInt(d.Controller && name == v.Maker)

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -195,24 +196,25 @@ func TestAnOrderToDetachIsForgottenFirst(t *testing.T) {
 	}
 }
 
+// endingOnDisks is onDisks with claims that end with their pods.
+func endingOnDisks(replicas int32) []runtime.Object {
+	list := onDisks(nil)
+	s := list[1].(*appsv1.StatefulSet)
+	s.Spec.Replicas, s.Spec.PersistentVolumeClaimRetentionPolicy = &replicas, &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{
+		WhenDeleted: appsv1.DeletePersistentVolumeClaimRetentionPolicyType, WhenScaled: appsv1.DeletePersistentVolumeClaimRetentionPolicyType,
+	}
+	return list
+}
+
 // TestAVolumeThatMovedIsDeleted by the node that has it now.
 func TestAVolumeThatMovedIsDeleted(t *testing.T) {
 	w := newDisks(t, &disks{}, "n1", "n2", "n3")
-	policy := &appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{
-		WhenDeleted: appsv1.DeletePersistentVolumeClaimRetentionPolicyType, WhenScaled: appsv1.DeletePersistentVolumeClaimRetentionPolicyType,
-	}
-	objects := func(replicas int32) []runtime.Object {
-		list := onDisks(nil)
-		s := list[1].(*appsv1.StatefulSet)
-		s.Spec.Replicas, s.Spec.PersistentVolumeClaimRetentionPolicy = &replicas, policy
-		return list
-	}
-	w.push(objects(1)...)
+	w.push(endingOnDisks(1)...)
 	w.settle()
 	first := w.only(t, "db").Node
-	w.push(append(objects(1), drainedFrom(first))...)
+	w.push(append(endingOnDisks(1), drainedFrom(first))...)
 	w.settle()
-	w.push(append(objects(0), drainedFrom(first))...)
+	w.push(append(endingOnDisks(0), drainedFrom(first))...)
 	w.settle()
 	w.pass(1000 * time.Hour)
 	w.settle()
@@ -312,5 +314,68 @@ func TestAVolumeThatCannotBeUnmounted(t *testing.T) {
 	w.work(first)
 	if p := w.only(t, "db"); p.Node == "" || p.Node == first {
 		t.Errorf("after its node died, the pod is on %q: %s", p.Node, p.refusal)
+	}
+}
+
+// TestAVolumeIsNotDeletedBehindANode that had it and may come back with a record
+// of it.
+func TestAVolumeIsNotDeletedBehindANode(t *testing.T) {
+	w := newDisks(t, &disks{}, "n1", "n2", "n3")
+	w.push(endingOnDisks(1)...)
+	w.settle()
+	first := w.only(t, "db").Node
+	w.die(first)
+	gone := w.machines[first]
+	gone.cutOff = true
+	others := func() {
+		for range 20 {
+			for _, name := range []string{"n1", "n2", "n3"} {
+				if name == first {
+					continue
+				}
+				if r, some := w.act(name); some {
+					w.next(Change{Reports: []nodes.Report{r}})
+				}
+			}
+		}
+	}
+	w.push(append(endingOnDisks(1), machineOf(first, dead))...)
+	others()
+	if p := w.only(t, "db"); p.Node == "" || p.Node == first {
+		t.Fatalf("the pod is on %q", p.Node)
+	}
+	w.push(append(endingOnDisks(0), machineOf(first, dead))...)
+	others()
+	w.pass(1000 * time.Hour)
+	others()
+	gone.cutOff = false
+	w.join(first)
+	w.settle()
+	w.pass(1000 * time.Hour)
+	w.settle()
+	if w.s.volumes.Len()+w.s.claims.Len() != 0 {
+		t.Errorf("%d volumes and %d claims are left", w.s.volumes.Len(), w.s.claims.Len())
+	}
+}
+
+// TestNobodyDetachesFromItself: what a node that is back has staged it unmounts first.
+func TestNobodyDetachesFromItself(t *testing.T) {
+	w := newDisks(t, &disks{}, "n1", "n2")
+	w.push(onDisks(nil)...)
+	w.settle()
+	first := w.only(t, "db").Node
+	other := map[string]string{"n1": "n2", "n2": "n1"}[first]
+	w.die(first)
+	w.push(append(onDisks(nil), machineOf(first, dead))...)
+	w.die(other)
+	w.push(onDisks(nil)...)
+	w.join(first)
+	if d := w.volumeOf("data-db-0").detachments(); len(d) != 1 || slices.Contains(d[0].By, first) {
+		t.Errorf("orders %+v", d)
+	}
+	w.join(other)
+	w.settle()
+	if p := w.only(t, "db"); p.Node == "" || p.Node != w.attachedTo("data-db-0") {
+		t.Errorf("the pod is on %q: %s", p.Node, p.refusal)
 	}
 }
