@@ -348,11 +348,23 @@ func (s *State) usersOn(k desired.Key) []string {
 	return out
 }
 
+// unsay forgets what a node said of a volume.
+func (st *step) unsay(v *volume, node string) *volume {
+	if v.says[node] == "" {
+		return v
+	}
+	changed := *v
+	changed.says = maps.Clone(v.says)
+	delete(changed.says, node)
+	st.volumes = st.volumes.Set(v.Name, &changed)
+	return &changed
+}
+
 // hearUse takes in what a node says that it has of a volume, and how far it is
 // with detaching it from others.
 func (st *step) hearUse(v *volume, s *nodes.VolumeStatus, from string) *volume {
 	if s.Use == "" {
-		return v
+		return st.unsay(v, from)
 	}
 	changed := v.editHoldings()
 	if changed.says = maps.Clone(v.says); changed.says == nil {

@@ -379,3 +379,17 @@ func TestNobodyDetachesFromItself(t *testing.T) {
 		t.Errorf("the pod is on %q: %s", p.Node, p.refusal)
 	}
 }
+
+// TestWhatANodeSaysNoMore of a volume does not count: its agent may have lost its memory.
+func TestWhatANodeSaysNoMore(t *testing.T) {
+	w := newDisks(t, &disks{}, "n1", "n2")
+	w.push(onDisks(nil)...)
+	w.settle()
+	node, v := w.only(t, "db").Node, w.volumeOf("data-db-0")
+	for _, use := range []nodes.VolumeUse{nodes.VolumeIdle, ""} {
+		w.next(Change{Reports: []nodes.Report{{Node: node, Volumes: []nodes.VolumeStatus{{Name: v.Name, UID: v.UID, Phase: nodes.VolumeReady, Use: use}}}}})
+		if got := w.volumeOf("data-db-0").says[node]; got != use {
+			t.Errorf("the node said %q, and is taken to say %q", use, got)
+		}
+	}
+}

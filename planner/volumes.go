@@ -371,12 +371,8 @@ func (st *step) missVolumes(r *nodes.Report) {
 		named[r.Volumes[i].Name] = true
 	}
 	for _, v := range entries(st.volumes) {
-		if !named[v.Name] && v.says[r.Node] != "" {
-			changed := *v
-			changed.says = maps.Clone(v.says)
-			delete(changed.says, r.Node)
-			st.volumes = st.volumes.Set(v.Name, &changed)
-			v = &changed
+		if !named[v.Name] {
+			v = st.unsay(v, r.Node)
 		}
 		if named[v.Name] || !v.heldBy(r.Node) {
 			continue
