@@ -13,24 +13,35 @@ const (
 	// any machine, in bytes; above it a heap may grow by an eighth of what is more.
 	ample = 128 << 20
 	more  = 8
+	// gaps is what may lie between what is in use, in bytes, with the parts of
+	// stacks that nobody uses.
+	gaps = 128 << 20
 )
 
-// percent is what GOGC should be for so many bytes of heap and stacks in use.
-func percent(used uint64, usual int) int {
+// limits are what the collector is told.
+type limits struct {
+	// percent is GOGC, memory GOMEMLIMIT: what is free beyond it goes back to the
+	// system at once.
+	percent int
+	memory  int64
+}
+
+// limitsFor so many bytes of heap and stacks in use; usual are those of a small heap.
+func limitsFor(used uint64, usual limits) limits {
 	if used <= ample {
 		return usual
 	}
 	room := ample + (used-ample)/more
-	return min(usual, int(100*room/used))
+	return limits{min(usual.percent, int(100*room/used)), min(usual.memory, int64(used+room+gaps))}
 }
 
-// pacer sets GOGC after each collection.
+// pacer sets limits after each collection.
 type pacer struct {
-	usual int
+	usual limits
 
 	mu sync.Mutex
 	// guarded by mu
-	set     int
+	set     limits
 	stopped bool
 }
 
@@ -41,7 +52,8 @@ func pace() (stop func()) {
 	if gogc[0].Value.Uint64() > math.MaxInt32 {
 		return func() {} // somebody has turned collecting off
 	}
-	p := &pacer{usual: int(gogc[0].Value.Uint64()), set: int(gogc[0].Value.Uint64())}
+	usual := limits{int(gogc[0].Value.Uint64()), debug.SetMemoryLimit(-1)}
+	p := &pacer{usual: usual, set: usual}
 	p.await()
 	return p.stop
 }
@@ -57,11 +69,19 @@ func (p *pacer) collected() {
 	if p.stopped {
 		return
 	}
-	if wanted := percent(inUse(), p.usual); wanted != p.set {
-		p.set = wanted
-		debug.SetGCPercent(wanted)
-	}
+	p.tell(limitsFor(inUse(), p.usual))
 	p.await()
+}
+
+// tell sets what differs: each stops the process for an instant. The caller holds mu.
+func (p *pacer) tell(l limits) {
+	if l.memory != p.set.memory {
+		debug.SetMemoryLimit(l.memory)
+	}
+	if l.percent != p.set.percent {
+		debug.SetGCPercent(l.percent)
+	}
+	p.set = l
 }
 
 // inUse is what GOGC is a percentage of.
@@ -75,5 +95,5 @@ func (p *pacer) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stopped = true
-	debug.SetGCPercent(p.usual)
+	p.tell(p.usual)
 }

@@ -1,29 +1,29 @@
 package trim
 
 import (
+	"math"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"testing"
 )
 
-func TestPercent(t *testing.T) {
+func TestLimits(t *testing.T) {
+	const mib, none = 1 << 20, math.MaxInt64
 	for _, test := range []struct {
-		used  uint64
-		usual int
-		want  int
+		used        uint64
+		usual, want limits
 	}{
-		{used: 0, usual: 100, want: 100},
-		{used: ample, usual: 100, want: 100},
-		{used: ample, usual: 300, want: 300},
-		{used: ample + 1, usual: 100, want: 99},
-		{used: 256 << 20, usual: 100, want: 56},
-		{used: 640 << 20, usual: 100, want: 30},
-		{used: 640 << 20, usual: 20, want: 20},
-		{used: 64 << 30, usual: 100, want: 12},
+		{used: 0, usual: limits{100, none}, want: limits{100, none}},
+		{used: ample, usual: limits{100, none}, want: limits{100, none}},
+		{used: ample, usual: limits{300, 64 * mib}, want: limits{300, 64 * mib}},
+		{used: ample + 1, usual: limits{100, none}, want: limits{99, 2*ample + gaps + 1}},
+		{used: 256 * mib, usual: limits{100, none}, want: limits{56, (256+144)*mib + gaps}},
+		{used: 640 * mib, usual: limits{100, none}, want: limits{30, (640+192)*mib + gaps}},
+		{used: 640 * mib, usual: limits{20, 700 * mib}, want: limits{20, 700 * mib}},
 	} {
-		if got := percent(test.used, test.usual); got != test.want {
-			t.Errorf("%d bytes in use, GOGC %d: %d, want %d", test.used, test.usual, got, test.want)
+		if got := limitsFor(test.used, test.usual); got != test.want {
+			t.Errorf("%d bytes in use, usually %+v: %+v, want %+v", test.used, test.usual, got, test.want)
 		}
 	}
 }
@@ -42,6 +42,7 @@ func TestPace(t *testing.T) {
 	if free := goal(); free < 2*size {
 		t.Fatalf("without a pace the heap may grow to %d bytes", free)
 	}
+	before := debug.SetMemoryLimit(-1)
 	stop := pace()
 	for goal() > size*17/10 { // until the cleanup has run; the test's time ends it otherwise
 		runtime.GC()
@@ -50,6 +51,9 @@ func TestPace(t *testing.T) {
 	runtime.GC()
 	if free := goal(); free < 2*size {
 		t.Errorf("after the pace the heap may grow to %d bytes", free)
+	}
+	if limit := debug.SetMemoryLimit(-1); limit != before {
+		t.Errorf("after the pace the limit is %d bytes, %d before", limit, before)
 	}
 	runtime.KeepAlive(large)
 	large = nil

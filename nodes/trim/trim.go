@@ -4,8 +4,9 @@
 // Go collects garbage when the heap has doubled, or after two minutes. A process that is
 // quiet keeps what its start and its last work left behind until then: half of what
 // it takes. A lower GC percent would collect more often under load, too, where
-// it costs: so only heaps above 128 MiB have one, the lower the larger they are. A memory
-// limit would have to know the size of the cluster.
+// it costs: so only heaps above 128 MiB have one, the lower the larger they are. A fixed
+// memory limit would have to know the size of the cluster: this one follows what is in
+// use. Where GOGC or GOMEMLIMIT is set, the lower counts.
 //
 // It guarantees that a process which allocates quickly is left alone, and that
 // trimming takes at most a five-hundredth of the time. It does not bound memory.
