@@ -66,3 +66,20 @@ func TestANodeThatNeverHeardOfAPod(t *testing.T) {
 		t.Errorf("%s is gone and not forgotten", lost.Name)
 	}
 }
+
+// TestWhatIsLeftOfAJobBeginsNothing: a node that lost all but a log of a Job's pod
+// is told to end it. It would begin it anew, when the Job has counted it.
+func TestWhatIsLeftOfAJobBeginsNothing(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(job("once", 1, 1))
+	done := w.working("once")[0]
+	w.end(done, 0)
+	w.next(Change{Reports: []nodes.Report{{Node: "n1", Complete: true, Info: new(info("n1")), Left: []nodes.UID{done.UID}}}})
+	if p := w.machines["n1"].held[done.UID]; p.Stop == nil {
+		t.Fatal("the node may begin a pod that has ended")
+	}
+	w.goners()
+	if v := w.verdict("once"); !v.Over || len(w.working("once")) > 0 {
+		t.Errorf("the Job runs again: %+v", v)
+	}
+}

@@ -215,7 +215,9 @@ func (st *step) adopt(r *nodes.Report) {
 		reported[r.Statuses[i].UID] = true
 	}
 	for _, uid := range r.Left {
-		held[uid] = true // it may run: the node still has to be told to end it
+		// It may run: the node still has to be told to end it. What a Job has counted
+		// may be all ended, and is not to begin again.
+		held[uid] = !st.counted(uid)
 		st.change(uid, func(p *pod) { p.left = true })
 	}
 	// A pod that is assigned and not reported is one that the agent will report
