@@ -29,6 +29,10 @@ type Bug struct {
 	// Clings has servers lead for ever once they are elected, and the store take
 	// whatever they write.
 	Clings bool
+	// Tended wants machines that somebody looks after.
+	Tended bool
+	// Tames has watchdogs never reset their machines.
+	Tames bool
 	// Hastes has the server's clock run twice as fast, Spares has keepers never kill.
 	Hastes, Spares bool
 }

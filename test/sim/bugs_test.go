@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -237,6 +238,38 @@ var bugs = []Bug{
 		}
 		return a
 	}},
+	{Name: "gives up in a storm", Invariants: []int{5, 7}, Fenced: true, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
+		return planner.Next(s, withStrangers(s, c, now), now)
+	}},
+	{Name: "binds pods to cordoned nodes", Invariants: []int{6}, Many: true, Tended: true, Load: withoutWords(func(n *corev1.Node) {
+		n.Spec.Unschedulable = false
+	})},
+	{Name: "never drains", Invariants: []int{2}, Many: true, Tended: true, Load: withoutWords(func(n *corev1.Node) {
+		for i := range n.Spec.Taints {
+			if n.Spec.Taints[i].Key == drainTaint {
+				n.Spec.Taints[i].Effect = corev1.TaintEffectNoSchedule
+			}
+		}
+	})},
+	{Name: "drains at once", Invariants: []int{9, 10}, Many: true, Tended: true, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+		truth := w.witness.truth()
+		if truth == nil || !truth.intent.words[a.Node].drained {
+			return a
+		}
+		a.Pods = slices.Clone(a.Pods)
+		for i, p := range a.Pods {
+			if p.Stop == nil && p.Workload.Kind != kindDaemonSet {
+				goes := *p
+				goes.Stop = &nodes.Stop{Grace: time.Second, Reason: "drained"}
+				a.Pods[i] = &goes
+			}
+		}
+		return a
+	}},
+	{Name: "takes what is out of service for silent", Invariants: []int{2}, Many: true, Tended: true, Load: withoutWords(func(n *corev1.Node) {
+		n.Spec.Taints = slices.DeleteFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
+	})},
+	{Name: "has watchdogs that do not bite", Invariants: []int{5}, Fenced: true, Tended: true, Tames: true},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
 		chance++
@@ -266,6 +299,46 @@ func withoutWishes(change func(*corev1.PodSpec)) func(s *desired.Snapshot) *desi
 				change(&v.Spec.Template.Spec)
 			case *appsv1.StatefulSet:
 				change(&v.Spec.Template.Spec)
+			}
+			return v
+		})
+	}
+}
+
+// withStrangers has the planner hear of many nodes more that take no pods, route
+// what others route, and are never silent.
+func withStrangers(s *planner.State, c planner.Change, now time.Time) planner.Change {
+	known, routes := map[string]nodes.NodeState{}, uint64(0)
+	for _, n := range s.Overview(now).Nodes {
+		known[n.Name] = n.NodeState
+		routes = max(routes, n.Routes)
+	}
+	for i := range c.Reports {
+		routes = max(routes, c.Reports[i].Routes)
+	}
+	c.Nodes, c.Reports = slices.Clip(c.Nodes), slices.Clip(c.Reports)
+	for i := range 30 {
+		n := nodes.Node{Name: "stranger-" + strconv.Itoa(i), Unschedulable: true}
+		n.Labels = map[string]string{corev1.LabelTopologyZone: "zone-" + strconv.Itoa(i%3)}
+		switch is := known[n.Name]; {
+		case !is.Ready:
+			c.Nodes = append(c.Nodes, nodes.NodeState{Node: n, Ready: true, Since: now})
+			c.Reports = append(c.Reports, nodes.Report{Node: n.Name, Complete: true, Info: &n, Routes: routes})
+		case is.Routes < routes:
+			c.Reports = append(c.Reports, nodes.Report{Node: n.Name, Routes: routes})
+		}
+	}
+	return c
+}
+
+// withoutWords changes what Git says about nodes.
+func withoutWords(change func(*corev1.Node)) func(s *desired.Snapshot) *desired.Snapshot {
+	return func(s *desired.Snapshot) *desired.Snapshot {
+		return withObjects(s, func(v runtime.Object) runtime.Object {
+			if n, ok := v.(*corev1.Node); ok {
+				n = n.DeepCopy()
+				change(n)
+				return n
 			}
 			return v
 		})
@@ -349,7 +422,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		t.Run(b.Name, func(t *testing.T) {
 			t.Parallel()
 			for n := range uint64(tries) {
-				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Many: b.Many, Fenced: b.Fenced, Several: b.Several, Bug: &b})
+				r := play(t, Options{Seed: n + 1, Rich: b.Rich, Many: b.Many, Fenced: b.Fenced, Several: b.Several, Tended: b.Tended, Bug: &b})
 				if r.Err == nil {
 					continue
 				}

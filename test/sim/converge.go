@@ -171,6 +171,9 @@ func (w *world) agrees() error {
 	if err != nil {
 		return err
 	}
+	if err := w.drainedInTheEnd(want.intent); err != nil {
+		return err
+	}
 	if err := w.dataAgrees(want.intent); err != nil {
 		return err
 	}

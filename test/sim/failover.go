@@ -29,6 +29,9 @@ func (q silence) note(s *step) {
 // empty when it may.
 func (s *step) mustStay(uid nodes.UID, p podView) string {
 	w := s.madeFor(p)
+	if s.intent.words[p.node].dead {
+		return ""
+	}
 	if why := s.storm(p.node); why != "" {
 		return why
 	}
@@ -37,10 +40,13 @@ func (s *step) mustStay(uid nodes.UID, p podView) string {
 	if w.patience > 0 {
 		patience = time.Duration(w.patience) * time.Second
 	}
+	if s.leavesItsNode(p) {
+		patience = 0
+	}
 	switch {
 	case !silent:
 		return "its node was heard of just now"
-	case w.patience == forEver || p.workload.Kind == kindDaemonSet:
+	case w.patience == forEver && !s.leavesItsNode(p) || p.workload.Kind == kindDaemonSet:
 		return "it tolerates that for ever"
 	case s.now.Sub(since) < patience:
 		return "its node may be silent for " + patience.String()
@@ -68,7 +74,10 @@ func (s *step) madeFor(p podView) workload {
 func (s *step) storm(node string) string {
 	zone := s.after.nodes[node].Labels[corev1.LabelTopologyZone]
 	var all, silent, allHere, silentHere int
-	for _, n := range s.after.nodes {
+	for name, n := range s.after.nodes {
+		if s.intent.words[name].dead && !n.Ready {
+			continue // it takes no part
+		}
 		here := n.Labels[corev1.LabelTopologyZone] == zone
 		all++
 		allHere += count(here)

@@ -211,6 +211,7 @@ func (w *world) heal() error {
 		m.line.speak()
 		m.line.slow(time.Millisecond)
 		m.line.held.set(false)
+		m.keeper.revive()
 		m.runtime.pace.drag(0)
 		if m.agent == nil {
 			if err := m.powerOn(); err != nil {

@@ -23,6 +23,8 @@ type fleet struct {
 	clocks bool
 	// fenced worlds are about StatefulSets that fail over.
 	fenced bool
+	// tended machines are drained and declared dead.
+	tended bool
 }
 
 // time draws how long nodes may be silent, and what follows.
@@ -97,6 +99,8 @@ type company struct {
 	patience int
 	// failover, if the workload says so itself.
 	failover string
+	// tolerant pods stay on nodes, whatever is said of them.
+	tolerant bool
 }
 
 const (
@@ -114,6 +118,7 @@ func (f *fleet) draw(k desired.Key) (c company) {
 		return c
 	}
 	if k.Kind == kindDaemonSet { // one on each node, wherever that is
+		c.tolerant = f.tended
 		c.port = f.rng.IntN(3) == 0
 		return c
 	}
@@ -202,6 +207,9 @@ func (c company) join(name string, t *corev1.PodTemplateSpec) {
 		if c.patience != forEver {
 			spec.Tolerations[0].TolerationSeconds = new(int64(c.patience))
 		}
+	}
+	if c.tolerant {
+		spec.Tolerations = append(spec.Tolerations, corev1.Toleration{Operator: corev1.TolerationOpExists})
 	}
 	if c.failover != "" {
 		t.Annotations = map[string]string{failoverKey: c.failover}

@@ -10,6 +10,10 @@ func (w *world) anyEvent() error {
 		w.election()
 		return nil
 	}
+	if w.tended != nil && w.tended.rng.IntN(3) == 0 {
+		w.result.Faults++
+		return w.tend()
+	}
 	if w.fleet == nil || !w.fleet.fenced && w.fleet.rng.IntN(5) < 3 || w.fleet.rng.IntN(5) == 0 {
 		return w.event()
 	}
@@ -96,6 +100,9 @@ func (w *world) togglePower(m *machine) error {
 // forget loses an agent's store, of a machine that runs on or of one that is
 // replaced by another with nothing on its disk.
 func (f *fleet) forget(w *world, m *machine) error {
+	if m.buried {
+		return nil // its store is lost when it comes back
+	}
 	replaced := f.rng.IntN(2) == 0 && !w.extras.storage
 	if replaced && !m.off {
 		m.powerOff()

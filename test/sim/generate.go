@@ -161,6 +161,7 @@ func (w *world) revise() {
 // pushMaybeConfirmed confirms what the guard would hold, half of the time.
 func (w *world) pushMaybeConfirmed(i *intent, subject string) {
 	i.complete()
+	w.tended.say(i)
 	truth := w.witness.truth()
 	if truth == nil || w.rng.IntN(2) == 0 {
 		w.push(i, subject)
@@ -281,6 +282,7 @@ func (w *world) revert() {
 // pushConfirmed confirms all that is deleted of what is in force.
 func (w *world) pushConfirmed(i *intent, subject string) {
 	i.complete()
+	w.tended.say(i)
 	gone := 0
 	if truth := w.witness.truth(); truth != nil {
 		gone = len(truth.intent.gone(i))

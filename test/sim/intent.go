@@ -45,6 +45,7 @@ type intent struct {
 	claims     map[desired.Key]int // PersistentVolumeClaims by their size in Gi
 	classes    map[string]bool
 	scalers    map[desired.Key]scaler
+	words      map[string]word // of nodes
 	// keep is how long data outlives its claim.
 	keep time.Duration
 	// nodes says what becomes of pods whose node is not heard of.
@@ -95,7 +96,7 @@ func (i *intent) clone() *intent {
 	return &intent{
 		workloads: maps.Clone(i.workloads), services: maps.Clone(i.services),
 		configs: maps.Clone(i.configs), namespaces: maps.Clone(i.namespaces),
-		claims: maps.Clone(i.claims), classes: maps.Clone(i.classes), scalers: maps.Clone(i.scalers), keep: i.keep, nodes: i.nodes,
+		claims: maps.Clone(i.claims), classes: maps.Clone(i.classes), scalers: maps.Clone(i.scalers), words: maps.Clone(i.words), keep: i.keep, nodes: i.nodes,
 	}
 }
 
@@ -112,6 +113,9 @@ func (i *intent) keys() []desired.Key {
 	}
 	for name := range i.classes {
 		list = append(list, classKey(name))
+	}
+	for name := range i.words {
+		list = append(list, nodeKey(name))
 	}
 	slices.SortFunc(list, desired.Key.Compare)
 	return list
@@ -272,6 +276,8 @@ func (i *intent) object(k desired.Key) runtime.Object {
 		return claimObject(meta, i.claims[k])
 	case kindClass:
 		return classObject(meta)
+	case kindNode:
+		return nodeObject(k.Name, i.words[k.Name])
 	case kindScaler:
 		return scalerObject(meta, i.scalers[k])
 	}

@@ -32,6 +32,8 @@ type step struct {
 	silence silence
 	// over are pods that had ended when they were given away.
 	over map[nodes.UID]bool
+	// drained is since when nodes are.
+	drained map[string]time.Time
 	// runs reports whether a pod runs on a node in truth.
 	runs func(node string, uid nodes.UID) bool
 }
@@ -40,7 +42,7 @@ type step struct {
 var stepInvariants = []func(*step) error{
 	onlyGitMakesPods, onlyValidRevisionsAreInForce, neverTooManyPods, neverTooFewPods,
 	onePodAnOrdinal, nothingGoesForLackOfKnowledge, nothingVanishes, guardHolds, routesLeadToReadyPods, jobsCountOnce, dataOutlivesItsClaim,
-	schedulesMakeJobs, sizesFollowUsage, podsArePlacedWell, givesUpNoMoreThanItMay, rangesDiffer,
+	schedulesMakeJobs, sizesFollowUsage, podsArePlacedWell, drainsOneByOne, givesUpNoMoreThanItMay, rangesDiffer,
 }
 
 // made are the pods that the step decided on; gone those that it lets go.
@@ -146,7 +148,7 @@ func neverTooFewPods(s *step) (err error) {
 		if p.workload.Kind == kindDaemonSet {
 			least += len(s.after.nodes) - w.replicas // some may not have joined yet
 		}
-		if found && !p.surplus(&w) && !covered[p.post()] && s.available(&p) && left[p.workload] < least {
+		if found && !p.surplus(&w) && !s.mercyIsOver(p) && !covered[p.post()] && s.available(&p) && left[p.workload] < least {
 			err = violated(4, "pod %s of %s goes and leaves %d available, at least %d must stay", p.name, p.workload, left[p.workload], least)
 		}
 	})
@@ -221,6 +223,7 @@ func nothingGoesForLackOfKnowledge(s *step) (err error) {
 			err = violated(7, "pod %s goes while nothing is in force", p.name)
 		case wanted && p.node != "" && !n.Ready:
 			// See givesUpNoMoreThanItMay.
+		case s.leavesItsNode(p):
 		case wanted && !p.done && p.hash == s.after.templates[p.workload] && p.hash == s.before.templates[p.workload] && live[p.workload] <= w.replicas && p.workload.Kind != kindPod && p.workload.Kind != kindJob && !p.surplus(&w):
 			err = violated(7, "pod %s of %s goes for no reason", p.name, p.workload)
 		}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,6 +29,8 @@ type watchman struct {
 	mu sync.Mutex
 	// guarded by mu
 	held map[nodes.UID]*fence
+	// gone is set while there is no keeper, or it stands still.
+	gone bool
 }
 
 // fence is one that the keeper holds, with the timer of its end.
@@ -48,7 +51,15 @@ func (k *watchman) SetDNS(context.Context, keeper.DNS) error { return nil }
 
 // begin is the way of a call from the agent.
 func (k *watchman) begin(ctx context.Context) error {
-	return k.machine.runtime.begin(ctx, 5*time.Millisecond)
+	if err := k.machine.runtime.begin(ctx, 5*time.Millisecond); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.gone {
+		return errors.New("no keeper answers")
+	}
+	return nil
 }
 
 // Fence implements agent.Keeper.
@@ -88,7 +99,7 @@ func (k *watchman) arm(h *fence, ends time.Duration) {
 // strike kills a pod.
 func (k *watchman) strike(h *fence) {
 	k.mu.Lock()
-	held := k.held[h.Pod] == h
+	held := k.held[h.Pod] == h && !k.gone
 	k.mu.Unlock()
 	if b := k.machine.world.o.Bug; !held || b != nil && b.Spares {
 		return
@@ -143,4 +154,5 @@ func (k *watchman) reboot() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	clear(k.held)
+	k.gone = false
 }

@@ -44,6 +44,12 @@ type machine struct {
 	keeper  *watchman
 	// down and noPull are faults of the runtime, off is one of the power.
 	down, noPull, off bool
+	// buried machines were declared dead, until grave is in force, which says that
+	// they live, and they are switched on again.
+	buried bool
+	grave  *commit
+	// watchdog resets the machine when its keeper dies.
+	watchdog bool
 	// clock is its CLOCK_BOOTTIME.
 	clock *boottime
 	// skew is by how much the machine's wall clock is wrong.
@@ -78,6 +84,7 @@ func newMachine(w *world, index int) (*machine, error) {
 	m.kernel = &kernel{pace: pace}
 	m.runtime = newContainers(m, pace)
 	m.keeper = newWatchman(m)
+	m.watchdog = w.tended != nil && w.tended.rng.IntN(2) == 0
 	return m, nil
 }
 
@@ -117,6 +124,7 @@ func (m *machine) startAgent() error {
 	m.agent, m.since = r, time.Now()
 	m.world.disturb()
 	m.runtime.serve(true)
+	m.keeper.revive()
 	m.world.note("agent %s starts", m.name)
 	return nil
 }
@@ -203,6 +211,9 @@ func (m *machine) powerOff() {
 }
 
 func (m *machine) powerOn() error {
+	if rises, err := m.mayRise(); !rises || err != nil {
+		return err
+	}
 	m.off = false
 	return m.startAgent()
 }
@@ -212,6 +223,9 @@ func (m *machine) stop(stopped bool) {
 	m.world.note("agent %s stopped: %v", m.name, stopped)
 	m.world.disturb()
 	m.line.held.set(stopped)
+	if !stopped {
+		m.keeper.revive()
+	}
 }
 
 // loseStore removes what the agent stored. It must not run.

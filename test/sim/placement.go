@@ -26,7 +26,10 @@ func (s *step) bound(f func(nodes.UID, podView, company)) {
 func podsArePlacedWell(s *step) (err error) {
 	s.bound(func(uid nodes.UID, p podView, c company) {
 		n, known := s.after.nodes[p.node]
+		shunned := s.intent.words[p.node].isShunned(p.workload)
 		switch {
+		case shunned != "":
+			err = violated(6, "pod %s of %s is bound to node %s, which is %s", p.name, p.workload, p.node, shunned)
 		case !known || !n.Ready:
 			err = violated(6, "pod %s is bound to node %s, which is silent", p.name, p.node)
 		case c.zone != "" && n.Labels[corev1.LabelTopologyZone] != c.zone:

@@ -129,6 +129,7 @@ func (r *repository) add(c *commit) {
 // push adds a commit to the branch.
 func (w *world) push(i *intent, subject string, trailers ...string) *commit {
 	i.complete()
+	w.tended.say(i)
 	w.fleet.settle(i, w.shape.nodes)
 	c := &commit{intent: i, valid: true, revision: desired.Revision{Message: message(subject, trailers), Author: "Ann", Time: time.Now()}}
 	w.repo.add(c)
@@ -140,6 +141,7 @@ func (w *world) push(i *intent, subject string, trailers ...string) *commit {
 // pushInvalid adds one that no server may follow.
 func (w *world) pushInvalid(i *intent) {
 	i.complete()
+	w.tended.say(i)
 	w.fleet.settle(i, w.shape.nodes)
 	c := &commit{intent: i, revision: desired.Revision{Message: "invalid", Author: "Ann", Time: time.Now()}}
 	w.repo.add(c)

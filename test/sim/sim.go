@@ -17,6 +17,10 @@
 // faults of a data centre. Its keepers kill fenced pods by their own clocks,
 // and no two machines may run one ordinal, by what truly runs on them.
 //
+// Some of those have somebody who looks after them (tended.go): Git cordons and
+// drains nodes and declares machines dead that are off, whatever else it says or
+// takes back; keepers die, or stand still with their agents, and watchdogs bite.
+//
 // Several servers may share a store (several.go): they elect a leader, stand
 // still, die, lose the store or its answers, and the store its quorum. The store
 // is a fake that passes the record's suite. What is real of them is what a server
@@ -54,6 +58,8 @@ type Options struct {
 	// Many is a world of many machines, Fenced one of those that is about
 	// StatefulSets which fail over.
 	Many, Fenced bool
+	// Tended machines, of those of many, have somebody look after them.
+	Tended bool
 	// Dir is an empty directory for what the machines store.
 	Dir string
 	// Bug is planted; nil for none.
@@ -84,6 +90,7 @@ type world struct {
 	shape      shape
 	extras     *extras
 	fleet      *fleet // nil but in worlds of many machines
+	tended     *tended
 	demand     *demand
 	hosts      []*host // of several servers
 	store      *shared // of theirs; nil for a lone one
@@ -118,6 +125,10 @@ func Run(o Options) Result {
 	}
 	if o.Many || o.Fenced || o.Several {
 		w.fleet, w.shape = drawFleet(o.Seed, o.Fenced)
+	}
+	if o.Tended {
+		w.tended, w.extras = drawTended(o.Seed), plainExtras(o.Seed)
+		w.fleet.tended = true
 	}
 	w.clock = newBoottime(w.fleet.drift())
 	if o.Bug != nil && o.Bug.Hastes {
@@ -169,6 +180,9 @@ func (w *world) play() error {
 		}
 	}
 	if err := w.heal(); err != nil {
+		return err
+	}
+	if err := w.bury(); err != nil {
 		return err
 	}
 	if err := w.quieten(); err != nil {

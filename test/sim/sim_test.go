@@ -16,12 +16,13 @@ import (
 )
 
 var (
-	seeds   = flag.Int("seeds", 20, "how many seeds to play beside the kept ones; every second one with many machines, too, half of those with several servers")
+	seeds   = flag.Int("seeds", 20, "how many seeds to play beside the kept ones; every second one with many machines, too, half of those with several servers, and half of either with Git saying things about nodes")
 	first   = flag.Uint64("first", 1, "the first of them")
 	seed    = flag.Uint64("seed", 0, "play this seed alone and print what happens")
 	plain   = flag.Bool("plain", false, "play the one seed without claims, autoscalers and CronJobs")
 	many    = flag.Bool("many", false, "play the one seed with many machines")
 	several = flag.Bool("several", false, "play the one seed with several servers")
+	looked  = flag.Bool("tended", false, "play the one seed, with many machines or several servers, with Git saying things about nodes")
 	times   = flag.Int("times", 1, "how often to play the one seed")
 )
 
@@ -58,7 +59,8 @@ func play(t *testing.T, o Options) (r Result) {
 
 // keptSeeds failed once; those with the word plain, before there
 // were claims, autoscalers and CronJobs; those with the word many, with many machines; with
-// the word several, with several servers as well.
+// the word several, with several servers as well; with the word tended, with Git
+// saying things about nodes.
 func keptSeeds(t *testing.T) []Options {
 	text, err := os.ReadFile("testdata/seeds.txt")
 	if err != nil {
@@ -67,15 +69,16 @@ func keptSeeds(t *testing.T) []Options {
 	var list []Options
 	for line := range strings.Lines(string(text)) {
 		number, _, _ := strings.Cut(line, "#")
-		number, kind, _ := strings.Cut(strings.TrimSpace(number), " ")
-		if number == "" {
+		words := strings.Fields(number)
+		if len(words) == 0 {
 			continue
 		}
-		n, err := strconv.ParseUint(number, 10, 64)
+		n, err := strconv.ParseUint(words[0], 10, 64)
 		if err != nil {
 			t.Fatalf("testdata/seeds.txt: %v", err)
 		}
-		list = append(list, Options{Seed: n, Plain: kind == "plain", Many: kind == "many", Several: kind == "several"})
+		is := func(kind string) bool { return slices.Contains(words[1:], kind) }
+		list = append(list, Options{Seed: n, Plain: is("plain"), Many: is("many"), Several: is("several"), Tended: is("tended")})
 	}
 	return list
 }
@@ -83,13 +86,13 @@ func keptSeeds(t *testing.T) []Options {
 // chosenSeeds are those of this run.
 func chosenSeeds(t *testing.T) []Options {
 	if *seed != 0 {
-		return slices.Repeat([]Options{{Seed: *seed, Plain: *plain, Many: *many, Several: *several}}, *times)
+		return slices.Repeat([]Options{{Seed: *seed, Plain: *plain, Many: *many, Several: *several, Tended: *looked}}, *times)
 	}
 	list := keptSeeds(t)
 	for n := range *seeds {
 		list = append(list, Options{Seed: *first + uint64(n)})
 		if n%2 == 0 {
-			list = append(list, Options{Seed: *first + uint64(n), Many: n%4 == 0, Several: n%4 == 2})
+			list = append(list, Options{Seed: *first + uint64(n), Many: n%4 == 0, Several: n%4 == 2, Tended: n%8 >= 4})
 		}
 	}
 	return list
@@ -144,6 +147,10 @@ func (s *sums) String() string {
 
 // kind is the flag that plays a seed as this one.
 func (o Options) kind() string {
+	if o.Tended {
+		o.Tended = false
+		return o.kind() + " -tended"
+	}
 	switch {
 	case o.Plain:
 		return " -plain"

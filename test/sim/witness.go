@@ -3,7 +3,9 @@ package sim
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,8 +44,10 @@ type witness struct {
 	// suspect is one that the guard should have held.
 	force, suspect *commit
 	source         string
-	// changed is when force last changed.
+	// changed is when force last changed, acted is set once something was handed
+	// over since: then it is recorded.
 	changed time.Time
+	acted   bool
 	// held are the commits that the guard holds as it should.
 	held map[*commit]bool
 
@@ -63,7 +67,9 @@ type witness struct {
 	data     *ledger
 	crons    map[desired.Key]*cron
 	silence  silence
-	over     map[nodes.UID]bool
+	// drained is since when nodes are, by what is in force.
+	drained map[string]time.Time
+	over    map[nodes.UID]bool
 	// done are the pods that were seen to have ended. A new leader may not know it
 	// of one whose node lost its store, until the agent has looked at what is left.
 	done   map[nodes.UID]bool
@@ -75,7 +81,7 @@ func newWitness(w *world) *witness {
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, planned: map[uint64]time.Time{}, held: map[*commit]bool{},
 		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
-		silence: silence{}, over: map[nodes.UID]bool{}, done: map[nodes.UID]bool{},
+		silence: silence{}, drained: map[string]time.Time{}, over: map[nodes.UID]bool{}, done: map[nodes.UID]bool{},
 	}
 }
 
@@ -193,9 +199,11 @@ func (x *witness) next(by *server, s *planner.State, c planner.Change, now time.
 		x.fail(violated(3, "the same inputs gave two plans"))
 	}
 	st := &step{now: now, plan: p, before: x.last, after: newView(after.Overview(now)), decided: x.decided}
+	x.world.leaveOutStrangers(st.after.nodes)
 	if x.fresh {
 		st.before = baseline(s, c, now)
 		x.noteDone(st.before)
+		x.takeBack(st.before.force)
 		x.fresh = false
 	}
 	x.noteDone(st.after)
@@ -211,6 +219,8 @@ func (x *witness) next(by *server, s *planner.State, c planner.Change, now time.
 	if st.commit != nil {
 		st.intent = st.commit.intent
 	}
+	x.noteWords(st)
+	st.drained = x.drained
 	for _, check := range stepInvariants {
 		x.fail(check(st))
 	}
@@ -222,6 +232,13 @@ func (x *witness) next(by *server, s *planner.State, c planner.Change, now time.
 	x.noteRuns(st)
 	x.last = st.after
 	return after, p
+}
+
+// leaveOutStrangers keeps of a view's nodes the machines of the world.
+func (w *world) leaveOutStrangers(known map[string]nodes.NodeState) {
+	maps.DeleteFunc(known, func(name string, _ nodes.NodeState) bool {
+		return !slices.ContainsFunc(w.nodes, func(m *machine) bool { return m.name == name })
+	})
 }
 
 // convergedIsReachable: invariant 10. When a revision is said to be converged,
@@ -294,6 +311,19 @@ func baseline(s *planner.State, c planner.Change, now time.Time) *view {
 	return newView(state.Overview(now))
 }
 
+// takeBack forgets a revision that one of several servers put in force and could
+// not record before another one led: what that finds recorded is in force.
+func (x *witness) takeBack(recorded string) {
+	if x.world.store == nil || x.force == nil || x.force.revision.SHA == recorded {
+		return
+	}
+	if x.acted && recorded != "" {
+		x.fail(violated(2, "revision %s was acted upon, and the next server finds that %s is in force", x.force.revision.SHA[36:], recorded[36:]))
+	}
+	x.world.note("in force again: %q; %s was not recorded", recorded, x.force.revision.SHA[36:])
+	x.force, x.suspect, x.changed = x.world.repo.commit(recorded), nil, time.Now()
+}
+
 // putInForce notes that another revision is in force, unless the guard should
 // have held it: then it is a suspect until it deletes something.
 func (x *witness) putInForce(st *step) {
@@ -310,7 +340,7 @@ func (x *witness) putInForce(st *step) {
 			return
 		}
 	}
-	x.force, x.source, x.suspect, st.suspect, x.changed = c, source, nil, nil, time.Now()
+	x.force, x.source, x.suspect, st.suspect, x.changed, x.acted = c, source, nil, nil, time.Now(), false
 	x.world.note("in force: %s", c.revision.SHA[36:])
 }
 
@@ -460,7 +490,7 @@ func (x *witness) routes(t *proxy.Table) {
 	for name := range now {
 		delete(x.excluded, name)
 	}
-	x.table = t
+	x.table, x.acted = t, true
 }
 
 // routed are the pods that a table leads to, by name and address.
@@ -507,7 +537,7 @@ func (x *witness) assigned(a nodes.Assignment) {
 			x.stopped[p.UID] = true
 		}
 	}
-	x.handed[a.Node] = a
+	x.handed[a.Node], x.acted = a, true
 	x.fail(nodeHoldsItsPods(&a, x.last, 1000*x.world.shape.cpu))
 	x.fail(portsAreFree(&a, x.last, x.world.repo))
 }
