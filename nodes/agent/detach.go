@@ -80,10 +80,14 @@ func (w *volumeWorker) orders(v *nodes.Volume) []nodes.DetachStatus {
 }
 
 // known adds to what was shown the orders that the worker has and has not looked
-// at. The caller holds mu.
+// at, and those that it is at. The caller holds mu.
 func (w *volumeWorker) known(shown []nodes.DetachStatus) []nodes.DetachStatus {
 	list := slices.Clone(shown)
-	for _, d := range w.v.Detach {
+	orders := w.v.Detach
+	if w.looked != nil {
+		orders = slices.Concat(orders, w.looked.Detach)
+	}
+	for _, d := range orders {
 		there := slices.ContainsFunc(list, func(s nodes.DetachStatus) bool { return s.Node == d.Node })
 		if slices.Contains(d.By, w.agent.o.Name) && !there {
 			list = append(list, nodes.DetachStatus{Node: d.Node})

@@ -106,3 +106,30 @@ func TestDetachingFromOthers(t *testing.T) {
 		}
 	})
 }
+
+// TestAnOrderUnderWayIsKnown: it is told of until it is over, also when it was
+// taken back meanwhile.
+func TestAnOrderUnderWayIsKnown(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, kill := w.start()
+		defer kill()
+		v := drivenVolume("n1")
+		a.Assign(with(assign(), v))
+		settle(time.Second)
+		ordered := drivenVolume("n1")
+		ordered.Detach = []nodes.Detachment{{Node: "n3", ID: "three", By: []string{"n1"}}}
+		w.disk.SlowDetach(time.Minute)
+		a.Assign(with(assign(), ordered))
+		settle(time.Second)
+		a.Assign(with(assign(), v))
+		settle(time.Second)
+		hello, err := a.Hello(t.Context())
+		if err != nil || len(hello.Volumes) != 1 || !slices.Equal(hello.Volumes[0].Detach, []nodes.DetachStatus{{Node: "n3"}}) {
+			t.Errorf("while it detaches, the node says %+v, %v", hello.Volumes, err)
+		}
+		settle(2 * time.Minute)
+		if got := w.lastVolume("v"); len(got.Detach) != 0 {
+			t.Errorf("afterwards the node says %+v", got)
+		}
+	})
+}

@@ -29,6 +29,8 @@ type volumeWorker struct {
 
 	// guarded by Agent.mu
 	v *nodes.Volume
+	// looked is the version that step is at, or was last; nil before.
+	looked *nodes.Volume
 	// dropped: the assignment does not name it any more. Its data stays.
 	dropped bool
 	status  nodes.VolumeStatus
@@ -88,6 +90,7 @@ func (w *volumeWorker) step(ctx context.Context) (done bool, err error) {
 	a := w.agent
 	a.mu.Lock()
 	v, dropped, used, told := w.v, w.dropped, a.used(w), a.told
+	w.looked = v
 	a.mu.Unlock()
 	if dropped {
 		return w.leave(ctx, v, used)

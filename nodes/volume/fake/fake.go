@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/nodes/csi"
@@ -27,8 +28,10 @@ type Persistent struct {
 	staged map[id]bool
 	failed map[string]string
 	busy   map[string]int
-	// detached are the volumes that were detached from other nodes, in order.
+	// detached are the volumes that were detached from other nodes, in order; slow is
+	// how long that takes.
 	detached []string
+	slow     time.Duration
 }
 
 // New returns an empty world.
@@ -149,12 +152,23 @@ func (p *Persistent) Unstage(ctx context.Context, v *nodes.Volume, unused func()
 // Detach implements the agent's port.
 func (p *Persistent) Detach(ctx context.Context, v *nodes.Volume, from, id string) error {
 	p.mu.Lock()
+	slow := p.slow
+	p.mu.Unlock()
+	time.Sleep(slow)
+	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.enter(ctx, v); err != nil {
 		return err
 	}
 	p.detached = append(p.detached, v.Name+" from "+from+" as "+id)
 	return nil
+}
+
+// SlowDetach makes Detach take a while.
+func (p *Persistent) SlowDetach(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow = d
 }
 
 // Detached lists what Detach did.
