@@ -12,15 +12,14 @@ func (st *step) missAbsent() {
 	st.absent = nil
 	for _, name := range keysOf(st.nodes) {
 		n, _ := st.nodes.Get(name)
-		st.setAbsent(n, !n.reported)
+		if !n.reported {
+			st.absent = append(st.absent, name)
+		}
+		st.keepAbsent(n, !n.reported)
 	}
 }
 
-func (st *step) setAbsent(n *node, absent bool) {
-	st.absent = slices.DeleteFunc(slices.Clone(st.absent), func(name string) bool { return name == n.Name })
-	if absent {
-		st.absent = append(st.absent, n.Name)
-	}
+func (st *step) keepAbsent(n *node, absent bool) {
 	if n.kept.Absent == absent {
 		return
 	}
@@ -32,11 +31,13 @@ func (st *step) setAbsent(n *node, absent bool) {
 
 // welcome takes note of a node's first report.
 func (st *step) welcome(name string) {
-	if !slices.Contains(st.absent, name) {
+	i := slices.Index(st.absent, name)
+	if i < 0 {
 		return
 	}
+	st.absent = slices.Delete(slices.Clone(st.absent), i, i+1)
 	n, _ := st.nodes.Get(name)
-	st.setAbsent(n, false)
+	st.keepAbsent(n, false)
 	st.lookAtRetired()
 }
 

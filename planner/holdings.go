@@ -56,10 +56,16 @@ func (v *volume) detaches(node string) bool {
 	return slices.ContainsFunc(v.Holdings, func(h holding) bool { return !h.Idle && slices.Contains(h.By, node) })
 }
 
-// heldElsewhere reports whether a node besides the one that deletes it may still
-// have the volume, or a record of it: with that it would bring back what is deleted.
-func (v *volume) heldElsewhere() bool {
-	return slices.ContainsFunc(v.Holdings, func(h holding) bool { return h.Node != v.Maker || len(h.By) > 0 })
+// heldElsewhere is a node besides the one that deletes it that may still have the
+// volume, or a record of it: with that it would bring back what is deleted. Empty
+// when there is none.
+func (v *volume) heldElsewhere() string {
+	for _, h := range v.Holdings {
+		if h.Node != v.Maker || len(h.By) > 0 {
+			return h.Node
+		}
+	}
+	return ""
 }
 
 // hold finds the holding of a node, and makes it where there is none. Holdings

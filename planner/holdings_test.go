@@ -348,6 +348,11 @@ func TestAVolumeIsNotDeletedBehindANode(t *testing.T) {
 	others()
 	w.pass(1000 * time.Hour)
 	others()
+	if !slices.ContainsFunc(w.s.Overview(w.now).Objects, func(h nodes.ObjectHealth) bool {
+		return h.Storage != nil && strings.Contains(h.Reason, "until node "+first+" has said that it has nothing of it any more")
+	}) {
+		t.Error("what keeps the volume is not told")
+	}
 	gone.cutOff = false
 	w.join(first)
 	w.settle()

@@ -147,6 +147,9 @@ func (s *State) volumeHealth(h *nodes.ObjectHealth, v *volume) {
 	default:
 		h.Storage.Until = v.Released.Add(s.snapshot.Settings().KeepData)
 		h.Reason = "released by " + v.Claim.String() + "; its data comes back with " + v.comesBack() + " until " + h.Storage.Until.UTC().Format(time.RFC3339)
+		if node := v.heldElsewhere(); node != "" {
+			h.Reason += ", and after that until node " + node + " has said that it has nothing of it any more, or was removed from the cluster"
+		}
 	}
 }
 

@@ -255,7 +255,7 @@ func (st *step) reclaim() {
 	keep := st.snapshot.Settings().KeepData
 	st.storageWake = time.Time{}
 	for _, v := range entries(st.volumes) {
-		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() || st.isCopied(v) || v.heldElsewhere() {
+		if v.Bound || v.Delete || !v.deletes() || v.Released.IsZero() || st.isCopied(v) || v.heldElsewhere() != "" {
 			continue
 		}
 		n, there := st.nodes.Get(v.Maker)
