@@ -135,7 +135,7 @@ func limitHugePages(t *testing.T) {
 	// as those of the first process here are.
 	mount := exec.Command("nsenter", "--cgroup=/proc/1/ns/cgroup", "mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", dir)
 	if out, err := mount.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", mount, err, out)
+		t.Fatal(mount, err, string(out), os.Remove(dir))
 	}
 	t.Cleanup(func() {
 		// A hierarchy with groups would outlive its mount.

@@ -19,6 +19,10 @@ type Hierarchy struct {
 	Point string
 	// options of version 1, which name the hierarchy; empty for version 2.
 	options string
+	// alone is set when there is no other one, which is then of version 2. Beside
+	// version 1 its groups get no controllers: one that they have nobody else can
+	// mount.
+	alone bool
 }
 
 func (h Hierarchy) unified() bool { return h.options == "" }
@@ -52,6 +56,7 @@ func Hierarchies() ([]Hierarchy, error) {
 	if len(found) == 0 {
 		return nil, errors.New("no control groups are mounted")
 	}
+	found[0].alone = len(found) == 1 && found[0].unified()
 	return found, nil
 }
 
@@ -67,7 +72,7 @@ func NewGroups(name string, pid int) (Groups, error) {
 	}
 	var made Groups
 	for _, h := range all {
-		if h.unified() {
+		if h.alone {
 			if err := passOn(h.Point); err != nil {
 				return made, err
 			}
@@ -153,7 +158,7 @@ func (h Hierarchy) MountOwn(pids ...int) error {
 			return err
 		}
 	}
-	if h.unified() {
+	if h.alone {
 		return passOn(h.Point)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -61,9 +62,20 @@ func outside() int {
 		Pdeathsig:    syscall.SIGKILL,
 	}
 	cmd.Env = append(cmd.Env, runVariable+"="+strconv.Itoa(os.Getpid()))
+	sweepEnded()
 	code := wait(cmd)
 	sweepGroups(strconv.Itoa(os.Getpid()))
 	return code
+}
+
+// sweepEnded takes the groups away of tests that were killed before they could.
+func sweepEnded() {
+	for _, dir := range groupsOf("*") {
+		run, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), groupPrefix), "-")
+		if _, err := os.Stat("/proc/" + run); errors.Is(err, fs.ErrNotExist) {
+			_ = RemoveGroup(dir) // unless somebody is still in it
+		}
+	}
 }
 
 // runVariable names the run: the outermost process's id.
@@ -73,18 +85,24 @@ const runVariable = "TALLY_TEST_RUN"
 // that is taken away, if it is left, when the tests have ended.
 func GroupName(name string) string { return groupName(os.Getenv(runVariable), name) }
 
-func groupName(run, name string) string { return "tally-test-" + run + "-" + name }
+const groupPrefix = "tally-test-"
+
+func groupName(run, name string) string { return groupPrefix + run + "-" + name }
 
 // sweepGroups takes the groups away that a test left that ended half-way. All
 // processes in them have ended.
 func sweepGroups(run string) {
-	left, _ := filepath.Glob("/sys/fs/cgroup/*/" + groupName(run, "*"))
-	unified, _ := filepath.Glob("/sys/fs/cgroup/" + groupName(run, "*"))
-	for _, dir := range append(left, unified...) {
+	for _, dir := range groupsOf(run) {
 		if err := RemoveGroup(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}
+}
+
+func groupsOf(run string) []string {
+	left, _ := filepath.Glob("/sys/fs/cgroup/*/" + groupName(run, "*"))
+	unified, _ := filepath.Glob("/sys/fs/cgroup/" + groupName(run, "*"))
+	return append(left, unified...)
 }
 
 // RemoveGroup takes a control group and all below it away. It fails while one

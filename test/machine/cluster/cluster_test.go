@@ -43,9 +43,12 @@ func TestMachines(t *testing.T) {
 		t.Errorf("up for %s seconds already", up)
 	}
 	sleeper := one.Start("sleep", "1000")
-	if found := one.Processes("sleep 1000"); len(found) != 1 || found[0] != sleeper.PID() {
-		t.Errorf("processes %v, want %d", found, sleeper.PID())
-	}
+	c.Eventually(time.Minute, "the machine has one more process", func() error {
+		if found := one.Processes("sleep 1000"); len(found) != 1 || found[0] != sleeper.PID() {
+			return fmt.Errorf("%v, want %d", found, sleeper.PID())
+		}
+		return nil
+	})
 	if found := two.Processes("sleep 1000"); len(found) != 0 {
 		t.Errorf("two has the process %v of one", found)
 	}
