@@ -24,9 +24,13 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -132,7 +136,8 @@ func (c *Client) connect() (*clientv3.Client, error) {
 	etcd, err := clientv3.New(clientv3.Config{
 		Endpoints: c.urls(), TLS: c.o.TLS, Username: c.o.User, Password: c.o.Password,
 		DialTimeout: attemptTimeout, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
-		Logger: zap.NewNop(), // what fails is returned
+		Logger:      zap.NewNop(), // what fails is returned
+		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(refuseForgotten)},
 	})
 	if err != nil {
 		return nil, plain(err)
@@ -172,6 +177,7 @@ func (c *Client) read(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnRes
 func (c *Client) attempt(ctx context.Context, over func() error, f func(context.Context, *clientv3.Client) (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	var reason error // says more than that the time is over
 	for {
 		if over != nil {
 			if err := over(); err != nil {
@@ -182,9 +188,12 @@ func (c *Client) attempt(ctx context.Context, over func() error, f func(context.
 		if err == nil || final(err) {
 			return answer, plain(err)
 		}
+		if reason == nil || !errors.Is(err, context.DeadlineExceeded) {
+			reason = err
+		}
 		select {
 		case <-ctx.Done():
-			return nil, plain(err)
+			return nil, plain(reason)
 		case <-time.After(retryPause):
 		}
 	}
@@ -197,7 +206,36 @@ func (c *Client) once(ctx context.Context, f func(context.Context, *clientv3.Cli
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	return f(ctx, etcd)
+	answer, err := f(ctx, etcd)
+	return answer, c.noted(etcd, err)
+}
+
+// errForgotten is a member's answer to a client that asks for another token
+// while it shows one that the member has forgotten by starting again: etcd 3.4
+// gives it none, and its client would go on asking until the time is over.
+var errForgotten = status.Error(codes.Unauthenticated, "etcd has forgotten this client's token")
+
+func refuseForgotten(ctx context.Context, method string, request, answer any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+	err := invoke(ctx, method, request, answer, conn, options...)
+	if method == pb.Auth_Authenticate_FullMethodName && rpctypes.Error(err) == rpctypes.ErrInvalidAuthToken {
+		return errForgotten
+	}
+	return err
+}
+
+// noted returns err, after seeing to it that a client whose token is forgotten is
+// replaced by one that has none yet.
+func (c *Client) noted(etcd *clientv3.Client, err error) error {
+	if status.Code(err) != codes.Unauthenticated {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.etcd == etcd {
+		c.etcd = nil
+		_ = etcd.Close() // nothing that it still had to say counts
+	}
+	return err
 }
 
 // final tells an answer that the next attempt would get too.

@@ -112,6 +112,32 @@ func TestRecordConformsSecured(t *testing.T) {
 	}
 }
 
+// TestMembersForgetTokens: after a start they know those of no client, and the
+// clients log in again.
+func TestMembersForgetTokens(t *testing.T) {
+	certificates := etcdtest.NewCertificates(t)
+	cluster := etcdtest.Start(t, etcdtest.Options{Certificates: certificates})
+	etcdtest.Confine(t, cluster.Client("", ""), "p")
+	c := open(t, cluster.Address("p"), func(o *Options) {
+		o.TLS, o.User, o.Password = certificates.Config(), etcdtest.User, etcdtest.Password
+	})
+	lead(t, c)
+	for range 2 {
+		cluster.Kill(0)
+		cluster.StartMember(0)
+		deadline := time.Now().Add(patience)
+		for {
+			err := c.Check(t.Context())
+			if err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 func TestOtherClusterIsRefused(t *testing.T) {
 	cluster := etcdtest.Start(t, etcdtest.Options{})
 	first := open(t, cluster.Address("p"), nil)

@@ -123,7 +123,7 @@ func (c *Client) stand(ctx context.Context, self string) (leader string, t *Term
 	asked := boottime.Now()
 	lease, err := grant(ctx, etcd, c.o.TTL)
 	if err != nil {
-		return "", nil, err
+		return "", nil, plain(c.noted(etcd, err))
 	}
 	key := c.key(keyLeader)
 	revision, err := c.put(ctx, key, self, lease)
@@ -145,7 +145,7 @@ func grant(ctx context.Context, etcd *clientv3.Client, ttl time.Duration) (clien
 	defer cancel()
 	answer, err := etcd.Grant(ctx, int64(ttl/time.Second))
 	if err != nil {
-		return 0, plain(err)
+		return 0, err
 	}
 	return answer.ID, nil
 }
@@ -175,7 +175,8 @@ func (c *Client) revoke(ctx context.Context, lease clientv3.LeaseID) {
 	// Also when ctx has ended: the lease would keep the next leader waiting.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 	defer cancel()
-	if _, err := etcd.Revoke(ctx, lease); err != nil && !errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseNotFound) {
+	_, err = etcd.Revoke(ctx, lease)
+	if err = c.noted(etcd, err); err != nil && !errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseNotFound) {
 		c.o.Log.Debug("the lease of the leader's key was not given back; it runs out by itself", "reason", err)
 	}
 }
@@ -285,7 +286,7 @@ func (t *Term) renew(ctx context.Context) error {
 	defer cancel()
 	asked := boottime.Now()
 	if _, err := etcd.KeepAliveOnce(ctx, t.lease); err != nil {
-		return err
+		return t.client.noted(etcd, err)
 	}
 	if !t.extend(asked) {
 		return errLate
