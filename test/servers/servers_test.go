@@ -397,6 +397,18 @@ func TestServers(t *testing.T) {
 		old.startEtcd(w)
 		old.startNode()
 		w.startServer(old)
+		// What is given up there ends now. That it shall is in this record alone, which
+		// the next part leaves behind.
+		w.Eventually(patience, "no pod is left to end", func() error {
+			o, err := next.Overview()
+			if err != nil {
+				return err
+			}
+			if all := len(machine.Pods(o, "default", "web-")); all != 3 {
+				return fmt.Errorf("%d pods", all)
+			}
+			return nil
+		})
 		pods = w.settled(next, 3, 3)
 	})
 	t.Run("one server, and several again", func(*testing.T) {
