@@ -17,6 +17,8 @@ type Member struct {
 	// Assumed is set when nobody decided on it: it was the first of that name
 	// after the record was lost. What a ledger says counts more.
 	Assumed bool `json:"assumed,omitempty"`
+	// Succeeds is set when another machine had the name before this one joined.
+	Succeeds bool `json:"succeeds,omitempty"`
 	// Removed is set once Git has taken the node out of the cluster: a machine gets
 	// the name with a token, and with no certificate.
 	Removed bool `json:"removed,omitempty"`

@@ -12,6 +12,10 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 )
 
+// clocksDiffer is by how much the clocks of servers may, which tell when a
+// machine joined.
+const clocksDiffer = time.Minute
+
 // Member says which machine a node's name belongs to. A session of another one
 // ends; the next machine must wait until that one's lease is over, for it may
 // run fenced pods until then. Of a node that was removed nothing else is kept.
@@ -73,7 +77,11 @@ func (r *Registry) contradicts(m *member, s *session) error {
 	case m.owner.Identity != s.caller.Identity:
 		return &nodes.TakenError{Member: m.owner}
 	}
-	if left := m.after - r.o.Clock(); left > 0 {
+	after := m.after
+	if m.owner.Succeeds && r.o.Now().Sub(m.owner.Joined) < over(r.longest)+clocksDiffer {
+		after = max(after, r.began+over(r.longest)) // who was leased what before, an earlier server knew
+	}
+	if left := after - r.o.Clock(); left > 0 {
 		return fmt.Errorf("node %s was another machine, whose lease may hold for %s more: wait", s.node, left.Round(time.Second))
 	}
 	return nil
@@ -98,9 +106,7 @@ func (r *Registry) tellRefused(node, from string, why error) {
 func (r *Registry) identify(ctx context.Context, p wire.Peer) (wire.Caller, error) {
 	id, err := r.o.Authority.Identify(p.Chain)
 	if err == nil {
-		if err = r.vouch(ctx, id, p.Host()); err != nil {
-			r.tellRefused(id.Node, p.Host(), err)
-		}
+		err = r.vouch(ctx, id, p.Host())
 	}
 	if err != nil {
 		r.o.Log.Warn("agent refused", "node", id.Node, "from", p.Host(), "reason", err)
@@ -112,20 +118,35 @@ func (r *Registry) identify(ctx context.Context, p wire.Peer) (wire.Caller, erro
 // vouch holds a certificate to what was decided about its name. When nothing
 // was, or nobody remembers, the first one counts.
 func (r *Registry) vouch(ctx context.Context, id trust.Identity, from string) error {
+	refuse := func(why error) error {
+		r.tellRefused(id.Node, from, why)
+		return why
+	}
 	owner, err := r.mayHave(id.Node)
 	switch {
 	case err != nil:
-		return err
+		return refuse(err)
 	case owner.Removed:
-		return &nodes.RemovedError{Name: id.Node}
+		return refuse(&nodes.RemovedError{Name: id.Node})
 	case owner.Identity == id.Key:
 		return nil
 	case owner.Identity != "":
-		return &nodes.TakenError{Member: owner}
+		return refuse(&nodes.TakenError{Member: owner})
 	}
-	return r.o.Members.Admit(ctx, nodes.Admission{
+	err = r.o.Members.Admit(ctx, nodes.Admission{
 		Member: nodes.Member{Name: id.Node, Identity: id.Key, From: from, Joined: r.o.Now().UTC(), Assumed: true},
 	})
+	if isRefusal(err) {
+		return refuse(err)
+	}
+	return err
+}
+
+// isRefusal tells an answer about the name from one that nothing could be decided.
+func isRefusal(err error) bool {
+	_, taken := errors.AsType[*nodes.TakenError](err)
+	_, removed := errors.AsType[*nodes.RemovedError](err)
+	return taken || removed
 }
 
 // mayHave returns who has a name, or why no other machine may have it.
@@ -172,7 +193,7 @@ func (r *Registry) tryAdmit(ctx context.Context, q wire.JoinRequest) ([][]byte, 
 		Member: nodes.Member{Name: q.Node, Identity: id.Key, From: q.From, Joined: r.o.Now().UTC()},
 		Token:  token.ID, Uses: token.Uses, Expires: token.Expires, Replace: token.Replace,
 	})
-	if _, taken := errors.AsType[*nodes.TakenError](err); taken {
+	if isRefusal(err) {
 		r.tellRefused(q.Node, q.From, err) // all else may be about a name that nobody has
 	}
 	if err != nil {

@@ -383,6 +383,33 @@ func TestASecondMachineOfOneName(t *testing.T) {
 	}
 }
 
+// TestASecondMachineWaitsAcrossARestart: the server that knew how long the first
+// one's lease holds is gone.
+func TestASecondMachineWaitsAcrossARestart(t *testing.T) {
+	for _, c := range []struct {
+		ago      time.Duration
+		succeeds bool
+		wait     bool
+	}{{0, true, true}, {time.Hour, true, false}, {0, false, false}} {
+		w := newTown(t)
+		w.assign("a")
+		second := w.citizen("a")
+		w.Member(nodes.Member{Name: "a", Identity: w.owners["a"], Joined: time.Now().Add(-c.ago), Succeeds: c.succeeds})
+		_, err := w.session(w.tls(second), "a", &pb.Report{})
+		if !c.wait {
+			if err != nil {
+				t.Errorf("%+v: %v", c, err)
+			}
+			continue
+		}
+		w.refused("at once", err, "whose lease may hold for")
+		w.later.Store(int64(time.Minute))
+		if _, err := w.session(w.tls(second), "a", &pb.Report{}); err != nil {
+			t.Errorf("%+v, a minute later: %v", c, err)
+		}
+	}
+}
+
 // TestTheFirstCertificateCountsWhenNobodyRemembers: the record is lost.
 func TestTheFirstCertificateCountsWhenNobodyRemembers(t *testing.T) {
 	w := newTown(t)

@@ -73,6 +73,7 @@ func (r *runner) admit(ctx context.Context, a nodes.Admission) error {
 	if err != nil {
 		return err
 	}
+	a.Succeeds = known.Succeeds || known.Identity != "" && known.Identity != a.Identity
 	d, err := memberDecision(a.Member)
 	if err != nil {
 		return err

@@ -80,6 +80,10 @@ func TestANameBelongsToOneMachine(t *testing.T) {
 		check(w.ask("a", "first", assumed), true)
 		w.anew(w.record)
 		w.expectOwner("a", "second")
+		check(w.ask("b", "third"), false)
+		if !w.machine.owners["a"].Succeeds || w.machine.owners["b"].Succeeds {
+			t.Errorf("who succeeds another: %+v", w.machine.owners)
+		}
 	})
 }
 
