@@ -86,18 +86,19 @@ func serviceKey(v *proxy.Service) desired.Key {
 	return desired.Key{Kind: kindService, Namespace: v.Namespace, Name: v.Name}
 }
 
-// converge waits for the cluster to agree with Git and to rest.
+// converge waits for the cluster to agree with Git and to rest. It looks twice,
+// for what nodes last said may still be under way at the first time.
 func (w *world) converge() error {
 	deadline := time.Now().Add(convergeWithin)
 	var why error
-	for time.Now().Before(deadline) {
+	for agreed := 0; agreed < 2 && time.Now().Before(deadline); agreed++ {
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		if err := w.checkNow(); err != nil {
 			return err
 		}
-		if why = w.agrees(); why == nil {
-			break
+		if why = w.agrees(); why != nil {
+			agreed = -1
 		}
 	}
 	if why != nil {
@@ -113,7 +114,7 @@ func (w *world) converge() error {
 // rests checks that a converged cluster plans and does nothing, and that
 // planning it from scratch says the same.
 func (w *world) rests() error {
-	before := w.witness.activity()
+	before, _ := w.witness.activity()
 	if err := w.plansTheSameFromScratch(); err != nil {
 		return err
 	}
@@ -122,8 +123,8 @@ func (w *world) rests() error {
 	if err := w.witness.violation(); err != nil {
 		return err
 	}
-	if after := w.witness.activity(); after != before {
-		return violated(3, "a converged cluster planned or handed over %d more things in %v", after-before, restFor)
+	if after, latest := w.witness.activity(); after != before {
+		return violated(3, "a converged cluster planned or handed over %d more things in %v: %s", after-before, restFor, latest)
 	}
 	if err := w.agrees(); err != nil {
 		return fmt.Errorf("a converged cluster changed: %w\n%s", err, w.describe())

@@ -36,6 +36,8 @@ type witness struct {
 	last  *view
 	steps int
 	calls int
+	// latest is the last of those calls in words.
+	latest string
 	// known is since when the server knows what is in force; zero while it can't
 	// read that again and leaves everything, routes too, as it is.
 	known time.Time
@@ -169,11 +171,12 @@ func (x *witness) holds(c *commit) bool {
 	return x.held[c] || why != "" && !confirms(c.revision, len(x.force.intent.gone(c.intent)))
 }
 
-// activity counts what was planned and handed over, to see that a cluster is at rest.
-func (x *witness) activity() int {
+// activity counts what was planned and handed over, to see that a cluster is at
+// rest, and describes the latest.
+func (x *witness) activity() (calls int, latest string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.calls
+	return x.calls, x.latest
 }
 
 // next is planner.Next with a witness.
@@ -191,6 +194,8 @@ func (x *witness) next(by *server, s *planner.State, c planner.Change, now time.
 	x.steps++
 	if !p.Empty() {
 		x.calls++
+		x.latest = fmt.Sprintf("last it planned: hold %v, %d differences, actions %v, waiting %v, decisions %s, %d assignments, routes %v",
+			p.Hold != nil, len(p.Difference), p.Actions, p.Waiting, decisionsText(p.Decisions), len(p.Assignments), p.Routes != nil)
 	}
 	if p.Routes != nil {
 		x.planned[p.Routes.Generation] = time.Now()
@@ -418,6 +423,7 @@ func (h *hands) hears() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.calls++
+	x.latest = "last it handed over to a node, or its routes"
 	return !x.deaf && x.voice == h.server
 }
 
@@ -690,4 +696,12 @@ func (v *view) running(namespace string) int {
 		}
 	}
 	return n
+}
+
+func decisionsText(decisions []nodes.Decision) string {
+	var b strings.Builder
+	for _, d := range decisions {
+		fmt.Fprintf(&b, "[%s %s %s]", d.Kind, d.Key, d.Value)
+	}
+	return b.String()
 }
