@@ -1,9 +1,12 @@
 package sim
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -36,23 +39,37 @@ func TestMain(m *testing.M) {
 	// A world is garbage soon, and small: collecting it less often costs 100 MiB
 	// and saves a fifth of the time.
 	debug.SetGCPercent(400)
+	sweepEnded()
 	os.Exit(m.Run())
 }
 
-// memoryDir is a directory in memory where there is one: virtual time does not
-// wait for disks, but the test does.
-func memoryDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "tally-sim-")
-	if err != nil {
-		return t.TempDir()
+// memory is where there is a file system in memory: virtual time does not wait
+// for disks, but the test does. The names of worlds begin with worldPrefix and
+// the id of the process that plays them.
+const (
+	memory      = "/dev/shm"
+	worldPrefix = "tally-sim-"
+)
+
+// sweepEnded takes the worlds away that tests left which were killed.
+func sweepEnded() {
+	dirs, _ := filepath.Glob(filepath.Join(memory, worldPrefix+"*"))
+	for _, dir := range dirs {
+		id, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), worldPrefix), "-")
+		if _, err := os.Stat("/proc/" + id); errors.Is(err, fs.ErrNotExist) {
+			_ = os.RemoveAll(dir) // somebody else's stays
+		}
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
 }
 
 // play runs one seed in a bubble of its own.
 func play(t *testing.T, o Options) (r Result) {
-	o.Dir = memoryDir(t)
+	dir, err := os.MkdirTemp(memory, worldPrefix+strconv.Itoa(os.Getpid())+"-")
+	if err != nil {
+		dir = t.TempDir()
+	}
+	defer os.RemoveAll(dir)
+	o.Dir = dir
 	synctest.Test(t, func(*testing.T) { r = Run(o) })
 	return r
 }
