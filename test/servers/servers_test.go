@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,9 @@ func TestMain(m *testing.M) { cluster.Main(m) }
 const patience = 2 * time.Minute
 
 const image = cluster.RegistryAddress + "/inside:1"
+
+// nodePort leads to the pods from every machine.
+const nodePort = 30080
 
 // world is a cluster of servers.
 type world struct {
@@ -94,7 +98,15 @@ spec:
   template:
     metadata: {labels: {app: web}}
     spec: {containers: [{name: main, image: %s}]}
-`, replicas, image))
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080, nodePort: %d}]
+`, replicas, image, nodePort))
 	w.newest = w.clone.Commit(message)
 	if r := w.clone.Push(); r.Code != 0 {
 		w.t.Fatalf("push: %+v", r)
@@ -330,23 +342,29 @@ func TestServers(t *testing.T) {
 	pods := w.settled(first, 3, 3)
 	w.everywhere()
 
-	t.Run("leader killed", func(*testing.T) {
-		begun := time.Now()
-		first.server.Kill()
-		next := w.taken(first)
-		t.Logf("another server led after %v", time.Since(begun))
-		w.same(pods, w.settled(next, 3, 3), "the leader was killed")
-		t.Logf("all nodes were there after %v", time.Since(begun))
+	t.Run("leader killed", func(t *testing.T) {
+		var next *server
+		w.served(t, func() {
+			begun := time.Now()
+			first.server.Kill()
+			next = w.taken(first)
+			t.Logf("another server led after %v", time.Since(begun))
+			w.same(pods, w.settled(next, 3, 3), "the leader was killed")
+			t.Logf("all nodes were there after %v", time.Since(begun))
+		})
 		w.startServer(first)
 		w.settled(first, 3, 3) // a standby, which shows what the leader does
 		w.commit(4, "one more")
 		pods = w.settled(next, 4, 3)
 	})
-	t.Run("leader stopped", func(*testing.T) {
+	t.Run("leader stopped", func(t *testing.T) {
 		old := w.leader()
-		old.server.Signal(syscall.SIGSTOP)
-		next := w.taken(old)
-		w.same(pods, w.settled(next, 4, 3), "the leader was stopped")
+		var next *server
+		w.served(t, func() {
+			old.server.Signal(syscall.SIGSTOP)
+			next = w.taken(old)
+			w.same(pods, w.settled(next, 4, 3), "the leader was stopped")
+		})
 		w.commit(3, "one less")
 		pods = w.settled(next, 3, 3)
 		old.server.Signal(syscall.SIGCONT)
@@ -359,31 +377,20 @@ func TestServers(t *testing.T) {
 		w.same(pods, w.settled(old, 3, 3), "it went on")
 		w.everywhere()
 	})
-	t.Run("etcd without a majority", func(*testing.T) {
-		for _, m := range w.machines[:2] {
-			m.etcd.Kill()
-		}
-		w.Eventually(patience, "nobody leads", func() error {
-			if leader := w.leader(); leader != nil {
-				return fmt.Errorf("%s leads", leader.Name)
-			}
-			return nil
+	t.Run("etcd's leader killed", func(t *testing.T) {
+		member := w.etcdLeader()
+		w.served(t, func() {
+			member.etcd.Kill()
+			w.commit(4, "without a member")
+			w.same(pods, kept(pods, w.settled(first, 4, 3)), "etcd's leader was killed")
 		})
-		for _, m := range w.machines {
-			w.Eventually(patience, m.Name+" says that nobody leads", func() error {
-				if status, text := w.get(m, "/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(text, "No server leads") {
-					return fmt.Errorf("%d %s", status, text)
-				}
-				return nil
-			})
-			if status, _ := w.get(m, "/healthz"); status != http.StatusOK {
-				t.Errorf("health of a standby: %d", status)
-			}
-		}
-		for _, m := range w.machines[:2] {
-			m.startEtcd(w)
-		}
-		w.same(pods, w.settled(w.taken(), 3, 3), "etcd was gone")
+		member.startEtcd(w)
+		w.commit(3, "with all members")
+		pods = w.settled(first, 3, 3)
+		w.everywhere()
+	})
+	t.Run("etcd without a majority", func(t *testing.T) {
+		w.served(t, func() { w.withoutMajority(t, pods) })
 	})
 	t.Run("a machine without power", func(*testing.T) {
 		old := w.leader()
@@ -426,6 +433,108 @@ func TestServers(t *testing.T) {
 		w.settled(w.machines[2], 4, 3)
 		w.everywhere()
 	})
+}
+
+// withoutMajority kills two members of etcd, and starts them again.
+func (w *world) withoutMajority(t *testing.T, pods []container) {
+	t.Helper()
+	for _, m := range w.machines[:2] {
+		m.etcd.Kill()
+	}
+	w.Eventually(patience, "nobody leads", func() error {
+		if leader := w.leader(); leader != nil {
+			return fmt.Errorf("%s leads", leader.Name)
+		}
+		return nil
+	})
+	for _, m := range w.machines {
+		w.Eventually(patience, m.Name+" says that nobody leads", func() error {
+			if status, text := w.get(m, "/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(text, "No server leads") {
+				return fmt.Errorf("%d %s", status, text)
+			}
+			return nil
+		})
+		if status, _ := w.get(m, "/healthz"); status != http.StatusOK {
+			t.Errorf("health of a standby: %d", status)
+		}
+	}
+	for _, m := range w.machines[:2] {
+		m.startEtcd(w)
+	}
+	w.same(pods, w.settled(w.taken(), 3, 3), "etcd was gone")
+}
+
+// etcdLeader is the machine of the member that leads the others.
+func (w *world) etcdLeader() (leader *server) {
+	w.t.Helper()
+	w.Eventually(patience, "etcd has a leader", func() error {
+		for _, m := range w.machines {
+			endpoint := "https://" + m.Address + ":2379"
+			etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, TLS: w.certificates.Config(), DialTimeout: patience, Logger: zap.NewNop()})
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+			status, err := etcd.Status(ctx, endpoint)
+			cancel()
+			etcd.Close()
+			if err != nil {
+				return err
+			}
+			if status.Leader == status.Header.GetMemberId() {
+				leader = m
+				return nil
+			}
+		}
+		return errors.New("nobody leads")
+	})
+	return leader
+}
+
+// kept are the containers of after whose pods were there before.
+func kept(before, after []container) []container {
+	return slices.DeleteFunc(slices.Clone(after), func(c container) bool {
+		return !slices.ContainsFunc(before, func(o container) bool { return o.Pod == c.Pod })
+	})
+}
+
+// served runs something while every machine asks the next one for the pods, and
+// looks that each request is answered.
+func (w *world) served(t *testing.T, during func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel() // also when during fails for good
+	var asking sync.WaitGroup
+	for i, m := range w.machines {
+		url := fmt.Sprintf("http://%s:%d/", w.machines[(i+1)%len(w.machines)].Address, nodePort)
+		w.Eventually(patience, url+" answers", func() error { return ask(m.Client(), url) })
+		asking.Go(func() {
+			asked := 0
+			for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+				asked++
+				if err := ask(m.Client(), url); err != nil {
+					t.Errorf("request %d to %s: %v", asked, url, err)
+				}
+			}
+			t.Logf("%d requests to %s", asked, url)
+		})
+	}
+	during()
+	cancel()
+	asking.Wait()
+}
+
+// ask makes one request, over a connection of its own.
+func ask(client *http.Client, url string) error {
+	answer, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return errors.New(answer.Status)
+	}
+	return nil
 }
 
 // everywhere looks that all servers answer alike.
