@@ -5,6 +5,7 @@ package bench
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -75,12 +76,15 @@ func (all *figures) add(t *testing.T, f figure) {
 	t.Logf("%s: %.4g %s", f.Name, f.Value, f.Unit)
 }
 
-// write puts the figures into build/bench.json, in place of earlier ones of
-// the same names, and prints all of them as a table.
+// write puts the figures into build/bench.json and prints them as a table. Those
+// of a part of the benchmarks take the place of earlier ones of the same names.
 func (all *figures) write(t *testing.T) {
 	t.Helper()
 	path := filepath.Join(machine.Root(t), "build", "bench.json")
-	list := earlier(t, path)
+	var list []figure
+	if part := strings.Contains(flag.Lookup("test.run").Value.String(), "/"); part {
+		list = earlier(t, path)
+	}
 	for _, f := range all.list {
 		if i := slices.IndexFunc(list, func(o figure) bool { return o.Name == f.Name }); i >= 0 {
 			list[i] = f

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tallyman-dev/tallyman/nodes/runtime/runtimetest/image"
 	"github.com/tallyman-dev/tallyman/test/machine"
 )
@@ -55,7 +57,9 @@ func benchCluster(t *testing.T, all *figures) {
 // server's cores, so they are given more time than on machines of their own before
 // they count as silent.
 func flood(t *testing.T, count, deployments int) (m *machine.Machine, took time.Duration) {
+	dir := onDisk(t) // cleared away after the machine
 	m = machine.New(t)
+	m.DataDir = dir
 	m.Serve("--listen", agentsAddress)
 	c := m.Clone()
 	c.Write("cluster.yaml", `apiVersion: tallyman.dev/v1alpha1
@@ -104,6 +108,25 @@ spec:
 	begun := time.Now()
 	c.Git("push", "--quiet", "--push-option", "tally.wait=false", "origin", "main")
 	return m, converged(t, m, sha).Sub(begun)
+}
+
+// onDisk is a directory for a record that is written to a disk, unlike those of
+// machines, which are in memory.
+func onDisk(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(filepath.Join(machine.Root(t), "build"), "record-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	if fs.Type == unix.TMPFS_MAGIC {
+		t.Fatalf("%s is in memory: what it costs to write the record to a disk can't be measured there", dir)
+	}
+	return dir
 }
 
 // converged waits for a revision, and returns when it had by the server's log: an
