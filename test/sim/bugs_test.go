@@ -16,6 +16,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -240,6 +241,32 @@ var bugs = []Bug{
 	}},
 	{Name: "gives up in a storm", Invariants: []int{5, 7}, Fenced: true, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		return planner.Next(s, withStrangers(s, c, now), now)
+	}},
+	{Name: "drains what nobody drained", Invariants: []int{7}, Many: true, Next: withNodes(func(n *nodes.NodeState) {
+		if n.Name < "n4" {
+			n.Taints = append(slices.Clip(n.Taints), corev1.Taint{Key: drainTaint, Effect: corev1.TaintEffectNoExecute})
+		}
+	})},
+	{Name: "takes more pods away at once than it may", Invariants: []int{4}, Load: func(s *desired.Snapshot) *desired.Snapshot {
+		return withObjects(s, func(v runtime.Object) runtime.Object {
+			if d, ok := v.(*appsv1.Deployment); ok && d.Spec.Strategy.RollingUpdate != nil {
+				all := intstr.FromString("100%")
+				d = d.DeepCopy()
+				d.Spec.Strategy.RollingUpdate.MaxUnavailable = &all
+				return d
+			}
+			return v
+		})
+	}},
+	{Name: "hands out the Secrets of others", Invariants: []int{11}, Many: true, Assign: func(w *world, a nodes.Assignment) nodes.Assignment {
+		for _, m := range w.nodes {
+			for _, c := range w.witness.assignmentOf(m.name).Configs {
+				if c.Key.Kind == kindSecret && !slices.ContainsFunc(a.Configs, func(o *nodes.Config) bool { return o.Key == c.Key }) {
+					a.Configs = append(slices.Clip(a.Configs), c)
+				}
+			}
+		}
+		return a
 	}},
 	{Name: "binds pods to cordoned nodes", Invariants: []int{6}, Many: true, Tended: true, Load: withoutWords(func(n *corev1.Node) {
 		n.Spec.Unschedulable = false

@@ -357,6 +357,26 @@ func nodeHoldsItsPods(a *nodes.Assignment, v *view, has int64) error {
 	return nil
 }
 
+// ownSecretsOnly: invariant 11. A node sees the Secrets that its pods name.
+func ownSecretsOnly(a *nodes.Assignment) error {
+	named := map[desired.Key]bool{}
+	for _, p := range a.Pods {
+		for i := range p.Template.Spec.Containers {
+			for _, e := range p.Template.Spec.Containers[i].Env {
+				if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
+					named[desired.Key{Kind: kindSecret, Namespace: p.Namespace, Name: e.ValueFrom.SecretKeyRef.Name}] = true
+				}
+			}
+		}
+	}
+	for _, c := range a.Configs {
+		if c.Key.Kind == kindSecret && !named[c.Key] {
+			return violated(11, "node %s is given %s, which none of its pods names", a.Node, c.Key)
+		}
+	}
+	return nil
+}
+
 // decidedBeforeItStarts: invariant 1.
 func decidedBeforeItStarts(decided map[nodes.UID]*nodes.Pod, c runtime.Status) error {
 	if p := decided[nodes.UID(c.Labels[labelPod])]; p == nil {

@@ -1,8 +1,9 @@
 // Package sim plays whole clusters in virtual time: the real planner, control
 // loop, record, registry, wire protocol and agents on fake machines, with
-// faults drawn from a seed, and checks the invariants of the design (1 to 10)
-// at every step. It is what finds the orders of events that
-// nobody thinks of.
+// faults drawn from a seed, and checks the invariants of the design (1 to 10,
+// and of 11 that a node is given the Secrets of its own pods alone) at every step.
+// It is what finds the orders of events that nobody thinks of. That nothing in a
+// manifest is ignored without a word (12) is held by the tests of desired/manifest.
 //
 // What is real: sync/loop, planner, nodes/observed (bbolt on a memory file
 // system), nodes/registry and nodes/wire with gRPC over connections in memory,

@@ -466,6 +466,7 @@ func (h *hands) Assign(a nodes.Assignment) {
 	}
 	if h.hears() {
 		h.world.witness.assigned(planned)
+		h.world.witness.report(ownSecretsOnly(&a))
 	}
 	h.to.Assign(a)
 }
