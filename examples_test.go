@@ -76,7 +76,11 @@ func TestPagesLinkToWhatIsThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pages = append(pages, "README.md", "docs/install/README.md", "examples-repo/README.md")
+	guides, err := filepath.Glob("docs/install/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages = append(append(pages, guides...), "README.md", "examples-repo/README.md")
 	link := regexp.MustCompile(`\]\(([^)#]+)(?:#[^)]*)?\)`)
 	for _, page := range pages {
 		content, err := os.ReadFile(page)

@@ -241,7 +241,11 @@ func TestPagesNameRealCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pages = append(pages, "README.md", "docs/install/README.md", "examples-repo/README.md")
+	guides, err := filepath.Glob("docs/install/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages = append(append(pages, guides...), "README.md", "examples-repo/README.md")
 	named := regexp.MustCompile("(?m)(?:`|^ {4})tally ([a-z][a-z-]*)")
 	found := 0
 	for _, name := range pages {
