@@ -40,6 +40,8 @@ type Cluster struct {
 	cables   *cables
 	registry *registry.Registry
 	machines []*Machine
+	// askingTally is made when it is first needed; see asking.
+	askingTally string
 }
 
 // New makes a cluster without machines and clears everything away when the

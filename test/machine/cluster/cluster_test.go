@@ -274,3 +274,70 @@ func get(client *http.Client, url string) error {
 	}
 	return err
 }
+
+// TestAnOwnClock looks that the time of day of tally on one machine is what it is
+// set to, that of others as it was.
+func TestAnOwnClock(t *testing.T) {
+	c := cluster.New(t)
+	one, two := c.MachineOff("one"), c.MachineOff("two")
+	for _, m := range []*cluster.Machine{one, two} {
+		m.BootBare()
+	}
+	one.OwnClock()
+	two.StartTally("server")
+	for _, ahead := range []time.Duration{-30 * 365 * 24 * time.Hour, 30 * 365 * 24 * time.Hour} {
+		one.SetClock(ahead)
+		one.StartTally("server")
+		year := time.Now().Add(ahead).Format("time=2006-")
+		for m, want := range map[*cluster.Machine]string{one: year, two: "server runs"} {
+			c.Eventually(patience, m.Name+" logs with "+want, func() error {
+				if !m.LogHas(want) {
+					return fmt.Errorf("it does not")
+				}
+				return nil
+			})
+		}
+		if two.LogHas(year) {
+			t.Errorf("the other machine has the clock of %s", year)
+		}
+		one.TallyProcess().Stop()
+	}
+}
+
+// TestAFrozenDisk looks that nothing is written while a disk is frozen, and that
+// all goes on after it.
+func TestAFrozenDisk(t *testing.T) {
+	c := cluster.New(t)
+	one := c.MachineOff("one")
+	one.SmallDisk(32 << 20)
+	one.BootBare()
+	for range 2 {
+		one.FreezeDisk()
+		writer := one.Start("sh", "-c", "echo begun; echo more > /var/lib/tallyman/file; echo done")
+		said := func() string {
+			content, err := os.ReadFile(one.Log("sh"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(content)
+		}
+		c.Eventually(patience, "the writer waits", func() error {
+			state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", writer.PID()))
+			if err == nil && !strings.Contains(string(state), ") D ") {
+				err = fmt.Errorf("%s", state)
+			}
+			return err
+		})
+		if strings.HasSuffix(said(), "done\n") {
+			t.Errorf("the writer said %q", said())
+		}
+		one.ThawDisk()
+		<-writer.Ended()
+		if !strings.HasSuffix(said(), "begun\ndone\n") {
+			t.Errorf("the writer said %q", said())
+		}
+	}
+	one.FreezeDisk()
+	one.Start("sh", "-c", "echo more > /var/lib/tallyman/file")
+	one.Die() // it does not wait for ever
+}

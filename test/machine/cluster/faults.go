@@ -3,6 +3,8 @@ package cluster
 import (
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // do fails the test when a fault could not be made.
@@ -57,3 +59,36 @@ func (m *Machine) FillDisk() {
 
 // FreeDisk gives the room back.
 func (m *Machine) FreeDisk() { m.c.t.Helper(); m.do(os.Remove(m.File(fillFile))) }
+
+// Requests to a file system, from linux/fs.h.
+const (
+	fifreeze = 0xc0045877
+	fithaw   = 0xc0045878
+)
+
+// FreezeDisk has whoever writes tally's data wait, as on a disk that hangs, until
+// ThawDisk; see SmallDisk.
+func (m *Machine) FreezeDisk() {
+	m.c.t.Helper()
+	m.do(m.tellDisk(fifreeze))
+	m.frozen = true
+}
+
+// ThawDisk has everyone go on who waits for the disk; it does nothing to one that
+// is not frozen.
+func (m *Machine) ThawDisk() {
+	m.c.t.Helper()
+	if m.frozen {
+		m.do(m.tellDisk(fithaw))
+		m.frozen = false
+	}
+}
+
+func (m *Machine) tellDisk(request uint) error {
+	f, err := os.Open(m.File(dataDir))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.IoctlSetInt(int(f.Fd()), request, 0)
+}

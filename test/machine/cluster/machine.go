@@ -32,6 +32,8 @@ type Machine struct {
 	// containerd and tally, while they run.
 	containerd, tally *Process
 	args              []string // tally's
+	clock             *clock   // nil while tally has the outer machine's
+	frozen            bool     // the data disk is
 }
 
 func (c *Cluster) newMachine(name string) (*Machine, error) {
@@ -211,6 +213,7 @@ func (m *Machine) Die() {
 	if m.life == nil {
 		return
 	}
+	m.ThawDisk() // who waits for a disk cannot be killed
 	if err := m.c.cables.unplug(m.Name); err != nil {
 		m.c.t.Errorf("machine %s: %v", m.Name, err)
 	}

@@ -40,7 +40,7 @@ func (m *Machine) entry() string {
 func (m *Machine) Exec(cmd *exec.Cmd) machine.Result {
 	inside := m.Command(cmd.Args[0], cmd.Args[1:]...)
 	cmd.Path, cmd.Args, cmd.Err = inside.Path, inside.Args, inside.Err
-	return machine.Run(cmd, m.start)
+	return machine.Run(cmd, func(cmd *exec.Cmd) error { return m.start(cmd, nil) })
 }
 
 // Run runs a program on the machine to its end.
@@ -55,7 +55,8 @@ func (m *Machine) Tally(command string, args ...string) machine.Result {
 
 // start starts a command among the machine's processes: the children of a
 // thread that has entered their namespace are there, the thread itself is not.
-func (m *Machine) start(cmd *exec.Cmd) error {
+// Children have what clock does to the thread, too, where there is one.
+func (m *Machine) start(cmd *exec.Cmd, clock *clock) error {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with this function
@@ -67,6 +68,11 @@ func (m *Machine) start(cmd *exec.Cmd) error {
 			defer space.Close()
 			if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWPID); err != nil {
 				return fmt.Errorf("enter machine %s: %w", m.Name, err)
+			}
+			if clock != nil {
+				if err := clock.filter(); err != nil {
+					return err
+				}
 			}
 			return cmd.Start()
 		}()
@@ -86,6 +92,11 @@ type Process struct {
 // goes to a log that a failing test shows.
 func (m *Machine) Start(name string, args ...string) *Process {
 	m.c.t.Helper()
+	return m.startBy(nil, name, args...)
+}
+
+func (m *Machine) startBy(clock *clock, name string, args ...string) *Process {
+	m.c.t.Helper()
 	log, err := os.OpenFile(m.Log(name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		m.c.t.Fatal(err)
@@ -94,7 +105,7 @@ func (m *Machine) Start(name string, args ...string) *Process {
 	p := &Process{m: m, name: name, cmd: m.Command(name, args...), ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := m.start(p.cmd); err != nil {
+	if err := m.start(p.cmd, clock); err != nil {
 		m.c.t.Fatalf("start %s on %s: %v", name, m.Name, err)
 	}
 	go func() { p.cmd.Wait(); close(p.ended) }()

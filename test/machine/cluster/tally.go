@@ -21,7 +21,7 @@ import (
 func (m *Machine) StartTally(args ...string) {
 	m.c.t.Helper()
 	m.args = args
-	m.tally = m.Start("tally", args...)
+	m.tally = m.startBy(m.clock, "tally", args...)
 }
 
 // TallyProcess is what StartTally started last.
