@@ -45,7 +45,7 @@ func rollout(w *world) {
 	begun := time.Now()
 	w.clone.Write("web.yaml", web(8, "second"))
 	w.clone.Apply("eight other pods")
-	w.awaitPods("web-", 8)
+	w.awaitOthers("web-", 8, before)
 	traffic.settled(w)
 	if failed := traffic.end(w.t, "rollout", begun); failed > 0 {
 		w.t.Errorf("%d requests failed", failed)
@@ -53,11 +53,6 @@ func rollout(w *world) {
 	on := map[string]int{}
 	for _, p := range w.pods("web-") {
 		on[p.Pod.Node]++
-		for _, b := range before {
-			if b.Pod.UID == p.Pod.UID {
-				w.t.Errorf("pod %s was not replaced", p.Key.Name)
-			}
-		}
 	}
 	for _, n := range w.nodes {
 		if on[n.Name] == 0 {
@@ -66,12 +61,16 @@ func rollout(w *world) {
 	}
 }
 
-// fault breaks something and mends it again.
+// fault breaks something and returns what mends it again.
 type fault struct {
 	name string
-	make func(w *world, victim *cluster.Machine)
-	mend func(w *world, victim *cluster.Machine)
-	// lossy faults lose packets of what they break: requests may fail.
+	make func(w *world, victim *cluster.Machine) (mend func())
+	// lasts is how long a harmless fault lasts.
+	lasts time.Duration
+	// away faults keep an agent from its server: how long it needs to be back is
+	// not what they are about, so the server waits for it.
+	away bool
+	// lossy faults lose packets of what they break: some requests may fail.
 	lossy bool
 	// forgets is a fault of who answers for names: the question it had in hand is
 	// lost, and resolvers ask again after five seconds.
@@ -80,40 +79,58 @@ type fault struct {
 
 // harmless faults are those that no request and no container may notice.
 func harmless() []fault {
-	again := func(_ *world, m *cluster.Machine) { m.StartTallyAgain() }
 	return []fault{
-		{name: "agent killed", make: func(_ *world, m *cluster.Machine) { m.TallyProcess().Kill() }, mend: again},
-		{name: "agent frozen", make: func(_ *world, m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGSTOP) }, mend: func(_ *world, m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGCONT) }},
-		{name: "containerd killed", make: func(_ *world, m *cluster.Machine) { m.Containerd().Kill() }, mend: func(_ *world, m *cluster.Machine) { m.StartContainerd() }},
-		{name: "keeper killed", forgets: true, make: func(w *world, m *cluster.Machine) {
-			if err := syscall.Kill(m.Keeper(), syscall.SIGKILL); err != nil {
-				w.t.Fatal(err)
-			}
-		}, mend: func(w *world, m *cluster.Machine) {
-			w.Eventually(patience, "there is a keeper again", func() error {
-				if m.Keeper() == 0 {
-					return fmt.Errorf("none")
-				}
-				return nil
-			})
+		{name: "agent killed", away: true, lasts: time.Second, make: func(_ *world, m *cluster.Machine) func() {
+			m.TallyProcess().Kill()
+			return m.StartTallyAgain
 		}},
-		{name: "server killed", make: func(w *world, _ *cluster.Machine) { w.server.TallyProcess().Kill() }, mend: func(w *world, _ *cluster.Machine) { w.server.StartTallyAgain() }},
-		{name: "server partitioned", make: func(w *world, _ *cluster.Machine) { w.server.Partition() }, mend: func(w *world, _ *cluster.Machine) { w.server.Mend() }},
-		{name: "packets lost and late", lossy: true, make: func(_ *world, m *cluster.Machine) {
+		{name: "agent frozen", away: true, lasts: 2 * time.Second, make: func(_ *world, m *cluster.Machine) func() {
+			m.TallyProcess().Signal(syscall.SIGSTOP)
+			return func() { m.TallyProcess().Signal(syscall.SIGCONT) }
+		}},
+		{name: "containerd killed", lasts: 3 * time.Second, make: func(_ *world, m *cluster.Machine) func() {
+			m.Containerd().Kill()
+			return m.StartContainerd
+		}},
+		{name: "keeper killed", forgets: true, make: killKeeper},
+		{name: "server killed", lasts: 3 * time.Second, make: func(w *world, _ *cluster.Machine) func() {
+			w.server.TallyProcess().Kill()
+			return w.server.StartTallyAgain
+		}},
+		{name: "server partitioned", lasts: 10 * time.Second, make: func(w *world, _ *cluster.Machine) func() {
+			w.server.Partition()
+			return w.server.Mend
+		}},
+		{name: "packets lost and late", lossy: true, lasts: 10 * time.Second, make: func(_ *world, m *cluster.Machine) func() {
 			m.Delay(50 * time.Millisecond)
 			m.Lose(0.02)
-		}, mend: func(_ *world, m *cluster.Machine) { m.Mend() }},
+			return m.Mend
+		}},
 	}
 }
 
-// lasts is how long a harmless fault lasts: systemd starts what ended after one.
-var lasts = map[string]time.Duration{
-	"agent killed": time.Second, "agent frozen": 2 * time.Second, "containerd killed": 3 * time.Second, "server killed": 3 * time.Second,
-	"server partitioned": 10 * time.Second, "packets lost and late": 10 * time.Second,
+// killKeeper is mended by the agent, which starts another.
+func killKeeper(w *world, m *cluster.Machine) func() {
+	killed := m.Keeper()
+	if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+		w.t.Fatal(err)
+	}
+	return func() {
+		w.Eventually(patience, "there is a keeper again", func() error {
+			if now := m.Keeper(); now == 0 || now == killed {
+				return fmt.Errorf("process %d, and %d was killed", now, killed)
+			}
+			return nil
+		})
+	}
 }
 
 func unnoticed(w *world, f fault) {
 	victim := w.nodes[1]
+	if f.away {
+		w.silentAfter(longSilence)
+		defer w.silentAfter(defaultSilence)
+	}
 	before := w.processes()
 	ways := w.ways(victim)
 	if f.forgets {
@@ -122,10 +139,15 @@ func unnoticed(w *world, f fault) {
 	traffic := w.begin(append(w.ways(w.nodes[0]), ways...))
 	traffic.settled(w)
 	begun := time.Now()
-	f.make(w, victim)
-	time.Sleep(lasts[f.name])
-	f.mend(w, victim)
+	mend := f.make(w, victim)
+	count := traffic.count()
+	time.Sleep(f.lasts)
+	if f.lossy {
+		count.mostAnswered(w.t)
+	}
+	mend()
 	w.awaitReady()
+	w.obeyed(victim, f.name)
 	w.awaitPods("web-", 8)
 	traffic.settled(w)
 	if failed := traffic.end(w.t, f.name, begun); failed > 0 && !f.lossy {
@@ -136,14 +158,16 @@ func unnoticed(w *world, f fault) {
 
 // fatal faults take a node's pods away from everyone else.
 func fatal() []fault {
-	mend := func(_ *world, m *cluster.Machine) { m.Mend() }
 	return []fault{
-		{name: "node partitioned", make: func(_ *world, m *cluster.Machine) { m.Partition() }, mend: mend},
-		{name: "node muted", make: func(_ *world, m *cluster.Machine) { m.Mute() }, mend: mend},
-		{name: "node deafened", make: func(_ *world, m *cluster.Machine) { m.Deafen() }, mend: mend},
-		{name: "node killed", make: func(_ *world, m *cluster.Machine) { m.Die() }, mend: func(_ *world, m *cluster.Machine) {
-			m.Boot()
-			m.StartTallyAgain()
+		{name: "node partitioned", make: func(_ *world, m *cluster.Machine) func() { m.Partition(); return m.Mend }},
+		{name: "node muted", make: func(_ *world, m *cluster.Machine) func() { m.Mute(); return m.Mend }},
+		{name: "node deafened", make: func(_ *world, m *cluster.Machine) func() { m.Deafen(); return m.Mend }},
+		{name: "node killed", make: func(_ *world, m *cluster.Machine) func() {
+			m.Die()
+			return func() {
+				m.Boot()
+				m.StartTallyAgain()
+			}
 		}},
 	}
 }
@@ -161,13 +185,13 @@ func replaced(w *world, f fault) {
 	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[3])...))
 	traffic.settled(w)
 	begun := time.Now()
-	f.make(w, victim)
+	mend := f.make(w, victim)
 	w.awaitPods("web-", 8, victim.Name)
 	w.t.Logf("%s: replaced after %s", f.name, time.Since(begun).Round(time.Millisecond))
 	traffic.settled(w)
 	traffic.end(w.t, f.name, begun)
 
-	f.mend(w, victim)
+	mend()
 	w.awaitReady()
 	w.awaitPods("web-", 8)
 	w.awaitPods("asker", 4)
@@ -177,6 +201,7 @@ func replaced(w *world, f fault) {
 // diskFull takes all room from an agent, rolls out nonetheless, and gives it back.
 func diskFull(w *world) {
 	victim := w.nodes[3]
+	before := w.pods("web-")
 	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[1])...))
 	traffic.settled(w)
 	begun := time.Now()
@@ -186,7 +211,7 @@ func diskFull(w *world) {
 	if r := w.clone.Push("-o", "tally.wait=false"); r.Code != 0 {
 		w.t.Fatalf("push: %+v", r)
 	}
-	w.awaitPods("web-", 8)
+	w.awaitOthers("web-", 8, before)
 	select {
 	case <-victim.TallyProcess().Ended():
 		w.t.Error("the agent with a full disk ended")
@@ -194,6 +219,7 @@ func diskFull(w *world) {
 	}
 	victim.FreeDisk()
 	w.awaitReady()
+	w.obeyed(victim, "disk full")
 	w.clone.WaitConverged(w.clone.Git("rev-parse", "HEAD"), patience)
 	traffic.settled(w)
 	if failed := traffic.end(w.t, "disk full", begun); failed > 0 {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
 	"github.com/tallyman-dev/tallyman/test/machine"
@@ -102,16 +103,68 @@ func (w *world) pods(prefix string) []nodes.ObjectHealth {
 // nodes that are named, and no others.
 func (w *world) awaitPods(prefix string, count int, without ...string) {
 	w.t.Helper()
+	w.awaitGood(prefix, count, func(p *nodes.PodOverview) bool { return !slices.Contains(without, p.Node) })
+}
+
+// awaitOthers waits until a workload has so many ready pods, none of which is
+// one of those from before.
+func (w *world) awaitOthers(prefix string, count int, before []nodes.ObjectHealth) {
+	w.t.Helper()
+	w.awaitGood(prefix, count, func(p *nodes.PodOverview) bool {
+		return !slices.ContainsFunc(before, func(b nodes.ObjectHealth) bool { return b.Pod.UID == p.UID })
+	})
+}
+
+// awaitGood waits until a workload has so many ready and good pods, and no others.
+func (w *world) awaitGood(prefix string, count int, good func(*nodes.PodOverview) bool) {
+	w.t.Helper()
 	w.Eventually(patience, fmt.Sprintf("%d pods of %s are ready", count, prefix), func() error {
 		var wrong []string
 		pods := w.pods(prefix)
 		for _, p := range pods {
-			if !p.Pod.Status.Ready || slices.Contains(without, p.Pod.Node) {
+			if !p.Pod.Status.Ready || !good(p.Pod) {
 				wrong = append(wrong, fmt.Sprintf("%s on %s: %s %s", p.Key.Name, p.Pod.Node, p.Pod.Status.Reason, p.Pod.Status.Message))
 			}
 		}
 		if len(pods) != count || len(wrong) > 0 {
 			return fmt.Errorf("%d pods, %s", len(pods), strings.Join(wrong, "; "))
+		}
+		return nil
+	})
+}
+
+const (
+	// longSilence is longer than any agent needs to come back on a slow machine.
+	longSilence    = 2 * time.Minute
+	defaultSilence = 4 * time.Second
+)
+
+// silentAfter says how long a node may say nothing.
+func (w *world) silentAfter(d time.Duration) {
+	w.t.Helper()
+	w.clone.Write("cluster.yaml", fmt.Sprintf("apiVersion: tallyman.dev/v1alpha1\nkind: Cluster\nmetadata: {name: cluster}\nspec: {nodes: {silentAfter: %s}}\n", d))
+	w.clone.Apply("a node is silent after " + d.String())
+}
+
+// obeyed has Git ask for one more container on a node, which ends by itself, and
+// waits until it has run: from then on what is seen of the node is no memory of
+// it, but what its agent has made of what it found.
+func (w *world) obeyed(m *cluster.Machine, after string) {
+	w.t.Helper()
+	name := "after-" + strings.ReplaceAll(after, " ", "-") + "-" + m.Name
+	w.clone.Write(name+".yaml", fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec: {nodeName: %s, tolerations: [{operator: Exists}], restartPolicy: Never, containers: [{name: main, image: %s, args: [print, done]}]}
+`, name, m.Name, insideImage))
+	w.clone.Commit("a pod that ends, after: " + after)
+	if r := w.clone.Push("-o", "tally.wait=false"); r.Code != 0 {
+		w.t.Fatalf("push: %+v", r)
+	}
+	w.Eventually(patience, name+" has run", func() error {
+		pods := w.pods(name)
+		if len(pods) != 1 || pods[0].Pod.Status.Phase != corev1.PodSucceeded {
+			return fmt.Errorf("%+v", pods)
 		}
 		return nil
 	})

@@ -3,15 +3,17 @@
 package cluster_test
 
 import (
+	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/test/machine"
 )
 
@@ -30,6 +32,9 @@ func TestNodes(t *testing.T) {
 	t.Run("revoke", func(t *testing.T) { revoke(w.in(t)) })
 	t.Run("remove", func(t *testing.T) { remove(w.in(t)) })
 }
+
+// webOnNodes is how many pods web has here: two on each node.
+const webOnNodes = 6
 
 // sameName has a second machine ask for the name of the first.
 func sameName(w *world) {
@@ -57,6 +62,8 @@ func sameName(w *world) {
 // the node answers and says so, and gets a network when the name is free.
 func noPodNetwork(w *world) {
 	m := w.nodes[1]
+	w.silentAfter(longSilence)
+	defer w.silentAfter(defaultSilence)
 	before := w.processes()
 	m.TallyProcess().Stop()
 	usurp := func(change func(netlink.Link) error) {
@@ -78,6 +85,7 @@ func noPodNetwork(w *world) {
 	usurp(netlink.LinkAdd)
 	m.StartTallyAgain()
 	const trouble = "link tally0 exists and is a veth"
+	var since time.Time
 	noted := func(want bool) func() error {
 		return func() error {
 			o, err := w.server.Overview()
@@ -88,17 +96,23 @@ func noPodNetwork(w *world) {
 			if n == nil || !n.Ready || strings.Contains(fmt.Sprint(n.Notes), trouble) != want {
 				return fmt.Errorf("%+v", n)
 			}
+			since = n.Since
 			return nil
 		}
 	}
 	w.Eventually(patience, "the node says what is wrong", noted(true))
-	time.Sleep(2 * desired.DefaultSettings().Nodes.SilentAfter) // it does not fall silent
-	if err := noted(true)(); err != nil {
-		w.t.Error(err)
+	const silence = 10 * time.Second
+	w.silentAfter(silence)
+	first := since
+	time.Sleep(silence + silence/4)
+	w.Eventually(patience, "the node is ready and says what is wrong", noted(true))
+	if since != first {
+		w.t.Errorf("the node was silent: ready since %s, and before since %s", since, first)
 	}
 	w.same(before)
 	usurp(nil)
 	w.Eventually(patience, "the node has a network", noted(false))
+	w.obeyed(m, "no pod network")
 	w.same(before)
 }
 
@@ -125,12 +139,12 @@ func labels(w *world) {
 		}
 	}
 	w.clone.Git("rm", "--quiet", "node2.yaml", "node3.yaml", "picky.yaml", "zoned.yaml")
-	w.clone.Write("web.yaml", web(4, "nodes"))
+	w.clone.Write("web.yaml", web(webOnNodes, "nodes"))
 	w.clone.Commit("web in place of them\n\nTally-Confirm: delete 4")
 	if r := w.clone.Push(); r.Code != 0 {
 		w.t.Fatalf("push: %+v", r)
 	}
-	w.awaitPods("web-", 4)
+	w.awaitPods("web-", webOnNodes)
 	w.awaitPods("picky-", 0)
 }
 
@@ -152,9 +166,10 @@ func drain(w *world) {
 	w.clone.Write("budget.yaml", "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {maxUnavailable: 1, selector: {matchLabels: {app: web}}}\n")
 	w.clone.Apply("a budget")
 	victim := w.nodes[1]
-	if len(victim.Containers()) == 0 {
-		w.t.Fatal("node2 runs no containers before it is drained: the test looks at nothing")
+	if running := victim.Containers(); len(running) < 3 {
+		w.t.Fatalf("node2 runs %v, want two pods of web besides: the budget would hold nothing", running)
 	}
+	fewest := w.watchReady("web-")
 	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[2])...))
 	traffic.settled(w)
 	begun := time.Now()
@@ -163,7 +178,7 @@ func drain(w *world) {
 	if r := w.clone.Push(); r.Code != 0 {
 		w.t.Fatalf("push: %+v", r)
 	}
-	w.awaitPods("web-", 4, victim.Name)
+	w.awaitPods("web-", webOnNodes, victim.Name)
 	w.Eventually(patience, "node2 runs no containers", func() error {
 		if running := victim.Containers(); len(running) > 0 {
 			return fmt.Errorf("it runs %v", running)
@@ -174,9 +189,40 @@ func drain(w *world) {
 	if failed := traffic.end(w.t, "drain", begun); failed > 0 {
 		w.t.Errorf("%d requests failed", failed)
 	}
+	least := fewest()
+	w.t.Logf("drain: %d pods of %d were ready at all times", least, webOnNodes)
+	if least < webOnNodes-1 {
+		w.t.Errorf("%d pods of web were ready at a time, and the budget wants %d", least, webOnNodes-1)
+	}
 	w.clone.Git("revert", "--no-edit", "HEAD")
 	w.clone.Push()
 	w.awaitPods("asker", len(w.nodes))
+}
+
+// watchReady looks all the time how many pods of a workload are ready and not
+// stopping; the function that it returns ends that and gives the fewest.
+func (w *world) watchReady(prefix string) (fewest func() int) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	least := math.MaxInt
+	done.Go(func() {
+		for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+			o, err := w.server.Overview()
+			if err != nil {
+				continue
+			}
+			ready := 0
+			for _, p := range machine.Pods(o, "default", prefix) {
+				if p.Pod.Status.Ready && !p.Pod.Stopping {
+					ready++
+				}
+			}
+			least = min(least, ready)
+		}
+	})
+	stop := func() { cancel(); done.Wait() }
+	w.t.Cleanup(stop)
+	return func() int { stop(); return least }
 }
 
 // revoke shuts a node out and lets it in again.
@@ -197,7 +243,7 @@ func revoke(w *world) {
 		}
 		return nil
 	})
-	w.awaitPods("web-", 4, victim.Name)
+	w.awaitPods("web-", webOnNodes, victim.Name)
 	w.Eventually(patience, "its agent knows why", func() error {
 		if !victim.LogHas("revoked in Git") {
 			return fmt.Errorf("its log does not say so")
@@ -207,7 +253,7 @@ func revoke(w *world) {
 	w.clone.Git("revert", "--no-edit", "HEAD")
 	w.clone.Push()
 	w.awaitReady()
-	w.once(4 + len(w.nodes))
+	w.once(webOnNodes + len(w.nodes))
 }
 
 // remove takes a machine that died out of the cluster, and lets it in as a new
@@ -233,7 +279,7 @@ func remove(w *world) {
 		}
 		return err
 	})
-	w.awaitPods("web-", 4, victim.Name)
+	w.awaitPods("web-", webOnNodes, victim.Name)
 	w.clone.Git("revert", "--no-edit", "HEAD")
 	w.clone.Push()
 	victim.Boot()
@@ -260,7 +306,7 @@ func remove(w *world) {
 		w.t.Errorf("the new node has %s, and %s was free", now, before)
 	}
 	w.awaitPods("asker", len(w.nodes))
-	w.once(4 + len(w.nodes))
+	w.once(webOnNodes + len(w.nodes))
 }
 
 // once waits until so many containers run on all nodes together.

@@ -36,13 +36,21 @@ spec: {clusterIP: None, selector: {app: %[1]s}, ports: [{port: %[4]d}]}
 `, name, annotations, insideImage, port)
 }
 
+// tenYears is by how much a clock jumps: a lease that went by it would not end.
+const tenYears = 10 * 365 * 24 * time.Hour
+
 // TestStatefulSetsNeverRunTwice takes the node of a StatefulSet's pod away in
 // several ways. A fenced one moves, one that is not waits; neither ever runs on
 // two machines.
 func TestStatefulSetsNeverRunTwice(t *testing.T) {
 	w := newWorld(t)
 	for i := range 3 {
-		w.join(fmt.Sprintf("node%d", i+1))
+		m := w.MachineOff(fmt.Sprintf("node%d", i+1))
+		m.SmallDisk(64 << 20)
+		m.OwnClock()
+		m.Boot()
+		m.Join(w.server)
+		w.nodes = append(w.nodes, m)
 	}
 	w.awaitReady()
 	w.clone.Write("fenced.yaml", set("fenced", 8101, "tallyman.dev/failover: fenced"))
@@ -50,12 +58,18 @@ func TestStatefulSetsNeverRunTwice(t *testing.T) {
 	w.clone.Apply("two sets")
 
 	for name, f := range map[string]struct{ make, mend func(*cluster.Machine) }{
-		"agent frozen":    {func(m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGSTOP) }, func(m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGCONT) }},
-		"node cut off":    {(*cluster.Machine).Partition, (*cluster.Machine).Mend},
-		"node muted":      {(*cluster.Machine).Mute, (*cluster.Machine).Mend},
-		"node deafened":   {(*cluster.Machine).Deafen, (*cluster.Machine).Mend},
-		"node rebooted":   {(*cluster.Machine).Die, func(m *cluster.Machine) { m.Boot(); m.StartTallyAgain() }},
-		"agent is killed": {func(m *cluster.Machine) { m.TallyProcess().Kill() }, (*cluster.Machine).StartTallyAgain},
+		"agent frozen":              {func(m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGSTOP) }, func(m *cluster.Machine) { m.TallyProcess().Signal(syscall.SIGCONT) }},
+		"node cut off":              {(*cluster.Machine).Partition, (*cluster.Machine).Mend},
+		"node muted":                {(*cluster.Machine).Mute, (*cluster.Machine).Mend},
+		"node deafened":             {(*cluster.Machine).Deafen, (*cluster.Machine).Mend},
+		"node rebooted":             {(*cluster.Machine).Die, func(m *cluster.Machine) { m.Boot(); m.StartTallyAgain() }},
+		"agent is killed":           {func(m *cluster.Machine) { m.TallyProcess().Kill() }, (*cluster.Machine).StartTallyAgain},
+		"disk frozen, node cut off": {func(m *cluster.Machine) { m.FreezeDisk(); m.Partition() }, func(m *cluster.Machine) { m.ThawDisk(); m.Mend() }},
+		"clock put back, node cut off": {func(m *cluster.Machine) {
+			m.Partition()
+			m.SetClock(-tenYears)
+			w.awaitYear(m, -tenYears)
+		}, func(m *cluster.Machine) { m.SetClock(0); m.Mend() }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := w.in(t)
@@ -77,6 +91,18 @@ func TestStatefulSetsNeverRunTwice(t *testing.T) {
 			watch()
 		})
 	}
+}
+
+// awaitYear waits until what tally logs on a machine is of another year.
+func (w *world) awaitYear(m *cluster.Machine, ahead time.Duration) {
+	w.t.Helper()
+	year := time.Now().Add(ahead).Format("time=2006-")
+	w.Eventually(patience, m.Name+" has another time", func() error {
+		if !m.LogHas(year) {
+			return fmt.Errorf("no line with %s", year)
+		}
+		return nil
+	})
 }
 
 // holder is the machine that a pod is bound to.

@@ -161,6 +161,35 @@ func (all *traffic) run(ctx context.Context, one *tally) {
 	}
 }
 
+// count is what was asked and what failed on each way up to an instant.
+type count struct {
+	of            *traffic
+	asked, failed []int
+}
+
+func (all *traffic) count() count {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	c := count{of: all}
+	for _, one := range all.ways {
+		c.asked, c.failed = append(c.asked, one.asked), append(c.failed, len(one.failures))
+	}
+	return c
+}
+
+// mostAnswered fails the test unless, on every way, there were answers since the
+// count, and to four of five requests at least.
+func (c count) mostAnswered(t testing.TB) {
+	t.Helper()
+	now := c.of.count()
+	for i, one := range c.of.ways {
+		asked, failed := now.asked[i]-c.asked[i], now.failed[i]-c.failed[i]
+		if failed >= asked || failed*5 > asked {
+			t.Errorf("%s: %d of %d requests failed meanwhile", one.name, failed, asked)
+		}
+	}
+}
+
 // end stops the traffic and tells what failed since an instant.
 func (all *traffic) end(t testing.TB, what string, since time.Time) (failed int) {
 	t.Helper()

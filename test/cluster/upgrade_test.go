@@ -33,6 +33,7 @@ func buildNext(t *testing.T) string {
 // upgrade replaces the server and then every agent, one by one. No container
 // may restart, no request and no question for a name may fail.
 func upgrade(w *world, next string) {
+	w.silentAfter(longSilence)
 	before := w.processes()
 	traffic := w.begin(append(w.ways(w.nodes[0]), w.ways(w.nodes[3])...))
 	traffic.settled(w)
@@ -45,8 +46,9 @@ func upgrade(w *world, next string) {
 		w.awaitReady()
 		w.awaitPods("web-", 8)
 	}
-	w.clone.Write("after.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: after}\n")
-	w.clone.Apply("after the upgrade")
+	for _, m := range w.nodes {
+		w.obeyed(m, "upgrade")
+	}
 	traffic.settled(w)
 	if failed := traffic.end(w.t, "upgrade", begun); failed > 0 {
 		w.t.Errorf("%d requests failed", failed)
