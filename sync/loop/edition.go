@@ -25,18 +25,50 @@ func editionOf(ledger []nodes.Decision) (n uint64) {
 	return n
 }
 
+// lineage is how many editions a record has for itself. One that is made anew of
+// ledgers leaves the rest of its predecessor's behind: a node that is away may
+// have kept a newer ledger than those which told, and what is decided from here
+// on counts more.
+const lineage = 1 << 32
+
+// afterLoss is the edition of a record that was made anew when ledgers of edition
+// were the newest that told.
+func afterLoss(edition uint64) uint64 { return (edition/lineage + 1) * lineage }
+
 // withEdition adds the next edition to decisions that the ledger takes part in.
 func (r *runner) withEdition(decisions []nodes.Decision) ([]nodes.Decision, uint64) {
 	if !slices.ContainsFunc(decisions, func(d nodes.Decision) bool { return d.Kind != nodes.PodDecision }) {
 		return decisions, r.edition
 	}
 	next := r.edition + 1
-	value, err := json.Marshal(next)
+	d, err := editionDecision(next)
 	if err != nil {
 		r.o.Log.Error("edition of the ledger not recorded", "reason", err)
 		return decisions, r.edition
 	}
-	return append(decisions, nodes.Decision{Kind: kindEdition, Key: keyEdition, Value: value}), next
+	decisions = slices.DeleteFunc(decisions, func(d nodes.Decision) bool { return d.Kind == kindEdition })
+	return append(decisions, d), next
+}
+
+func editionDecision(n uint64) (nodes.Decision, error) {
+	value, err := json.Marshal(n)
+	return nodes.Decision{Kind: kindEdition, Key: keyEdition, Value: value}, err
+}
+
+// recallEdition puts what is decided from here on above a newer ledger that came
+// after the start, and has that recorded.
+func (r *runner) recallEdition(report *nodes.Report) {
+	edition := editionOf(report.Ledger)
+	if edition <= r.edition {
+		return
+	}
+	r.edition = edition
+	if r.members.lost {
+		r.edition = afterLoss(edition)
+	}
+	if d, err := editionDecision(r.edition); err == nil {
+		r.outbox.decide(d)
+	}
 }
 
 // weigh notes a ledger that a node kept, while there is no record: the newest
@@ -57,7 +89,7 @@ func (r *runner) trust(ctx context.Context) {
 	if s.keeper == "" {
 		return
 	}
-	r.edition = max(r.edition, s.edition)
+	r.edition = afterLoss(max(r.edition, s.edition))
 	for i := range r.change.Reports {
 		report := &r.change.Reports[i]
 		if report.Node != s.keeper {

@@ -17,6 +17,9 @@ type members struct {
 	// told are the names whose machines a ledger told, with that ledger's edition:
 	// a newer one counts more.
 	told map[string]uint64
+	// lost is set in a life that began without a record: ledgers tell then whose
+	// the names are, however late they come.
+	lost bool
 	// tokens are the join tokens that bound their uses and are not over, by id.
 	tokens map[string]tokenUse
 	// revoked are the names that were handed out as such, of the revision judged.
@@ -69,7 +72,7 @@ func (r *runner) admit(ctx context.Context, a nodes.Admission) error {
 	case known.Identity != "" && known.Identity != a.Identity && !a.Replace:
 		return &nodes.TakenError{Member: known}
 	}
-	decisions, err := r.useToken(a)
+	decisions, err := r.useToken(a, known)
 	if err != nil {
 		return err
 	}
@@ -93,8 +96,11 @@ func (r *runner) admit(ctx context.Context, a nodes.Admission) error {
 	return nil
 }
 
-// useToken counts a use of a token that bounds them, and forgets those that are over.
-func (r *runner) useToken(a nodes.Admission) ([]nodes.Decision, error) {
+// useToken counts a use of a token that bounds them, and forgets those that are
+// over. One that replaces gives a machine the name once: the agent keeps it in its
+// settings and shows it at every start, also after another machine took the name
+// from this one.
+func (r *runner) useToken(a nodes.Admission, known nodes.Member) ([]nodes.Decision, error) {
 	var decisions []nodes.Decision
 	now := r.now()
 	for id, use := range r.members.tokens {
@@ -102,14 +108,17 @@ func (r *runner) useToken(a nodes.Admission) ([]nodes.Decision, error) {
 			decisions = append(decisions, nodes.Decision{Kind: kindToken, Key: id})
 		}
 	}
-	if a.Token == "" || a.Uses == 0 {
+	if a.Token == "" || a.Uses == 0 && !a.Replace {
 		return decisions, nil
 	}
 	use := r.members.tokens[a.Token]
 	if slices.Contains(use.Identities, a.Identity) {
+		if a.Replace && (known.Removed || known.Identity != a.Identity) {
+			return nil, fmt.Errorf("with this token the machine became node %s before, and was removed or replaced since: make another one with tally token create --replace, if it is to be the node again", a.Name)
+		}
 		return decisions, nil
 	}
-	if len(use.Identities) >= a.Uses {
+	if a.Uses > 0 && len(use.Identities) >= a.Uses {
 		return nil, fmt.Errorf("the join token was good for %s and is used up: make another one with tally token create", plural(a.Uses, "use"))
 	}
 	value, err := json.Marshal(tokenUse{a.Expires, append(slices.Clone(use.Identities), a.Identity)})
@@ -215,16 +224,31 @@ func (r *runner) addUses(d nodes.Decision) (nodes.Decision, bool) {
 }
 
 // recallMembers takes from a ledger that came after the start whose the names
-// are that nobody decided on, and how often tokens were used.
+// are that nobody decided on, and how often tokens were used. Where there was no
+// record, it tells names that nobody knew as well: their nodes are expected, so
+// that one that stays away is silent.
 func (r *runner) recallMembers(ledger []nodes.Decision) {
 	edition := editionOf(ledger)
+	var expected []nodes.NodeState
 	for _, d := range ledger {
+		before, known := r.members.byName[d.Key]
 		_, told := r.members.told[d.Key]
-		if d.Kind == kindToken || d.Kind == kindNode && (told || r.members.byName[d.Key].Assumed) {
-			if d, counts := r.remember(d, edition); counts {
-				r.outbox.decide(d)
-			}
+		if d.Kind != kindToken && !(d.Kind == kindNode && (told || before.Assumed || r.members.lost && !known)) {
+			continue
 		}
+		d, counts := r.remember(d, edition)
+		if counts {
+			r.outbox.decide(d)
+		}
+		if counts && d.Kind == kindNode && !known && !r.members.byName[d.Key].Removed {
+			expected = append(expected, nodes.NodeState{Node: nodes.Node{Name: d.Key}})
+		}
+	}
+	if r.members.lost {
+		r.recallLease(ledger)
+	}
+	if len(expected) > 0 {
+		r.o.Executor.Expect(expected, r.times.longest)
 	}
 }
 

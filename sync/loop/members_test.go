@@ -33,7 +33,13 @@ func uses(n int) func(*nodes.Admission) {
 	return func(a *nodes.Admission) { a.Uses, a.Expires = n, time.Now().Add(time.Hour) }
 }
 
-func replacing(a *nodes.Admission) { a.Replace = true }
+func replacing(a *nodes.Admission) { replacingWith("r", 0)(a) }
+
+func replacingWith(token string, n int) func(*nodes.Admission) {
+	return func(a *nodes.Admission) {
+		a.Token, a.Uses, a.Replace, a.Expires = token, n, true, time.Now().Add(time.Hour)
+	}
+}
 
 func assumed(a *nodes.Admission) { a.Token, a.Assumed = "", true }
 
@@ -222,6 +228,102 @@ func TestTheNewestLedgerTellsAboutMachines(t *testing.T) {
 				w.anew(w.record)
 				w.expectOwner("a", "second")
 			})
+		})
+	}
+}
+
+// TestALateLedgerTellsAboutMachines as one does that comes in time: the record is
+// lost, and the node that keeps the ledger comes when all the others may have been.
+func TestALateLedgerTellsAboutMachines(t *testing.T) {
+	out := &desired.Object{
+		Key: desired.Key{Kind: "Node", Name: "gone"}, Fingerprint: "out",
+		Value: &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "gone", Annotations: map[string]string{"tallyman.dev/revoked": "broken"}},
+			Spec:       corev1.NodeSpec{Taints: []corev1.Taint{{Key: corev1.TaintNodeOutOfService, Effect: corev1.TaintEffectNoExecute}}},
+		},
+	}
+	for name, late := range map[string]time.Duration{"in time": 0, "late": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			runWith(t, func(w *world) { w.several = true }, func(w *world) {
+				web := deployment("web", "app:1", 1)
+				w.repository.commit("one", web)
+				w.repository.commit("two", web, out)
+				w.repository.commit("three", web)
+				w.leases(time.Minute)
+				w.push("one")
+				for _, n := range []string{"replaced", "gone", "silent"} {
+					if err := w.ask(n, "first"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := w.ask("replaced", "second", replacing); err != nil {
+					t.Fatal(err)
+				}
+				w.push("two")
+				w.leases(6 * time.Second)
+				w.push("three")
+				time.Sleep(time.Second)
+				w.stop()
+				w.record, w.machine.owners = newMemory(), map[string]nodes.Member{}
+				w.machine.expected, w.machine.longest = map[string]bool{}, 0
+				w.start()
+				w.head(Head{Revision: revision("three")}) // in force before the ledger is there
+				time.Sleep(late)
+				w.machine.connect(w.inputs)
+				time.Sleep(20 * time.Second)
+				synctest.Wait()
+				if got := w.machine.longest; got != time.Minute {
+					t.Errorf("leases of %v are waited for, want a minute", got)
+				}
+				if !w.machine.expected["silent"] || w.machine.expected["gone"] {
+					t.Errorf("expected are %v", w.machine.expected)
+				}
+				var taken *nodes.TakenError
+				var removed *nodes.RemovedError
+				if err := w.ask("replaced", "first", assumed); !errors.As(err, &taken) {
+					t.Errorf("the replaced machine with its certificate: %v", err)
+				}
+				if err := w.ask("replaced", "second", assumed); err != nil {
+					t.Errorf("the machine in its place: %v", err)
+				}
+				if err := w.ask("gone", "first", assumed); !errors.As(err, &removed) {
+					t.Errorf("the removed machine with its certificate: %v", err)
+				}
+				if err := w.ask("silent", "another"); !errors.As(err, &taken) {
+					t.Errorf("another machine with a plain token: %v", err)
+				}
+				for _, n := range []string{"replaced", "gone", "silent"} {
+					if _, kept := w.machine.ledger[decisionKey{kindNode, n}]; !kept {
+						t.Errorf("node %s is missing in the ledger", n)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestATokenReplacesOnceForAMachine: its agent shows the token again at every
+// start, and must not throw out who has taken the name over since.
+func TestATokenReplacesOnceForAMachine(t *testing.T) {
+	for _, n := range []int{0, 1, 2} {
+		runWith(t, func(w *world) { w.several = true }, func(w *world) {
+			first, second := replacingWith("t1", n), replacingWith("t2", n)
+			if err := errors.Join(w.ask("a", "old"), w.ask("a", "A", first), w.ask("a", "A", first), w.ask("a", "B", second)); err != nil {
+				t.Fatal(err)
+			}
+			refused := func() {
+				t.Helper()
+				if err := w.ask("a", "A", first); err == nil || !strings.Contains(err.Error(), "tally token create --replace") {
+					t.Errorf("%d uses: replaced again: %v", n, err)
+				}
+				w.expectOwner("a", "B")
+			}
+			refused()
+			w.anew(w.record)
+			refused()
+			if err := w.ask("a", "A", replacingWith("t3", n)); err != nil {
+				t.Errorf("%d uses: with another token: %v", n, err)
+			}
 		})
 	}
 }

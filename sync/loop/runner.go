@@ -179,6 +179,7 @@ func (r *runner) input(ctx context.Context, in Input) {
 	if in.Report.Complete && r.start == nil {
 		r.recallMembers(in.Report.Ledger)
 		r.recallHistory(in.Report.Ledger)
+		r.recallEdition(in.Report)
 	}
 	switch {
 	case !in.Report.Complete:

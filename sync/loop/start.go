@@ -74,7 +74,7 @@ func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
 		r.o.Executor.Ledger(decisions)
 		r.carryAll(decisions)
 	}
-	r.forgot = !recorded
+	r.forgot, r.members.lost = !recorded, !recorded
 	r.edition = editionOf(decisions)
 	r.learn(decisions)
 	if r.readFollowed(decisions) {
@@ -161,11 +161,6 @@ func (r *runner) joined(ctx context.Context, report *nodes.Report) {
 // force, when nobody else has said so.
 func (r *runner) recall(ctx context.Context, ledger []nodes.Decision) {
 	for _, d := range ledger {
-		if d.Kind == kindLease && d.Value != nil {
-			r.learnLease(d)
-			r.outbox.decide(d)
-			r.o.Executor.Expect(nil, r.times.longest)
-		}
 		if d.Kind != kindFollowed || d.Key != keyFollowed {
 			continue
 		}

@@ -38,6 +38,21 @@ func (r *runner) learnLease(d nodes.Decision) {
 	r.times.longest = max(r.times.longest, value.Lease)
 }
 
+// recallLease takes from a ledger that came after the start how long leases may
+// be that earlier servers granted.
+func (r *runner) recallLease(ledger []nodes.Decision) {
+	before := r.times.longest
+	for _, d := range ledger {
+		if d.Kind == kindLease && d.Value != nil {
+			r.learnLease(d)
+		}
+	}
+	if r.times.longest > before {
+		r.recordLease(r.times.longest)
+		r.o.Executor.Expect(nil, r.times.longest)
+	}
+}
+
 // expect names the nodes that earlier servers may have granted leases to.
 func (r *runner) expect() {
 	known := make([]nodes.NodeState, 0, len(r.start.expected))
