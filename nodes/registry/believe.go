@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -14,6 +15,11 @@ import (
 	"github.com/tallyman-dev/tallyman/nodes/wire"
 )
 
+// ahead is how far, in milliseconds, the generation of routes that a node has may
+// be ahead of our clock: some 35 years. The first table after a start is numbered
+// by the time, and the clock of a server before us may have been ahead.
+const ahead = 1 << 40
+
 // believe takes out of a report what is not the node's to say. The planner
 // holds the rest to what it decided. The caller holds mu.
 func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
@@ -23,6 +29,7 @@ func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
 		info.Labels = ownLabels(s.node, info.Labels)
 		report.Info = &info
 	}
+	r.believeRoutes(s, report)
 	if len(report.Events) == 0 {
 		return
 	}
@@ -34,6 +41,27 @@ func (r *Registry) believe(s *session, m *member, report *nodes.Report) {
 		r.o.Log.Warn("events about what is not the node's are not taken", "node", s.node, "events", n)
 	}
 	report.Events = kept
+}
+
+// believeRoutes takes out a generation of routes that no server can have made: all
+// tables to come would be numbered after it. The caller holds mu.
+func (r *Registry) believeRoutes(s *session, report *nodes.Report) {
+	now := r.o.Now().UTC()
+	if r.routes != nil && report.Routes <= r.routes.Generation || report.Routes <= uint64(now.UnixMilli())+ahead {
+		return
+	}
+	said := report.Routes
+	report.Routes = 0
+	if s.bragged {
+		return
+	}
+	s.bragged = true
+	r.o.Log.Warn("generation of routes is not believed", "node", s.node, "generation", said)
+	r.inputs.add(s.node, Input{Events: []nodes.Event{{
+		Object: desired.Key{Kind: "Node", Name: s.node}, Warning: true, Reason: "RoutesNotBelieved",
+		Message: fmt.Sprintf("The node says that it has generation %d of the routes in force, which no server can have made: it counts as having none. Nothing but a changed or broken agent says so.", said),
+		Source:  "server", First: now, Last: now, Count: 1,
+	}}})
 }
 
 // ownLabels leaves out those that Kubernetes keeps nodes from giving themselves,

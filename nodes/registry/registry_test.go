@@ -428,3 +428,37 @@ func TestOnlyTheNodeOfAPodGetsItsToken(t *testing.T) {
 		t.Errorf("another node got %+v, %v", got, err)
 	}
 }
+
+// TestRoutesOfTheFutureAreNotBelieved: one node must not number the tables of all.
+func TestRoutesOfTheFutureAreNotBelieved(t *testing.T) {
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	w := newWorldWith(t, Options{Now: func() time.Time { return now }})
+	a, _ := w.join("n1")
+	w.joined("n1")
+	var told []nodes.Event
+	decade := uint64(now.AddDate(10, 0, 0).UnixMilli())
+	for i, c := range []struct{ says, counts uint64 }{
+		{decade, decade}, // a server whose clock was ahead
+		{1<<64 - 1, 0}, {1<<64 - 2, 0}, {1 << 63, 0}, {0, 0},
+		{decade + 1, decade + 1},
+	} {
+		uid := nodes.UID(fmt.Sprint("report", i))
+		a.client.Send(nodes.Report{Routes: c.says, Statuses: []nodes.PodStatus{{UID: uid}}})
+		in := w.input("report", func(in Input) bool {
+			told = append(told, in.Events...)
+			return in.Report != nil && in.Report.Statuses[0].UID == uid
+		})
+		if in.Report.Routes != c.counts {
+			t.Errorf("says %d, counts as %d, want %d", c.says, in.Report.Routes, c.counts)
+		}
+		if all := w.Nodes(); all[0].Routes != decade && i < 5 {
+			t.Errorf("says %d: node %+v", c.says, all[0])
+		}
+	}
+	if len(told) != 1 || told[0].Reason != "RoutesNotBelieved" || told[0].Object.Name != "n1" {
+		t.Errorf("told %+v", told)
+	}
+	w.Route(&proxy.Table{Generation: 1<<62 + 1})
+	a.client.Send(nodes.Report{Routes: 1<<62 + 1})
+	w.input("report of our own table", func(in Input) bool { return in.Report != nil && in.Report.Routes == 1<<62+1 })
+}

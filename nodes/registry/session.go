@@ -22,7 +22,7 @@ var (
 )
 
 // session is one agent's session. The registry's mutex guards outdated,
-// complete and keys.
+// complete, keys and bragged.
 type session struct {
 	wire *wire.Session
 	// node and version are what the agent said.
@@ -44,6 +44,8 @@ type session struct {
 	// it, keys what changed otherwise.
 	complete bool
 	keys     map[ledgerKey]bool
+	// bragged is set once it has said what can't be.
+	bragged bool
 
 	mu sync.Mutex
 	// guarded by mu
