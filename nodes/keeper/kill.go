@@ -102,7 +102,8 @@ func (k *killer) signalAll(dir string, signal unix.Signal) (found int, err error
 	return found, err
 }
 
-// read fills procs from a file; what does not fit is found the next time.
+// read fills procs with whole lines of a file; what does not fit is found the
+// next time. The beginning of a number would be somebody else's.
 func (k *killer) read(path string) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -120,7 +121,7 @@ func (k *killer) read(path string) (int, error) {
 		}
 		total += n
 	}
-	return total, nil
+	return bytes.LastIndexByte(k.procs, '\n') + 1, nil
 }
 
 func put(path, text string) error {
