@@ -48,9 +48,10 @@ func (s *State) fencedOn(n *node) (out []nodes.UID) {
 
 // reportFences takes in what a keeper has promised. A promise that is no longer
 // asked for counts for nothing: the keeper may forget it any time. Asked for
-// again, it counts from the node's next session on.
+// again, it counts from the node's next session on. Before anything is asked of
+// the nodes they hold to what was asked before our start, and say it once.
 func (st *step) reportFences(r *nodes.Report) {
-	if st.snapshot == nil || len(r.Fenced) == 0 && !r.Complete {
+	if len(r.Fenced) == 0 && !r.Complete {
 		return
 	}
 	n, ok := st.nodes.Get(r.Node)
@@ -60,7 +61,7 @@ func (st *step) reportFences(r *nodes.Report) {
 	promised := make(map[nodes.UID]bool, len(r.Fenced))
 	for _, uid := range r.Fenced {
 		promised[uid] = true
-		if g, p := st.pod(uid); p != nil && p.Node == r.Node && st.fences(g, p) && (r.Complete || p.unfenced == 0 || p.unfenced != n.heard) {
+		if g, p := st.pod(uid); p != nil && p.Node == r.Node && (!st.assigns() || st.fences(g, p)) && (r.Complete || p.unfenced == 0 || p.unfenced != n.heard) {
 			st.fence(p, true)
 		}
 	}
@@ -73,6 +74,9 @@ func (st *step) reportFences(r *nodes.Report) {
 		}
 	}
 }
+
+// assigns reports whether nodes are told what to run, and which fences to hold.
+func (s *State) assigns() bool { return s.snapshot != nil && s.informed }
 
 // fence records what a keeper has promised about a pod.
 func (st *step) fence(p *pod, is bool) {

@@ -266,7 +266,7 @@ func (st *step) wakeAt(t time.Time) {
 // before the node has said what it holds: what it has and an assignment
 // doesn't would be stopped.
 func (st *step) emitAssignments() {
-	if st.snapshot == nil || !st.informed {
+	if !st.assigns() {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(st.dirtyNodes)) {
