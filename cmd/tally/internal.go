@@ -64,7 +64,7 @@ func newKeeper(streams) *cobra.Command {
 		Hidden: true,
 		Args:   usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := i.logger()
+			log, err := i.loggerTo(keeper.Messages(os.Stderr))
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/user"
@@ -34,7 +35,9 @@ func (i *instance) socket() string { return filepath.Join(i.runDir, "tally.sock"
 func (i *instance) token() string  { return filepath.Join(i.runDir, "token") }
 
 // logger writes to standard error: standard output is for data.
-func (i *instance) logger() (*slog.Logger, error) {
+func (i *instance) logger() (*slog.Logger, error) { return i.loggerTo(os.Stderr) }
+
+func (i *instance) loggerTo(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(i.logLevel)); err != nil {
 		return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", i.logLevel)}
@@ -42,9 +45,9 @@ func (i *instance) logger() (*slog.Logger, error) {
 	options := &slog.HandlerOptions{Level: level}
 	switch i.logFormat {
 	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+		return slog.New(slog.NewTextHandler(w, options)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
 	return nil, usageError{fmt.Errorf("--log-format %q: want text or json", i.logFormat)}
 }

@@ -72,8 +72,10 @@ type fences struct {
 	held  map[nodes.UID]*HeldFence
 	ended bool
 
-	// due belongs to run.
+	// due and failing belong to run.
 	due []HeldFence
+	// failing are the pods that could not be killed, or not looked for.
+	failing map[nodes.UID]*seldom
 }
 
 // storedFences is what the next keeper finds; it holds within one boot.
@@ -228,9 +230,7 @@ func (f *fences) strike() (more bool, err error) {
 	for i := range f.due {
 		h := &f.due[i]
 		found, err := f.kill(h.Groups)
-		if err != nil {
-			f.log.Error("kill fenced pod", "uid", h.Pod, "error", err)
-		}
+		f.complain(h.Pod, now, err)
 		again := lookIdle
 		switch {
 		case found > 0 || err != nil:
@@ -260,6 +260,23 @@ func (f *fences) strike() (more bool, err error) {
 		next = now + time.Hour
 	}
 	return true, f.alarm.set(next)
+}
+
+// complain tells of a pod that could not be killed; nil is that it could.
+func (f *fences) complain(pod nodes.UID, now time.Duration, err error) {
+	if err == nil {
+		delete(f.failing, pod)
+		return
+	}
+	if f.failing == nil {
+		f.failing = map[nodes.UID]*seldom{}
+	}
+	if f.failing[pod] == nil {
+		f.failing[pod] = &seldom{}
+	}
+	if times := f.failing[pod].again(now); times > 0 {
+		f.log.Error("kill fenced pod", "uid", pod, "times", times, "error", err)
+	}
 }
 
 // note keeps that a pod was killed by its fence, for the agent to tell.

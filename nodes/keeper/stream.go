@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 )
 
 const (
@@ -37,6 +39,11 @@ type stream struct {
 	stopping atomic.Bool
 	// over, set before stopping, has an unfinished last line written too.
 	over atomic.Bool
+
+	// trouble and drops belong to run; dropped are the bytes that it has not told
+	// of yet.
+	trouble, drops seldom
+	dropped        int
 }
 
 // scratch is what a turn works with; made when first needed.
@@ -96,7 +103,7 @@ func (s *stream) turn(control func(func(uintptr)) error, flush bool, tag byte) (
 		for {
 			held, err := w.look(int(fd))
 			if err != nil {
-				s.log.Error("log pipe not read", "container", s.id, "stream", s.name, "error", err)
+				s.unread(err)
 				return
 			}
 			var used int
@@ -106,16 +113,30 @@ func (s *stream) turn(control func(func(uintptr)) error, flush bool, tag byte) (
 				return
 			}
 			if err := s.file.write(w.lines); err != nil {
-				// Better a hole in the log than a container that blocks on it.
-				s.log.Error("log lines dropped", "container", s.id, "stream", s.name, "bytes", used, "error", err)
+				s.drop(used, err) // better a hole in the log than a container that blocks on it
 			}
 			w.take(int(fd), used)
 		}
 	})
 	if err != nil {
-		s.log.Error("log pipe not read", "container", s.id, "stream", s.name, "error", err)
+		s.unread(err)
 	}
 	return left
+}
+
+// drop says that lines are not in the log. A full disk drops those of every turn.
+func (s *stream) drop(bytes int, err error) {
+	s.dropped += bytes
+	if times := s.drops.again(boottime.Now()); times > 0 {
+		s.log.Error("log lines dropped", "container", s.id, "stream", s.name, "times", times, "bytes", s.dropped, "error", err)
+		s.dropped = 0
+	}
+}
+
+func (s *stream) unread(err error) {
+	if times := s.trouble.again(boottime.Now()); times > 0 {
+		s.log.Error("log pipe not read", "container", s.id, "stream", s.name, "times", times, "error", err)
+	}
 }
 
 // look copies what a pipe holds, leaving it there.
