@@ -67,6 +67,9 @@ type fences struct {
 	// prepare is called when the first fence is taken, rest when the last is gone.
 	prepare, rest func()
 
+	// striking is held over a strike.
+	striking sync.Mutex
+
 	mu sync.Mutex
 	// guarded by mu
 	held  map[nodes.UID]*HeldFence
@@ -214,9 +217,19 @@ func (f *fences) end() {
 	}
 }
 
+// between does something that ends this process, or nothing, while nobody is
+// being killed: half a kill would leave a pod frozen, or nobody to tell of it.
+func (f *fences) between(do func() error) error {
+	f.striking.Lock()
+	defer f.striking.Unlock()
+	return do()
+}
+
 // strike kills the pods whose fences are over and sets the alarm for the next
 // time; more is false once the fences have ended.
 func (f *fences) strike() (more bool, err error) {
+	f.striking.Lock()
+	defer f.striking.Unlock()
 	f.mu.Lock()
 	now := f.clock()
 	f.due = f.due[:0]

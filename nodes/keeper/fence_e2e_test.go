@@ -3,10 +3,13 @@
 package keeper
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -207,5 +210,108 @@ func TestAKeeperThatDiedKillsWhatItMissed(t *testing.T) {
 			g.keeper(runDir)
 			g.gone("a")
 		})
+	}
+}
+
+// slowDisk is a file system of its own, and a switch that has every write to it
+// wait in the kernel.
+func slowDisk(t *testing.T) (dir string, freeze func(bool)) {
+	t.Helper()
+	run := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s %v: %v: %s", name, args, err, out)
+		}
+	}
+	image, dir := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "disk")
+	run("truncate", "--size", "16M", image)
+	run("mkfs.ext4", "-q", image)
+	run("mkdir", dir)
+	run("mount", "-o", "loop", image, dir)
+	t.Cleanup(func() {
+		eventually(t, "unmount "+dir, func() error { return exec.Command("umount", dir).Run() })
+	})
+	return dir, func(frozen bool) {
+		t.Helper()
+		if frozen {
+			t.Cleanup(func() { _ = exec.Command("fsfreeze", "--unfreeze", dir).Run() }) // it mostly is not any more
+		}
+		run("fsfreeze", map[bool]string{true: "--freeze", false: "--unfreeze"}[frozen], dir)
+	}
+}
+
+// stuck reports whether a thread of a process waits for a disk.
+func stuck(pid int) error {
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, path := range paths {
+		if stat, err := os.ReadFile(path); err == nil && bytes.Contains(stat, []byte(") D ")) {
+			return nil
+		}
+	}
+	return fmt.Errorf("none of %d threads waits for a disk (%v)", len(paths), err)
+}
+
+// TestAKeeperThatWaitsForADiskGuardsItsFences: it is to be replaced, or to end, and
+// the disk with a log hangs for as long as the test likes.
+func TestAKeeperThatWaitsForADiskGuardsItsFences(t *testing.T) {
+	for version, all := range realGroups(t) {
+		for _, end := range []string{"replaced", "stopped"} {
+			t.Run(version+", "+end, func(t *testing.T) {
+				g, runDir := all.on(t), t.TempDir()
+				disk, freeze := slowDisk(t)
+				c := g.keeper(runDir)
+				path := filepath.Join(disk, "log")
+				pipes, err := c.OpenLog(t.Context(), Log{ID: "web", Path: path})
+				if err != nil {
+					t.Fatal(err)
+				}
+				before, err := c.hello(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := container(t, pipes.Stdout)
+				freeze(true)
+				fmt.Fprintln(f, "written when the disk is back")
+				eventually(t, "the keeper waits for the disk", func() error { return stuck(before.PID) })
+				g.run("a", "sleep 1000")
+				if err := c.Fence(t.Context(), boottime.Now()+2*time.Second, []Fence{g.fence("a")}); err != nil {
+					t.Fatal(err)
+				}
+				if end == "stopped" {
+					if err := c.try(t.Context(), http.MethodPost, "/stop", nil, nil); err != nil {
+						t.Fatal(err)
+					}
+					g.gone("a")
+					freeze(false)
+					return
+				}
+				self, err := os.Executable()
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := json.Marshal(replacement{Path: self, Args: []string{"/proc/self/exe", "run-keeper", runDir, g.mount, ""}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.try(t.Context(), http.MethodPost, "/replace", body, nil); err != nil {
+					t.Fatal(err)
+				}
+				g.gone("a")
+				if held, err := c.Fences(t.Context()); err != nil || len(held) != 1 || held[0].Killed == 0 {
+					t.Errorf("while it waits it holds %+v, %v", held, err)
+				}
+				freeze(false)
+				eventually(t, "replaced", func() error {
+					if now, err := c.hello(t.Context()); err != nil || now.PID != before.PID || now.Binary == before.Binary {
+						return fmt.Errorf("%+v, %v", now, err)
+					}
+					return nil
+				})
+				if held, err := c.Fences(t.Context()); err != nil || len(held) != 1 || held[0].Killed == 0 {
+					t.Errorf("replaced it holds %+v, %v", held, err)
+				}
+				eventually(t, "the line", func() error { return want(text(t, path, ReadOptions{}), "written when the disk is back\n") })
+			})
+		}
 	}
 }

@@ -31,6 +31,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -79,9 +80,11 @@ type server struct {
 	dns    *dns.Server
 	health *health.Server
 	fences *fences
-	// end stops Run; replace asks it to execute another binary in its place.
-	end     context.CancelFunc
-	replace chan replacement
+	// end stops Run; next, if there is one, is then executed in its place.
+	end  context.CancelFunc
+	next atomic.Pointer[replacement]
+	// halted gets the log pipes for the next one.
+	halted chan []*os.File
 }
 
 // Run is the keeper's process, until ctx ends or it is told to stop. It
@@ -141,12 +144,15 @@ func serve(ctx context.Context, o Options, inherited inheritance, fences *fences
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	fencing := make(chan error, 1)
-	go func() { fencing <- fences.run() }()
+	go func() {
+		defer close(fencing)
+		fencing <- fences.run()
+	}()
 	names, err := dns.New(dns.Options{Log: o.Log, Inherited: inherited.names})
 	if err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
-	s := &server{log: o.Log, runDir: o.RunDir, logs: newLogs(dir(o.RunDir), o.Log), dns: names, health: health.New(o.Log), fences: fences, end: cancel, replace: make(chan replacement, 1)}
+	s := &server{log: o.Log, runDir: o.RunDir, logs: newLogs(dir(o.RunDir), o.Log), dns: names, health: health.New(o.Log), fences: fences, end: cancel, halted: make(chan []*os.File, 1)}
 	if err := s.logs.restore(); err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
@@ -165,21 +171,22 @@ func serve(ctx context.Context, o Options, inherited inheritance, fences *fences
 		case err := <-fencing:
 			return err
 		case <-ctx.Done():
-			fences.end()
-			return <-fencing
+			return ctx.Err()
 		}
 	})
 	o.Log.Info("keeper serves", "pid", os.Getpid(), "logs", s.logs.count())
 	err = group.Wait()
-	select {
-	case next := <-s.replace:
-		return s.execute(next, listener)
-	default:
+	if next := s.next.Load(); next != nil {
+		return s.execute(*next, listener)
 	}
-	fences.watchdog.release()
 	s.logs.closeAll()
 	names.Close()
 	listener.Close()
+	fences.end() // last of all: what ends before may wait for a disk
+	if failed := <-fencing; failed != nil {
+		err = failed
+	}
+	fences.watchdog.release()
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("keeper: %w", err)
 	}

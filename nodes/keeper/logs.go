@@ -216,10 +216,10 @@ func (l *logs) closeAll() {
 	}
 }
 
-// halt ends all reading and returns the pipes, still open.
+// halt ends all reading and returns the pipes, still open. It keeps the lock:
+// whoever opens or closes a log now is to wait, and to ask the next keeper.
 func (l *logs) halt() []*os.File {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	var pipes []*os.File
 	for id, open := range l.live {
 		open.finish(false)

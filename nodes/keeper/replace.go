@@ -68,15 +68,30 @@ func (in inheritance) close() {
 	}
 }
 
+// succeed has Run end and execute another binary, once no log is being written.
+// A disk that hangs may keep one waiting for any time; until it is over all else
+// goes on. Executed meanwhile, the kernel would end the threads that guard the
+// fences, and wait for the one that hangs. The newest binary asked for counts.
+func (s *server) succeed(next replacement) {
+	if s.next.Swap(&next) != nil {
+		return // the logs are being ended
+	}
+	go func() {
+		s.halted <- s.logs.halt()
+		s.end()
+	}()
+}
+
 // execute puts another binary in this process's place. It returns only when
 // that could not be done; the process ends then, and the agent starts another.
+// Fences are guarded until the last instant.
 func (s *server) execute(next replacement, listener *net.UnixListener) error {
 	socket, err := listener.File()
 	if err != nil {
 		return fmt.Errorf("keeper: hand over the socket: %w", err)
 	}
 	var fds []string
-	for _, file := range slices.Concat([]*os.File{socket}, s.logs.halt(), s.dns.Sockets()) {
+	for _, file := range slices.Concat([]*os.File{socket}, <-s.halted, s.dns.Sockets()) {
 		if _, err := unix.FcntlInt(file.Fd(), unix.F_SETFD, 0); err != nil {
 			return fmt.Errorf("keeper: hand over a descriptor: %w", err)
 		}
@@ -85,7 +100,8 @@ func (s *server) execute(next replacement, listener *net.UnixListener) error {
 	env := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, inheritEnv+"=") })
 	env = append(env, inheritEnv+"="+strings.Join(fds, ","))
 	s.log.Info("keeper hands over to another binary", "path", next.Path)
-	return fmt.Errorf("keeper: execute %s: %w", next.Path, unix.Exec(next.Path, next.Args, env))
+	err = s.fences.between(func() error { return unix.Exec(next.Path, next.Args, env) })
+	return fmt.Errorf("keeper: execute %s: %w", next.Path, err)
 }
 
 // identity tells binaries apart: the same file, unchanged, has the same one.

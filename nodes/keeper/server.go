@@ -105,12 +105,8 @@ func (s *server) putReplacement(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, err)
 		return
 	}
-	select {
-	case s.replace <- next:
-	default: // one is already under way
-	}
 	answer(w, struct{}{}, nil)
-	s.end()
+	s.succeed(next)
 }
 
 // putDNS serves a new table and keeps it for the keeper's own next start.
