@@ -19,6 +19,8 @@ type machineRecord struct {
 	PodCIDR string `json:"pod_cidr,omitempty"`
 	// Evicts is since when each taint that evicts pods is there, by taintName.
 	Evicts map[string]time.Time `json:"evicts,omitempty"`
+	// WireGuard is the public key that is the node's, base64; empty before it told one.
+	WireGuard string `json:"wireguard,omitempty"`
 	// Absent: the record was lost, and the node has not reported since.
 	Absent bool `json:"absent,omitempty"`
 }
@@ -120,6 +122,7 @@ func (st *step) restoreMachine(r *machineRecord) {
 		return
 	}
 	n := st.nodeFor(r.Name)
+	before := n.kept.WireGuard
 	n.kept = *r
 	if r.Absent {
 		st.absent = append(slices.Clone(st.absent), r.Name)
@@ -127,6 +130,7 @@ func (st *step) restoreMachine(r *machineRecord) {
 	st.holdRange(n)
 	st.rangeless = st.rangeless.Delete(n.Name)
 	st.putNode(n)
+	st.restoreKey(n, before)
 }
 
 func nodeKey(name string) desired.Key { return desired.Key{Kind: kindNode, Name: name} }

@@ -37,6 +37,9 @@ func (s *State) nodeOverview(n *node) nodes.NodeOverview {
 	if n.rangeTrouble != "" && (n.podCIDR() != n.PodCIDR || !n.podCIDR().IsValid()) {
 		o.Notes = append(o.Notes, n.rangeTrouble)
 	}
+	if n.keyTrouble != "" && n.lacksKey() {
+		o.Notes = append(o.Notes, n.keyTrouble)
+	}
 	d := s.drain(n)
 	o.Leaving = d.left
 	switch storm := s.storm(n); {

@@ -48,6 +48,7 @@ func Next(s *State, c Change, now time.Time) (*State, *Plan) {
 	if st.snapshot != nil && st.informed {
 		st.wakeUp()
 		st.giveRanges()
+		st.giveKeys()
 		st.spare()
 		st.depart()
 		st.wakeDaemons()

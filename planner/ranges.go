@@ -125,7 +125,10 @@ func (st *step) freeRange() (netip.Prefix, bool) {
 // peer is what all nodes must know of one; ok is false while there is no way to
 // its pods.
 func (n *node) peer() (p proxy.Node, ok bool) {
-	p = proxy.Node{Name: n.Name, PodCIDR: n.podCIDR(), Zone: n.state.Labels[corev1.LabelTopologyZone], WireGuard: n.WireGuard}
+	p = proxy.Node{Name: n.Name, PodCIDR: n.podCIDR(), Zone: n.state.Labels[corev1.LabelTopologyZone]}
+	if !n.lacksKey() {
+		p.WireGuard = n.wireGuardKey()
+	}
 	if len(n.Addrs) > 0 {
 		p.Addr = n.Addrs[0]
 	}

@@ -65,6 +65,8 @@ func (st *step) removeNode(n *node) {
 		st.ranges, st.taken = st.ranges.Delete(p), 0
 	}
 	st.rangeless = st.rangeless.Delete(n.Name)
+	st.dropKey(n.Name, n.kept.WireGuard)
+	st.keyless = st.keyless.Delete(n.Name)
 	st.tainted = st.tainted.Delete(n.Name)
 	st.behind = st.behind.Delete(n.Name)
 	n.kept, n.told, n.reported = machineRecord{}, false, false

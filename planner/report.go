@@ -80,6 +80,7 @@ func (st *step) putNode(n *node) {
 	st.reachDirty = st.reachDirty || !slices.Equal(before.DriverNodes(), state.DriverNodes)
 	n.load = n.load.Change(&state, refuses)
 	st.noteTaints(n)
+	st.noteKey(n)
 	st.count(n)
 	st.nodes = st.nodes.Set(n.Name, n)
 	st.putPeer(n)

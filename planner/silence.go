@@ -33,6 +33,10 @@ type muster struct {
 	ranges    *immutable.Map[netip.Prefix, string]
 	taken     int
 	rangeless *immutable.SortedMap[string, struct{}]
+	// keyOwners are the nodes by their WireGuard key; keyless tell one that is
+	// not theirs yet.
+	keyOwners *immutable.Map[string, string]
+	keyless   *immutable.SortedMap[string, struct{}]
 	// peers are the nodes of the route table, sorted. Never changed in place.
 	peers []proxy.Node
 	// tainted are the nodes with taints that evict, silent ones included.
@@ -51,6 +55,8 @@ func newMuster() muster {
 			return hashText(string(p.Addr().AsSlice()))
 		})),
 		rangeless: immutable.NewSortedMap[string, struct{}](nil),
+		keyOwners: immutable.NewMap[string, string](nil),
+		keyless:   immutable.NewSortedMap[string, struct{}](nil),
 		outcasts:  newOutcasts(),
 		tainted:   immutable.NewSortedMap[string, struct{}](nil),
 		departing: immutable.NewSortedMap[nodes.UID, struct{}](comparer[nodes.UID](compareUID)),

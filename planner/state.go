@@ -301,6 +301,8 @@ type node struct {
 	wasSpared bool
 	// rangeTrouble says why it does not have the range that it uses, or any.
 	rangeTrouble string
+	// keyTrouble says why the WireGuard key that it tells is not its own.
+	keyTrouble string
 	// departed counts the pods that have left it since it is drained, or since the
 	// server started.
 	departed int

@@ -75,24 +75,35 @@ func (n *Network) wireguard(want *paths, missed *Unreachable) error {
 	if err != nil {
 		return err
 	}
+	return n.configure(key, n.wireguardPeers(key.PublicKey(), link.Attrs().Index, want, missed))
+}
+
+// wireguardPeers are the peers by key. Of two that tell the same one only the first
+// can be reached: the kernel would give the ranges of both to one of them.
+func (n *Network) wireguardPeers(own wgtypes.Key, link int, want *paths, missed *Unreachable) map[wgtypes.Key]wgtypes.PeerConfig {
 	wanted := map[wgtypes.Key]wgtypes.PeerConfig{}
+	owners := map[wgtypes.Key]string{own: "this node"}
 	for _, p := range n.peers {
 		peer, err := wgtypes.ParseKey(p.WireGuard)
 		switch {
 		case err != nil:
-			missed.add("node %s has told no WireGuard key: its agent does so once it knows of the overlay", p.Name)
+			missed.add("node %s has told no WireGuard key that is its own: its agent does so once it knows of the overlay", p.Name)
+			continue
+		case owners[peer] != "":
+			missed.add("node %s tells the WireGuard key of %s", p.Name, owners[peer])
 			continue
 		case !p.Addr.IsValid():
 			missed.add("node %s has no address", p.Name)
 			continue
 		}
+		owners[peer] = "node " + p.Name
 		wanted[peer] = wgtypes.PeerConfig{
 			PublicKey: peer, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipNet(p.PodCIDR.Masked())},
 			Endpoint: net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, WireGuardPort)),
 		}
-		want.routes[p.PodCIDR.Masked()] = hop{link: link.Attrs().Index}
+		want.routes[p.PodCIDR.Masked()] = hop{link: link}
 	}
-	return n.configure(key, wanted)
+	return wanted
 }
 
 func (n *Network) wireguardLink() (netlink.Link, error) {
