@@ -439,7 +439,10 @@ func TestRoutesOfTheFutureAreNotBelieved(t *testing.T) {
 	decade := uint64(now.AddDate(10, 0, 0).UnixMilli())
 	for i, c := range []struct{ says, counts uint64 }{
 		{decade, decade}, // a server whose clock was ahead
-		{1<<64 - 1, 0}, {1<<64 - 2, 0}, {1 << 63, 0}, {0, 0},
+		{1<<64 - 1, 0},
+		{1<<64 - 2, 0},
+		{1 << 63, 0},
+		{0, 0},
 		{decade + 1, decade + 1},
 	} {
 		uid := nodes.UID(fmt.Sprint("report", i))
