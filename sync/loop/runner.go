@@ -34,8 +34,9 @@ type runner struct {
 	members members
 	// edition is that of the ledger, as recorded.
 	edition uint64
-	// last is the newest instant that the planner saw.
-	last time.Time
+	// last is the newest instant that the planner saw, and read what the clock
+	// said when somebody last asked.
+	last, read time.Time
 	// wake is the planner's alarm, retry that of what failed; zero is none.
 	wake, retry *time.Timer
 	sampling    sampling
@@ -58,6 +59,7 @@ func (l *Loop) newRunner(ctx context.Context, group *errgroup.Group) (*runner, e
 		members: members{byName: map[string]nodes.Member{}, told: map[string]uint64{}, tokens: map[string]tokenUse{}},
 		wake:    stoppedTimer(),
 		retry:   stoppedTimer(),
+		read:    l.o.Now(),
 		times:   times{longest: desired.DefaultSettings().Nodes.Lease},
 	}
 	r.sampling = sampling{results: make(chan []scale.Sample), alarm: stoppedTimer()}
@@ -83,9 +85,13 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// now is wall time that never goes back, behind the record neither.
+// now is wall time that never goes back, behind the record neither, and does not
+// stand still: while a clock that was put back is behind, it goes on at half the
+// clock's pace until that has caught up, so that what is due comes late and not never.
 func (r *runner) now() time.Time {
-	r.last = later(r.last, r.o.Now().UTC())
+	read := r.o.Now()
+	passed := max(0, read.Sub(r.read)) // by the monotonic clock, where read has it
+	r.last, r.read = later(r.last.Add(passed/2), read.UTC()), read
 	return r.last
 }
 
