@@ -36,7 +36,8 @@ spec: {clusterIP: None, selector: {app: %[1]s}, ports: [{port: %[4]d}]}
 `, name, annotations, insideImage, port)
 }
 
-// tenYears is by how much a clock jumps: a lease that went by it would not end.
+// tenYears is by how much clocks jump: a lease that went by them would not end on
+// the node, or be over on the server at once.
 const tenYears = 10 * 365 * 24 * time.Hour
 
 // TestStatefulSetsNeverRunTwice takes the node of a StatefulSet's pod away in
@@ -44,6 +45,9 @@ const tenYears = 10 * 365 * 24 * time.Hour
 // two machines.
 func TestStatefulSetsNeverRunTwice(t *testing.T) {
 	w := newWorld(t)
+	w.server.TallyProcess().Stop()
+	w.server.OwnClock()
+	w.server.StartTallyAgain()
 	for i := range 3 {
 		m := w.MachineOff(fmt.Sprintf("node%d", i+1))
 		m.SmallDisk(64 << 20)
@@ -65,11 +69,17 @@ func TestStatefulSetsNeverRunTwice(t *testing.T) {
 		"node rebooted":             {(*cluster.Machine).Die, func(m *cluster.Machine) { m.Boot(); m.StartTallyAgain() }},
 		"agent is killed":           {func(m *cluster.Machine) { m.TallyProcess().Kill() }, (*cluster.Machine).StartTallyAgain},
 		"disk frozen, node cut off": {func(m *cluster.Machine) { m.FreezeDisk(); m.Partition() }, func(m *cluster.Machine) { m.ThawDisk(); m.Mend() }},
-		"clock put back, node cut off": {func(m *cluster.Machine) {
+		"clocks jump, node cut off": {func(m *cluster.Machine) {
 			m.Partition()
 			m.SetClock(-tenYears)
+			w.server.SetClock(tenYears)
 			w.awaitYear(m, -tenYears)
-		}, func(m *cluster.Machine) { m.SetClock(0); m.Mend() }},
+			w.awaitYear(w.server, tenYears)
+		}, func(m *cluster.Machine) {
+			m.SetClock(0)
+			w.server.SetClock(0)
+			m.Mend()
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := w.in(t)
