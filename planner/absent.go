@@ -55,6 +55,9 @@ func (st *step) lookAtRetired() {
 			st.dirtyGroups[k] = true
 		}
 	}
+	for name := range keys(st.doubted) {
+		st.dirtyNodes[name] = true
+	}
 }
 
 // keeps says why a group that Git does not have is kept; empty when it is not.
@@ -62,10 +65,19 @@ func (s *State) keeps(g *group) string {
 	if g.object != nil || len(g.pods) == 0 {
 		return ""
 	}
+	if name := s.awaited(); name != "" {
+		return "no longer in Git, but the record was lost, and node " + name + ", which may know more, has not reported since: it goes when that node has, " +
+			"or its Node in Git has the taint node.kubernetes.io/out-of-service"
+	}
+	return ""
+}
+
+// awaited is the first absent node that Git has not declared dead; empty when
+// there is none.
+func (s *State) awaited() string {
 	for _, name := range s.absent {
 		if !s.declaredDead(name) {
-			return "no longer in Git, but the record was lost, and node " + name + ", which may know more, has not reported since: it goes when that node has, " +
-				"or its Node in Git has the taint node.kubernetes.io/out-of-service"
+			return name
 		}
 	}
 	return ""

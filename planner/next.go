@@ -273,13 +273,14 @@ func (st *step) emitAssignments() {
 	for _, name := range slices.Sorted(maps.Keys(st.dirtyNodes)) {
 		if n, ok := st.nodes.Get(name); ok && n.reported {
 			st.ask(n)
+			st.doubt(n)
 			st.plan.Assignments = append(st.plan.Assignments, st.assignment(n))
 		}
 	}
 }
 
 func (s *State) assignment(n *node) nodes.Assignment {
-	a := nodes.Assignment{Node: n.Name, Network: s.network, PodCIDR: n.podCIDR(), Session: n.heard, Fenced: s.fencedOn(n), Pods: make([]*nodes.Pod, 0, n.pods.Len()), Measured: s.measures(n)}
+	a := nodes.Assignment{Node: n.Name, Network: s.network, PodCIDR: n.podCIDR(), Session: s.sessionOf(n), Fenced: s.fencedOn(n), Pods: make([]*nodes.Pod, 0, n.pods.Len()), Measured: s.measures(n)}
 	for _, p := range entries(n.pods) {
 		a.Pods = append(a.Pods, p)
 	}

@@ -42,6 +42,8 @@ type podRecord struct {
 	Aim    string   `json:"aim,omitempty"`
 	Lost   lostness `json:"lost,omitempty"`
 	Fenced bool     `json:"fenced,omitempty"`
+	// Unproven: see pod.
+	Unproven bool `json:"unproven,omitempty"`
 }
 
 type workloadRecord struct {
@@ -87,7 +89,7 @@ type inventoryRecord struct {
 func setKey(workload desired.Key, hash string) string { return keyText(workload) + "/" + hash }
 
 func (st *step) recordPod(p *pod) {
-	st.decide(kindOfPod, string(p.UID), podRecord{Pod: *p.Pod, Leaving: p.leaving, Aim: p.aim, Lost: p.lost, Fenced: p.fenced})
+	st.decide(kindOfPod, string(p.UID), podRecord{Pod: *p.Pod, Leaving: p.leaving, Aim: p.aim, Lost: p.lost, Fenced: p.fenced, Unproven: p.unproven})
 }
 
 func (st *step) recordWorkload(g *group) {
@@ -333,7 +335,7 @@ func (st *step) restorePod(r *podRecord) {
 	if n.Node != "" && len(n.Seal) == 0 {
 		n.Seal = st.config.sealPod(&n, n.Node) // recorded by an earlier version
 	}
-	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim, lost: r.Lost, fenced: r.Fenced}
+	p := &pod{Pod: &n, set: s, leaving: r.Leaving, aim: r.Aim, lost: r.Lost, fenced: r.Fenced, unproven: r.Unproven}
 	st.insertPod(g, p)
 	st.wait(p)
 	if p.leaving != "" && p.Stop == nil && p.lost == "" {

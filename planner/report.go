@@ -270,6 +270,7 @@ func (st *step) adoptPod(held *nodes.Pod, r *nodes.Report) bool {
 		return false
 	}
 	g := st.groupFor(held.Workload)
+	st.yield(g, held)
 	if g.succeeded(held) {
 		return true
 	}
@@ -289,7 +290,7 @@ func (st *step) adoptPod(held *nodes.Pod, r *nodes.Report) bool {
 	n := *held
 	n.Template, n.TemplateHash, n.Node = s.template, s.hash, r.Node
 	n.Seal = st.config.sealPod(&n, r.Node)
-	p := &pod{Pod: &n, set: s}
+	p := &pod{Pod: &n, set: s, unproven: st.awaited() != ""}
 	if _, taken := g.find(p.Incarnation); taken {
 		return true
 	}
@@ -305,7 +306,9 @@ func (st *step) adoptPod(held *nodes.Pod, r *nodes.Report) bool {
 // node: it was decided when that one was gone, and an agent that died since had
 // not forgotten it.
 func (g *group) succeeded(held *nodes.Pod) bool {
-	return g.key.Kind == kindStatefulSet && slices.ContainsFunc(g.pods, func(p *pod) bool { return p.Name == held.Name && p.UID != held.UID && p.Node != "" })
+	return g.key.Kind == kindStatefulSet && slices.ContainsFunc(g.pods, func(p *pod) bool {
+		return p.Name == held.Name && p.UID != held.UID && p.Node != "" && !p.yieldsTo(held)
+	})
 }
 
 // observe takes in a pod's status.

@@ -45,8 +45,10 @@ type muster struct {
 	outcasts *immutable.SortedMap[string, struct{}]
 	// departing are the pods that are to leave a node that answers.
 	departing *immutable.SortedMap[nodes.UID, struct{}]
-	all       census
-	zones     *immutable.Map[string, census]
+	// doubted are the nodes that are to get no lease yet.
+	doubted *immutable.SortedMap[string, struct{}]
+	all     census
+	zones   *immutable.Map[string, census]
 }
 
 func newMuster() muster {
@@ -57,6 +59,7 @@ func newMuster() muster {
 		rangeless: immutable.NewSortedMap[string, struct{}](nil),
 		keyOwners: immutable.NewMap[string, string](nil),
 		keyless:   immutable.NewSortedMap[string, struct{}](nil),
+		doubted:   immutable.NewSortedMap[string, struct{}](nil),
 		outcasts:  newOutcasts(),
 		tainted:   immutable.NewSortedMap[string, struct{}](nil),
 		departing: immutable.NewSortedMap[nodes.UID, struct{}](comparer[nodes.UID](compareUID)),

@@ -256,6 +256,9 @@ type pod struct {
 	// unfenced is the session in which the fence was taken back: what is promised
 	// there later may have been said before.
 	unfenced uint64
+	// unproven is set if the pod was adopted while nodes were absent that may have
+	// got another in its place.
+	unproven bool
 	// departs says why the pod is to leave its node, which is drained; since
 	// departing. Empty for one that stays.
 	departs   string
