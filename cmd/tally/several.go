@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -206,7 +207,20 @@ func newLeader(ctx context.Context, c *candidate, term *etcd.Term) (*server, err
 	if err != nil {
 		return nil, err
 	}
+	if err := c.setFileAside(); err != nil {
+		return nil, errors.Join(err, record.Close())
+	}
 	return wireServer(&server{instance: c.instance, o: c.o, log: c.log, term: term, record: record}, c.key)
+}
+
+// setFileAside sees to it that a way back to one server begins with what the nodes
+// keep: the file is of before, when there was one.
+func (c *candidate) setFileAside() error {
+	aside, err := observed.SetAside(filepath.Join(c.dataDir, "server"), time.Now())
+	if aside != "" {
+		c.log.Info("the record is in the shared store; the file of before is set aside", "set_aside", aside)
+	}
+	return err
 }
 
 // leading hands out only what a leader may.

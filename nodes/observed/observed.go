@@ -19,6 +19,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -130,6 +131,22 @@ func Open(o Options) (*Store, error) {
 	o.Log.Error("the record can't be read; it was set aside and is rebuilt from the nodes; nothing restarts",
 		"file", path, "set_aside", aside, "reason", damage.cause)
 	return openStored(path, o, true)
+}
+
+// SetAside gives the file in a directory another name, for a record elsewhere has
+// taken its place: an old one must not be taken for the newest later. It returns
+// that name, empty when there was no file.
+func SetAside(dir string, now time.Time) (aside string, err error) {
+	path := filepath.Join(dir, fileName)
+	aside = path + ".replaced-" + now.UTC().Format("20060102T150405.000Z")
+	err = os.Rename(path, aside)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("set the record aside: %w", err)
+	}
+	return aside, nil
 }
 
 func openStored(path string, o Options, fresh bool) (s *Store, err error) {

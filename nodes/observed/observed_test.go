@@ -233,3 +233,27 @@ func TestMuchIsWrittenBehindInPieces(t *testing.T) {
 		t.Errorf("commits of %v values, want %v", backend.commits, want)
 	}
 }
+
+// TestARecordThatWasReplacedIsKeptApart: another one begins in its place.
+func TestARecordThatWasReplacedIsKeptApart(t *testing.T) {
+	dir := t.TempDir()
+	content, err := os.ReadFile(fill(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	aside, err := SetAside(dir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := os.ReadFile(aside); err != nil || !bytes.Equal(kept, content) {
+		t.Errorf("%s is not what was there: %v", aside, err)
+	}
+	s := openStore(t, dir, time.Now, slog.New(slog.DiscardHandler))
+	defer s.Close()
+	if !s.Fresh() {
+		t.Error("the old record is used")
+	}
+	if aside, err := SetAside(t.TempDir(), time.Now()); aside != "" || err != nil {
+		t.Errorf("where there was none: %q, %v", aside, err)
+	}
+}

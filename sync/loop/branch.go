@@ -22,8 +22,9 @@ type branch struct {
 	// empty tells that trouble only means that there is nothing yet.
 	empty bool
 
-	// newest is the commit that was wanted last.
+	// newest is the commit that was wanted last, wanted all of it.
 	newest string
+	wanted *target
 	// advanced is when a push told newest; deferred a head that contradicts it.
 	advanced time.Time
 	deferred *Head
@@ -119,7 +120,7 @@ func (r *runner) want(ctx context.Context, t *target) {
 	if b.next != nil {
 		r.superseded(b.next.revision, t.revision)
 	}
-	b.newest, b.next, b.failures, b.paused = t.revision.SHA, t, 0, false
+	b.newest, b.wanted, b.next, b.failures, b.paused = t.revision.SHA, t, t, 0, false
 	if !r.inForce(t.revision.SHA) && !r.restoring(t.revision.SHA) {
 		r.appendHistory(t.revision)
 	}
@@ -170,6 +171,22 @@ func (r *runner) proceed(ctx context.Context) {
 		b.next = nil
 		r.load(ctx, t)
 	}
+}
+
+// restartBranch forgets which revisions were in force and were to be, but what is
+// known of the branch. It returns the target that was wanted last, if any was.
+func (b *branch) restartBranch() (wanted *target) {
+	if b.wanted != nil {
+		wanted = &target{revision: b.wanted.revision, source: b.wanted.source}
+	}
+	if b.loading != nil {
+		b.loading.stale = true
+	}
+	*b = branch{
+		sync: b.sync, trouble: b.trouble, empty: b.empty, advanced: b.advanced, deferred: b.deferred,
+		loading: b.loading, results: b.results,
+	}
+	return wanted
 }
 
 // goBack ends what an intermediate revision left behind when the branch is

@@ -62,6 +62,9 @@ func (r *runner) recallEdition(report *nodes.Report) {
 	if edition <= r.edition {
 		return
 	}
+	if !r.members.lost {
+		r.contradict(report, edition)
+	}
 	r.edition = edition
 	if r.members.lost {
 		r.edition = afterLoss(edition)

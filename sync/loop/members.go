@@ -121,11 +121,16 @@ func (r *runner) useToken(a nodes.Admission, known nodes.Member) ([]nodes.Decisi
 	if a.Uses > 0 && len(use.Identities) >= a.Uses {
 		return nil, fmt.Errorf("the join token was good for %s and is used up: make another one with tally token create", plural(a.Uses, "use"))
 	}
-	value, err := json.Marshal(tokenUse{a.Expires, append(slices.Clone(use.Identities), a.Identity)})
+	d, err := tokenDecision(a.Token, tokenUse{a.Expires, append(slices.Clone(use.Identities), a.Identity)})
 	if err != nil {
 		return nil, fmt.Errorf("count the use of a join token: %w", err)
 	}
-	return append(decisions, nodes.Decision{Kind: kindToken, Key: a.Token, Value: value}), nil
+	return append(decisions, d), nil
+}
+
+func tokenDecision(id string, use tokenUse) (nodes.Decision, error) {
+	value, err := json.Marshal(use)
+	return nodes.Decision{Kind: kindToken, Key: id, Value: value}, err
 }
 
 func memberDecision(m nodes.Member) (nodes.Decision, error) {
@@ -215,12 +220,8 @@ func (r *runner) addUses(d nodes.Decision) (nodes.Decision, bool) {
 	if len(use.Identities) == len(known) {
 		return d, false
 	}
-	value, err := json.Marshal(use)
-	if err != nil {
-		return d, false
-	}
-	d.Value = value
-	return d, true
+	sum, err := tokenDecision(d.Key, use)
+	return sum, err == nil
 }
 
 // recallMembers takes from a ledger that came after the start whose the names
@@ -278,6 +279,9 @@ func (r *runner) settleMember(m nodes.Member) {
 
 // remove takes the names from the machines of removed nodes.
 func (r *runner) remove() {
+	if r.doubt != nil {
+		return
+	}
 	for _, name := range r.state.Removed() {
 		if m, known := r.members.byName[name]; known && !m.Removed {
 			r.o.Log.Info("node removed from the cluster", "node", name, "from", m.From)

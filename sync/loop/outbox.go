@@ -57,7 +57,8 @@ func (b *outbox) decide(decisions ...nodes.Decision) {
 // deliver records the decisions and then, and only then, hands over what
 // follows from them. When the record fails, everything stays for the next try.
 // What was decided without a record and before any node has reported stays, too:
-// after another start it would be taken for all that there was.
+// after another start it would be taken for all that there was. While the record
+// is in doubt nothing is handed over.
 func (r *runner) deliver(ctx context.Context) {
 	b := &r.outbox
 	if !r.state.Informed() {
@@ -82,12 +83,15 @@ func (r *runner) deliver(ctx context.Context) {
 			return
 		}
 		b.failures, b.trouble, r.edition = 0, "", edition
-		r.o.Executor.Ledger(decisions)
+		r.keep(decisions)
 		b.decisions = nil // a rollout of thousands of pods would leave its table behind
 	}
 	if b.nodes != nil {
 		r.o.Executor.Tune(*b.nodes)
 		b.nodes = nil
+	}
+	if r.doubt != nil {
+		return
 	}
 	if b.routes != nil {
 		r.o.Executor.Route(b.routes)
@@ -97,4 +101,13 @@ func (r *runner) deliver(ctx context.Context) {
 		r.o.Executor.Assign(b.assignments[node])
 	}
 	b.assignments = nil
+}
+
+// keep has the nodes keep what was recorded, once the record counts.
+func (r *runner) keep(decisions []nodes.Decision) {
+	if r.doubt != nil {
+		r.doubt.ledger = append(r.doubt.ledger, decisions...)
+		return
+	}
+	r.o.Executor.Ledger(decisions)
 }

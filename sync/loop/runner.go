@@ -3,6 +3,7 @@ package loop
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +26,8 @@ type runner struct {
 	change planner.Change
 	outbox outbox
 	start  *start // nil once started
+	// begun is done with the first step.
+	begun sync.Once
 
 	branch  branch
 	history []nodes.HistoryEntry
@@ -32,6 +35,8 @@ type runner struct {
 	forgot  bool
 	toMove  chan string // newest revision to mirror
 	members members
+	// doubt is whether the record counts; nil once it does, or there is none.
+	doubt *doubt
 	// edition is that of the ledger, as recorded.
 	edition uint64
 	// last is the newest instant that the planner saw, and read what the clock
@@ -130,13 +135,15 @@ func (r *runner) run(ctx context.Context) error {
 			r.tryAgain(ctx)
 		case <-r.start.over():
 			r.start.expired = true
+		case <-r.doubt.ends():
+			r.doubt.over = true
 		}
 		r.drain(ctx)
 		if r.start == nil {
 			r.steps(ctx)
 		} else if r.starting(ctx) {
 			r.steps(ctx)
-			close(r.started)
+			r.begun.Do(func() { close(r.started) })
 		}
 		r.sample(ctx, due)
 	}
@@ -170,6 +177,9 @@ func (r *runner) drain(ctx context.Context) {
 
 // input notes what was learned about a node.
 func (r *runner) input(ctx context.Context, in Input) {
+	if r.heed(ctx, in) {
+		return
+	}
 	if in.Node != nil {
 		r.change.Nodes = append(r.change.Nodes, *in.Node)
 		r.o.Record.SaveNode(*in.Node)
@@ -199,6 +209,7 @@ func (r *runner) input(ctx context.Context, in Input) {
 // step plans, records, hands over and publishes.
 func (r *runner) step(ctx context.Context) {
 	began := time.Now()
+	r.settle()
 	snapshot := r.change.Snapshot
 	if r.woken || !empty(r.change) {
 		r.woken = false

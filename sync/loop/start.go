@@ -58,20 +58,20 @@ func (s *start) over() <-chan time.Time {
 	return s.timer.C
 }
 
+func (r *runner) newStart() *start {
+	return &start{timer: time.NewTimer(r.o.Grace), expected: map[string]bool{}, joined: map[string]bool{}}
+}
+
 // begin takes in the record.
 func (r *runner) begin(ctx context.Context, decisions []nodes.Decision) {
-	r.start = &start{
-		timer:    time.NewTimer(r.o.Grace),
-		expected: map[string]bool{},
-		joined:   map[string]bool{},
-	}
+	r.start = r.newStart()
 	r.start.states, r.start.reports = r.o.Record.Observed()
 	recorded := slices.ContainsFunc(decisions, func(d nodes.Decision) bool { return !isMembership(d) })
 	if recorded {
 		// Without a record nothing is said: the nodes' own ledgers, which would
 		// be replaced, are all that is known then.
 		r.change.Decisions = decisions
-		r.o.Executor.Ledger(decisions)
+		r.doubtRecord(decisions)
 		r.carryAll(decisions)
 	}
 	r.forgot, r.members.lost = !recorded, !recorded
@@ -177,7 +177,7 @@ func (r *runner) recall(ctx context.Context, ledger []nodes.Decision) {
 // starting reports whether the first step may be made, and prepares it.
 func (r *runner) starting(ctx context.Context) bool {
 	s := r.start
-	if !s.expired && (len(s.joined) == 0 || s.guess || !s.complete()) {
+	if !s.expired && (len(s.joined) == 0 || s.guess || !s.complete() || !r.doubt.settled()) {
 		r.publish()
 		return false
 	}

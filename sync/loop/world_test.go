@@ -154,6 +154,8 @@ type machine struct {
 	// owners are whose the names are, revoked those that Git shuts out.
 	owners  map[string]nodes.Member
 	revoked []string
+	// second, when set, is another node, named n2.
+	second *second
 }
 
 func newMachine(t *testing.T) *machine {
@@ -273,11 +275,14 @@ func (m *machine) Expect(known []nodes.NodeState, longest time.Duration) {
 }
 
 func (m *machine) Assign(a nodes.Assignment) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a.Node == "n2" && m.second != nil {
+		m.second.assign(a)
+	}
 	if a.Node != "n1" {
 		return // another node's
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	report := nodes.Report{Node: "n1"}
 	wanted := map[nodes.UID]bool{}
 	for _, p := range a.Pods {
