@@ -44,7 +44,7 @@ func (d *doubt) ends() <-chan time.Time {
 func (r *runner) doubtRecord(decisions []nodes.Decision) {
 	r.doubt = &doubt{edition: editionOf(decisions), ledger: slices.Clone(decisions), history: r.history, waited: stoppedTimer()}
 	for _, d := range decisions {
-		if d.Kind == kindNode {
+		if m, err := memberOf(d); d.Kind == kindNode && err == nil && !m.Assumed {
 			r.members.told[d.Key] = r.doubt.edition
 		}
 	}
@@ -69,6 +69,9 @@ func (r *runner) heed(ctx context.Context, in Input) (givenUp bool) {
 			d.waited.Reset(r.o.Grace)
 		}
 		d.heard, d.told = true, d.told || r.o.Single || len(in.Report.Ledger) > 0
+	}
+	if in.Node == nil && in.Report == nil {
+		return false
 	}
 	in.Events = nil
 	if in.Report != nil && len(in.Report.Events) > 0 {

@@ -195,7 +195,7 @@ func (r *runner) remember(d nodes.Decision, edition uint64) (nodes.Decision, boo
 func (r *runner) mayTell(d nodes.Decision, edition uint64) bool {
 	known := r.members.byName[d.Key]
 	before, told := r.members.told[d.Key]
-	if known.Identity != "" && !known.Assumed && (!told || edition <= before) {
+	if told && edition <= before || !told && known.Identity != "" && !known.Assumed {
 		return false
 	}
 	m, err := memberOf(d)

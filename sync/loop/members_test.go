@@ -421,11 +421,21 @@ func TestTheServersOwnMachineComesBack(t *testing.T) {
 		if m := w.machine.owners["n1"]; !m.Removed {
 			t.Fatal("not removed")
 		}
+		away := maps.Clone(w.machine.ledger)
 		w.push("two")
 		w.machine.connect(w.inputs)
 		synctest.Wait()
 		if m := w.machine.owners["n1"]; m.Removed || len(w.Overview().Nodes) != 1 {
 			t.Errorf("%+v, nodes %v", m, w.Overview().Nodes)
+		}
+		w.anew(w.record)
+		w.machine.mu.Lock()
+		w.machine.ledger = away
+		w.machine.mu.Unlock()
+		w.machine.connect(w.inputs)
+		synctest.Wait()
+		if m := w.machine.owners["n1"]; m.Removed {
+			t.Error("removed again by an older ledger")
 		}
 	})
 }
