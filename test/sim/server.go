@@ -197,7 +197,31 @@ func (w *world) killServer() {
 	if err := os.WriteFile(filepath.Join(w.recordDir(), "observed.db"), stored, 0o600); err != nil {
 		w.witness.report(fmt.Errorf("simulator: %w", err))
 	}
+	if w.backup == nil {
+		w.backup = stored
+	}
 	w.note("server killed")
+}
+
+// bringBack has a lone server start from the oldest copy of its record, once the
+// nodes have kept what was decided since. Nothing may come of it.
+func (w *world) bringBack() error {
+	if w.store != nil || w.backup == nil {
+		return nil
+	}
+	time.Sleep(time.Minute)
+	synctest.Wait()
+	if !w.connected() || !w.witness.toldAll() {
+		return nil
+	}
+	w.killServer()
+	w.note("an old copy of the record is brought back")
+	if err := os.WriteFile(filepath.Join(w.recordDir(), "observed.db"), w.backup, 0o600); err != nil {
+		return err
+	}
+	w.result.Faults++
+	w.pause()
+	return w.startServer()
 }
 
 // loseRecord removes the server's folder.

@@ -100,6 +100,7 @@ type world struct {
 	nodes      []*machine
 	witness    *witness
 	repoBroken bool
+	backup     []byte // the oldest copy of the record; nil for none
 	result     Result
 
 	mu sync.Mutex
@@ -181,6 +182,9 @@ func (w *world) play() error {
 		}
 	}
 	if err := w.heal(); err != nil {
+		return err
+	}
+	if err := w.bringBack(); err != nil {
 		return err
 	}
 	if err := w.bury(); err != nil {
