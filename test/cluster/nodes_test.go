@@ -164,7 +164,8 @@ spec:
 // drain empties a node by a taint, under traffic and a budget, and fills it again.
 func drain(w *world) {
 	w.clone.Write("budget.yaml", "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {maxUnavailable: 1, selector: {matchLabels: {app: web}}}\n")
-	w.clone.Apply("a budget")
+	w.clone.Write("web.yaml", strings.Replace(web(webOnNodes, "nodes"), "  template:", "  strategy: {rollingUpdate: {maxUnavailable: 100%}}\n  template:", 1))
+	w.clone.Apply("a budget, and nothing else that keeps pods")
 	victim := w.nodes[1]
 	if running := victim.Containers(); len(running) < 3 {
 		w.t.Fatalf("node2 runs %v, want two pods of web besides: the budget would hold nothing", running)
