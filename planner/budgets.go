@@ -51,20 +51,23 @@ func (st *step) allowed(b *budget, spec *policyv1.PodDisruptionBudgetSpec) int {
 }
 
 // measure counts the pods of a budget that are expected, and those that serve;
-// some may be counted as gone.
+// some may be counted as gone. As in Kubernetes' disruption controller, a
+// workload with a scale is expected to have that, and what is on its way out is
+// expected still: else each eviction would make room for the next.
 func (st *step) measure(b *budget, gone map[nodes.UID]bool) (expected, serving int) {
 	for g := range st.groupsOf(b) {
-		covered := 0
+		covered, some := 0, false
 		for _, p := range g.pods {
-			if p.leaving != "" || p.Stop != nil || p.done() || !b.covers(p) {
+			if p.done() || p.goes() && g.object == nil || !b.covers(p) {
 				continue
 			}
-			covered++
+			some = true
+			covered += boolInt(p.lost == "") // another has taken its place
 			if n, _ := st.nodes.Get(p.Node); p.serving() && !n.silent() && !gone[p.UID] {
 				serving++
 			}
 		}
-		if size, ok := scalable(g.object); ok && covered > 0 {
+		if size, ok := scalable(g.object); ok && some {
 			covered = int(size)
 		}
 		expected += covered
