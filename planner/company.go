@@ -20,7 +20,7 @@ func (c *company) Picked(p place.Pick, see func(place.Neighbour)) {
 	if p.Key == "" || p.Namespaces == nil {
 		for k, g := range entries(c.groups) {
 			if p.Namespaces == nil || slices.Contains(p.Namespaces, k.Namespace) {
-				g.show(nil, see)
+				c.showAll(g, nil, see)
 			}
 		}
 		return
@@ -48,25 +48,35 @@ func (c *company) Minding(r *place.Request, see func(place.Neighbour)) {
 }
 
 func (c *company) Siblings(r *place.Request, see func(place.Neighbour)) {
-	c.of.show(r.Sibling, see)
+	c.showAll(c.of, r.Sibling, see)
 }
 
 func (c *company) show(found []desired.Key, only func(*place.Request) bool, see func(place.Neighbour)) {
 	slices.SortFunc(found, desired.Key.Compare)
 	for _, k := range slices.Compact(found) {
 		if g, ok := c.groups.Get(k); ok {
-			g.show(only, see)
+			c.showAll(g, only, see)
 		}
 	}
 }
 
-// show goes through the pods of a group that are bound and have not ended.
-func (g *group) show(only func(*place.Request) bool, see func(place.Neighbour)) {
+// showAll goes through the pods of a group that are bound and have not ended.
+func (c *company) showAll(g *group, only func(*place.Request) bool, see func(place.Neighbour)) {
 	for _, p := range g.pods {
-		if p.Node != "" && !p.released && (only == nil || only(p.request)) {
+		if p.Node != "" && !p.released && !c.ended(p) && (only == nil || only(p.request)) {
 			see(place.Neighbour{Node: p.Node, Request: p.request, Leaving: p.goes()})
 		}
 	}
+}
+
+// ended reports whether it is certain that nothing of a pod runs. It counts again
+// where its node answers, which may be back with it, until it is gone.
+func (st *step) ended(p *pod) bool {
+	if p.lost != certain {
+		return false
+	}
+	n, _ := st.nodes.Get(p.Node)
+	return !n.live()
 }
 
 // ownKeys are the labels in which pods of one template differ.

@@ -102,6 +102,9 @@ func (st *step) nodeTurned(n *node) {
 		st.touched[ref.group] = true
 		if _, p := st.pod(uid); p != nil {
 			st.dirtyServicesOf(p)
+			if st.ended(p) {
+				st.stirred(p.request) // it keeps nobody away any more
+			}
 		}
 	}
 }

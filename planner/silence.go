@@ -379,6 +379,7 @@ func (st *step) holdBack(p *pod, why string) {
 // that can't harm, for its node may come back with it.
 func (st *step) lose(p *pod, how lostness, reason string) {
 	st.dirtyServicesOf(p)
+	st.stirred(p.request)
 	if how == certain {
 		st.leaveClaims(p)
 	}

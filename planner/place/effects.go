@@ -93,7 +93,8 @@ func (s *search) constrain(m meaning, rules []constraint) {
 	}
 }
 
-// takesPart are the nodes whose pods a spread counts; nil for all.
+// takesPart are the nodes whose pods a spread counts; nil for all. To Kubernetes
+// a node that takes no pods at all, being silent say, has a taint that says so.
 func (s *search) takesPart(rule *constraint, rules []constraint) []bool {
 	var others []*topology
 	if rule.selector != nil {
@@ -111,7 +112,7 @@ func (s *search) takesPart(rule *constraint, rules []constraint) []bool {
 		part := !slices.ContainsFunc(others, func(t *topology) bool { return t.of[i] < 0 }) && (rule.ignoreNode || s.chooses(n))
 		if part && rule.honorTaint {
 			_, hit := untolerated(s.Request, n)
-			part = !hit
+			part = !hit && n.refuses == ""
 		}
 		if !part && out == nil {
 			out = slices.Repeat([]bool{true}, len(s.field.nodes))
