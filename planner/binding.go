@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/tallyman-dev/tallyman/desired"
@@ -67,12 +68,19 @@ func (st *step) rules() *storageRules {
 		}
 	}
 	for _, n := range entries(st.nodes) {
-		if n.live() && !n.Unschedulable {
-			r.live = append(r.live, st.storageNode(n.load))
+		if n.live() {
+			is := st.storageNode(n.load)
+			is.Cordoned, is.Tainted = n.state.Unschedulable, slices.ContainsFunc(n.state.Taints, keepsAway)
+			r.live = append(r.live, is)
 		}
 	}
 	st.lists = r
 	return r
+}
+
+// keepsAway reports whether a taint keeps new pods from a node.
+func keepsAway(t corev1.Taint) bool {
+	return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
 }
 
 func (s *State) storageNode(n *place.Node) storage.Node {

@@ -286,6 +286,47 @@ func TestTheOverviewBeforeTheRevision(t *testing.T) {
 	}
 }
 
+// TestDataBeforeItsPodIsMadeWherePodsMayGo: a claim that waits for no pod gets its
+// volume on no node that Git has cordoned, and on a tainted one only where all are.
+func TestDataBeforeItsPodIsMadeWherePodsMayGo(t *testing.T) {
+	now := storagev1.VolumeBindingImmediate
+	atOnce := class("now", nodes.LocalProvisioner, func(c *storagev1.StorageClass) { c.VolumeBindingMode = &now })
+	cordoned := func(name string) *corev1.Node {
+		n := machineOf(name)
+		n.Spec.Unschedulable = true
+		return n
+	}
+	tests := map[string]struct {
+		said []runtime.Object
+		want string
+	}{
+		"free":             {nil, "a"},
+		"cordoned":         {[]runtime.Object{cordoned("a")}, "b"},
+		"drained":          {[]runtime.Object{machineOf("a", drainNow)}, "b"},
+		"all tainted":      {[]runtime.Object{machineOf("a", drainNow), machineOf("b", drainNow)}, "a"},
+		"the other closed": {[]runtime.Object{machineOf("a", drainNow), cordoned("b")}, "a"},
+		"all cordoned":     {[]runtime.Object{cordoned("a"), cordoned("b")}, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "a", "b")
+			w.push(append(test.said, atOnce)...)
+			w.push(append(test.said, atOnce, claimFor("data", "1Gi", ofClass("now")))...)
+			w.work()
+			if test.want == "" {
+				if c := w.claim("data"); c.Volume != "" || c.stuck || !strings.Contains(c.waits, "unschedulable") {
+					t.Fatalf("volume %q, waits %q", c.Volume, c.waits)
+				}
+				w.push(atOnce, claimFor("data", "1Gi", ofClass("now")))
+				test.want = "a"
+			}
+			if v := w.volumeOf("data"); v == nil || v.Node != test.want {
+				t.Fatalf("volume %+v, want it on %s", v, test.want)
+			}
+		})
+	}
+}
+
 func TestReadWriteOncePodIsForOne(t *testing.T) {
 	w := newWorld(t, "a")
 	w.push(claimFor("data", "1Gi", access(corev1.ReadWriteOncePod)), deployment("one", 1, withClaim("data")), deployment("two", 1, withClaim("data")))

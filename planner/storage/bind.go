@@ -135,9 +135,11 @@ func provision(c *Claim, class *Class, cs *Classes, on []Node) Verdict {
 			able = append(able, n)
 		}
 	}
-	switch {
+	switch open := openNodes(able); {
+	case len(open) > 0:
+		return Verdict{Class: class, Nodes: open}
 	case len(able) > 0:
-		return Verdict{Class: class, Nodes: able}
+		return Verdict{Waits: "waiting for a node that can hold the data and is not unschedulable"}
 	case len(on) == 0:
 		return Verdict{Waits: "waiting for a node that can hold the data"}
 	case c.Origin != nil && c.Origin.Node != "":
@@ -145,6 +147,24 @@ func provision(c *Claim, class *Class, cs *Classes, on []Node) Verdict {
 	default:
 		return Verdict{Waits: class.unserved(), Stuck: true}
 	}
+}
+
+// openNodes are those to make data on for a pod that is not known yet: none that
+// is cordoned, and one with taints only where all have some.
+func openNodes(able []Node) []Node {
+	var open, free []Node
+	for _, n := range able {
+		if !n.Cordoned {
+			open = append(open, n)
+		}
+		if !n.Cordoned && !n.Tainted {
+			free = append(free, n)
+		}
+	}
+	if len(free) > 0 {
+		return free
+	}
+	return open
 }
 
 func missing(c *Claim, class *Class, cs *Classes) string {

@@ -206,6 +206,9 @@ type Node struct {
 	// Having lists the volumes of a driver that pods on the node use. It is asked of
 	// drivers with a bound alone.
 	Having func(driver string) map[string]bool
+	// Cordoned nodes take no new pods, Tainted ones only some: data that is made
+	// before its pod is known is better elsewhere.
+	Cordoned, Tainted bool
 }
 
 // ClaimKey names a claim.
