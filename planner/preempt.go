@@ -39,7 +39,7 @@ func (s *scheduler) preempt(p *pod, storage place.Storage) bool {
 		s.dirtyGroups[v.Workload] = true
 		s.madeRoom = true
 	}
-	s.field.Reserve(best.node.With(p.request))
+	s.field.Promise(best.node.With(p.request), p.request)
 	if len(best.victims) > 0 {
 		s.field.Renew() // those that leave no longer count in a spread
 	}

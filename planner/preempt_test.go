@@ -112,6 +112,57 @@ func TestPreemptionOutlivesTheServer(t *testing.T) {
 }
 
 // TestWhoIsNotPreempted: others stay where it would not help, or must not.
+// TestPreemptionByPodsThatKeepApart: those that were promised a node count there
+// for the ones after them, so that each makes room on a node of its own at once.
+func TestPreemptionByPodsThatKeepApart(t *testing.T) {
+	keeps := map[string]option{
+		"anti-affinity": func(d *appsv1.Deployment) { d.Spec.Template.Spec.Affinity = apart(corev1.LabelHostname, d.Spec.Selector) },
+		"spread":        spreadOut,
+	}
+	for name, keep := range keeps {
+		for _, size := range []int{2, 4, 6} {
+			t.Run(fmt.Sprintf("%s over %d nodes", name, size), func(t *testing.T) {
+				var names []string
+				for i := range size {
+					names = append(names, fmt.Sprint("n", i))
+				}
+				w := newWorld(t, names...)
+				low := important("low", int32(4*size), 0, "4")
+				w.push(low)
+				w.settle()
+				w.push(low, important("high", int32(size), 100, "4", keep))
+				w.rest()
+				if n := w.count("Preempted"); n != size {
+					t.Errorf("%d pods had to go for %d", n, size)
+				}
+				if on := w.placedOn("high"); len(on) != size || on[""] > 0 {
+					t.Errorf("on %v", on)
+				}
+			})
+		}
+	}
+}
+
+// TestAPromiseKeepsOthersAway: whom the pod that was promised a node repels is not
+// bound there meanwhile, though there is room.
+func TestAPromiseKeepsOthersAway(t *testing.T) {
+	w := newWorld(t, "n1")
+	low := important("low", 2, 0, "1")
+	w.push(low)
+	w.settle()
+	w.push(low, important("high", 1, 100, "1", func(d *appsv1.Deployment) { d.Spec.Template.Spec.Affinity = apart(corev1.LabelHostname, low.Spec.Selector) }))
+	if got, want := w.pods("low")[0].refusal, "0/1 nodes fit: 1 keeps room for a pod that is to be apart from this one"; got != want {
+		t.Errorf("it says %q, want %q", got, want)
+	}
+	w.work()
+	if n := w.count("Preempted"); n != 2 {
+		t.Errorf("%d pods had to go", n)
+	}
+	if on := w.nodesOf("high"); !slices.Equal(on, []string{"n1"}) {
+		t.Errorf("on %v", on)
+	}
+}
+
 func TestWhoIsNotPreempted(t *testing.T) {
 	never := func(d *appsv1.Deployment) { d.Spec.Template.Spec.PreemptionPolicy = new(corev1.PreemptNever) }
 	for name, c := range map[string]*appsv1.Deployment{

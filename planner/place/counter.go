@@ -24,6 +24,10 @@ type counter struct {
 	// rule is that of a spread, self whether the pod counts in it.
 	rule *constraint
 	self int
+	// promised counters count pods that were promised a place, too; twin is the
+	// index of the one that does so beside this one, 0 for none.
+	promised bool
+	twin     int
 	// counted are the nodes whose pods count; nil for all.
 	counted []bool
 	counts  []int64
@@ -118,6 +122,8 @@ func (c *counter) why(has bool) refusal {
 	switch {
 	case c.meaning == attracting:
 		return refusal{key: "affinity", text: "has no pod that the pod affinity asks for"}
+	case c.promised && c.meaning < spreading:
+		return refusal{key: "promise", text: "keeps room for a pod that is to be apart from this one"}
 	case c.meaning == repelling:
 		return refusal{key: "anti-affinity", text: "has a pod that the pod anti-affinity keeps away from"}
 	case c.meaning == forbidding:

@@ -20,7 +20,7 @@ func (e *effects) attracted(s *search, node int32) (n int64) {
 		return 0
 	}
 	for _, c := range s.counters {
-		if c.meaning == attracting && c.of[node] >= 0 {
+		if c.meaning == attracting && !c.promised && c.of[node] >= 0 {
 			n++
 		}
 	}
@@ -56,6 +56,7 @@ func (s *search) count() {
 			c.settle()
 		}
 	}
+	s.promise()
 }
 
 func (s *search) about(t *term, r *Request) bool { return t.matches(r, s.field.namespaceLabels) }
@@ -78,7 +79,7 @@ func (s *search) counter(m meaning, key string) int {
 }
 
 func (s *search) known(m meaning, key string) int {
-	return slices.IndexFunc(s.counters, func(c *counter) bool { return c.meaning == m && c.key == key && c.rule == nil })
+	return slices.IndexFunc(s.counters, func(c *counter) bool { return c.meaning == m && c.key == key && c.rule == nil && !c.promised })
 }
 
 func (s *search) constrain(m meaning, rules []constraint) {
@@ -148,6 +149,9 @@ func (s *search) meet() {
 	}
 	s.meetSpread()
 	company.Minding(s.Request, s.each(func(*Request) bool { return true }, s.heed))
+	for _, c := range s.field.promises {
+		s.heeds(c.request, s.counter)
+	}
 }
 
 func (s *search) meetSpread() {
@@ -237,8 +241,13 @@ func (s *search) effects(r *Request) *effects {
 		return nil
 	}
 	for k, c := range s.counters {
-		if delta := s.delta(c, r, e.attracts); delta != 0 {
+		if delta := s.delta(c, r, e.attracts); delta != 0 && !c.promised {
 			e.list = append(e.list, effect{k, delta})
+		}
+	}
+	for _, x := range e.list {
+		if twin := s.counters[x.counter].twin; twin > 0 {
+			e.list = append(e.list, effect{twin, x.delta})
 		}
 	}
 	s.kinds[r] = e

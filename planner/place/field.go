@@ -52,8 +52,10 @@ type Field struct {
 	wary bool
 	// byNumber are the places of nodes by their numbers, once somebody asked.
 	byNumber []int32
-	// log has what happened to the nodes since the start.
+	// log has what happened to the nodes since the start; promises are the changes
+	// of it that keep room for a pod.
 	log        []change
+	promises   []change
 	topologies map[string]*topology
 	tuples     map[string]*tuple
 	// searches are the last ones, the newest last.
@@ -61,12 +63,11 @@ type Field struct {
 	spare    []buffers
 }
 
-// change is a pod that came to a node or left it; without a request the node
-// itself is another.
+// change is a pod that came to a node; promised when room is kept for it there.
 type change struct {
-	node    int32
-	sign    int64
-	request *Request
+	node     int32
+	request  *Request
+	promised bool
 }
 
 // maxSearches bounds what is kept: pods come template by template.
@@ -115,16 +116,23 @@ func (f *Field) find(name string) (int32, bool) {
 }
 
 // Put tells of a pod that was bound to a node; n is the node with it.
-func (f *Field) Put(n *Node, r *Request) { f.change(n, r, 1) }
+func (f *Field) Put(n *Node, r *Request) { f.change(n, r, false) }
 
-// Reserve puts a node in the place of the one of its name, on which room is
-// kept: for no other pod than those of the field.
-func (f *Field) Reserve(n *Node) { f.change(n, nil, 0) }
+// Promise tells of a pod for which room is kept on a node; n is the node with it.
+// As in Kubernetes a pod is placed only where it may be with those that were
+// promised a place and without them, for they are not there yet.
+func (f *Field) Promise(n *Node, r *Request) { f.change(n, r, true) }
 
-func (f *Field) change(n *Node, r *Request, sign int64) {
-	if i, found := f.find(n.Name()); found {
-		f.nodes[i], f.slots[i] = n, n.slot()
-		f.log = append(f.log, change{node: i, request: r, sign: sign})
+func (f *Field) change(n *Node, r *Request, promised bool) {
+	i, found := f.find(n.Name())
+	if !found {
+		return
+	}
+	f.nodes[i], f.slots[i] = n, n.slot()
+	c := change{node: i, request: r, promised: promised}
+	f.log = append(f.log, c)
+	if promised {
+		f.promises = append(f.promises, c)
 	}
 }
 
@@ -200,7 +208,7 @@ func (f *Field) accompanied(r *Request) bool {
 	if !minded {
 		f.company.Minding(r, func(Neighbour) { minded = true })
 	}
-	return minded || len(f.log) > 0 && slices.ContainsFunc(f.log, func(c change) bool { return c.request != nil && len(c.request.repels) > 0 })
+	return minded || len(f.log) > 0 && slices.ContainsFunc(f.log, func(c change) bool { return len(c.request.repels) > 0 })
 }
 
 // search for pods like one, up to date.

@@ -10,8 +10,10 @@ import (
 // world is a cluster in which every question is answered by looking at every
 // pod on every node. It is what the quick way is held to, and a Company.
 type world struct {
-	list     []*Node
-	pods     []Neighbour
+	list []*Node
+	pods []Neighbour
+	// promised are pods for which room is kept; the nodes are with them.
+	promised []Neighbour
 	strategy Strategy
 	labels   func(string) map[string]string
 	images   Images
@@ -72,11 +74,15 @@ func (w *world) matchesAll(terms []term, r *Request) bool {
 	return len(terms) > 0 && !slices.ContainsFunc(terms, func(t term) bool { return !t.matches(r, w.labels) })
 }
 
-// fits applies all filters.
+// fits applies all filters, with the pods that were promised a place and without.
 func (w *world) fits(r *Request, n *Node) bool {
-	if bars(r, n).key != "" || crowds(r, n).key != "" {
-		return false
-	}
+	with := *w
+	with.pods = slices.Concat(w.pods, w.promised)
+	return bars(r, n).key == "" && crowds(r, n).key == "" && w.agrees(r, n) && with.agrees(r, n)
+}
+
+// agrees applies the filters that ask for other pods.
+func (w *world) agrees(r *Request, n *Node) bool {
 	near, somewhere := true, false
 	for _, t := range r.attracts {
 		count, has := w.sum(n, t.topology, func(p Neighbour) int64 { return one(w.matchesAll(r.attracts, p.Request)) })

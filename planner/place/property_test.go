@@ -37,6 +37,7 @@ func TestExact(t *testing.T) {
 		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			if rapid.IntRange(0, 6).Draw(t, "event") == 0 {
 				w.happen(t)
+				w.breakPromises()
 				f = w.field()
 				continue
 			}
@@ -53,6 +54,9 @@ func TestExact(t *testing.T) {
 					}
 					return ""
 				}
+			}
+			if rapid.IntRange(0, 9).Draw(t, "renew") == 0 {
+				f.Renew()
 			}
 			w.compare(t, f, r, storage)
 		}
@@ -95,10 +99,24 @@ func (w *world) compare(t *rapid.T, f *Field, r *Request, storage Storage) {
 	if !fits {
 		return
 	}
-	w.pods = append(w.pods, Neighbour{Node: want, Request: r})
 	i := slices.IndexFunc(w.list, func(n *Node) bool { return n.Name() == want })
 	w.list[i] = w.list[i].With(r)
+	if rapid.IntRange(0, 3).Draw(t, "promised") == 0 {
+		w.promised = append(w.promised, Neighbour{Node: want, Request: r})
+		f.Promise(w.list[i], r)
+		return
+	}
+	w.pods = append(w.pods, Neighbour{Node: want, Request: r})
 	f.Put(w.list[i], r)
+}
+
+// breakPromises ends a step: those that were promised a place ask again.
+func (w *world) breakPromises() {
+	for _, p := range w.promised {
+		at := slices.IndexFunc(w.list, func(n *Node) bool { return n.Name() == p.Node })
+		w.list[at] = w.list[at].Without(p.Request)
+	}
+	w.promised = nil
 }
 
 // happen lets a pod go, or begin to.

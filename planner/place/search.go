@@ -26,10 +26,12 @@ type search struct {
 	bare bool
 	// kinds are what other pods count, by their request.
 	kinds map[*Request]*effects
-	// attracted counts the pods that the required affinity is about; own is set
-	// when the pod itself is one of those.
-	attracted int64
-	own       bool
+	// attracted counts the pods that the required affinity is about, expected those
+	// that were promised a place besides; own is set when the pod itself is one.
+	attracted, expected int64
+	own                 bool
+	// twinned is set when there are counters of what was promised.
+	twinned bool
 
 	// simple is set when the slots have all that the pod asks of nodes' room.
 	simple bool
@@ -287,12 +289,14 @@ func (s *search) counted(c *class, k int) (count int64, has bool) {
 }
 
 // alone reports whether the pod may be the first of those that attract each other.
-func (s *search) alone() bool { return s.own && s.attracted == 0 }
+func (s *search) alone(x *counter) bool {
+	return s.own && s.attracted == 0 && (!x.promised || s.expected == 0)
+}
 
 func (s *search) blocked(c *class) bool {
 	for k, x := range s.counters {
 		if x.meaning < crowding {
-			if count, has := s.counted(c, k); x.blocks(count, has, s.alone()) {
+			if count, has := s.counted(c, k); x.blocks(count, has, s.alone(x)) {
 				return true
 			}
 		}
@@ -307,7 +311,7 @@ func (s *search) refuses(i int32) refusal {
 		if count == missing {
 			count, has = 0, false
 		}
-		if x.blocks(count, has, s.alone()) {
+		if x.blocks(count, has, s.alone(x)) {
 			return x.why(has)
 		}
 	}
@@ -447,7 +451,7 @@ func (s *search) choose(storage Storage) (node int32, fits bool) {
 func (s *search) follow() bool {
 	for ; s.at < len(s.field.log); s.at++ {
 		change := s.field.log[s.at]
-		if change.request != nil && !s.observe(change.node, change.request, change.sign) {
+		if !s.observe(change) {
 			return false
 		}
 		if s.home[change.node] >= 0 {
@@ -458,22 +462,21 @@ func (s *search) follow() bool {
 	return true
 }
 
-// observe counts a pod that came to a node or left it.
-func (s *search) observe(node int32, r *Request, sign int64) bool {
-	e := s.effects(r)
-	if e == nil {
+// observe counts a pod that came to a node, or was promised a place there.
+func (s *search) observe(c change) bool {
+	e := s.effects(c.request)
+	if e == nil || c.promised && !s.twinned && s.minds(e) {
 		return false
 	}
+	s.tally(e, c)
 	for _, x := range e.list {
-		c := s.counters[x.counter]
-		c.add(node, sign*x.delta)
-		if d := c.domain(node); c.wide && d >= 0 {
-			for _, i := range c.members(d) {
+		x := s.counters[x.counter]
+		if d := x.domain(c.node); x.wide && d >= 0 {
+			for _, i := range x.members(d) {
 				s.move(i)
 			}
 		}
 	}
-	s.attracted += sign * e.attracted(s, node)
 	return true
 }
 
