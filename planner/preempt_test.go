@@ -116,8 +116,10 @@ func TestPreemptionOutlivesTheServer(t *testing.T) {
 // for the ones after them, so that each makes room on a node of its own at once.
 func TestPreemptionByPodsThatKeepApart(t *testing.T) {
 	keeps := map[string]option{
-		"anti-affinity": func(d *appsv1.Deployment) { d.Spec.Template.Spec.Affinity = apart(corev1.LabelHostname, d.Spec.Selector) },
-		"spread":        spreadOut,
+		"anti-affinity": func(d *appsv1.Deployment) {
+			d.Spec.Template.Spec.Affinity = apart(corev1.LabelHostname, d.Spec.Selector)
+		},
+		"spread": spreadOut,
 	}
 	for name, keep := range keeps {
 		for _, size := range []int{2, 4, 6} {
@@ -150,7 +152,9 @@ func TestAPromiseKeepsOthersAway(t *testing.T) {
 	low := important("low", 2, 0, "1")
 	w.push(low)
 	w.settle()
-	w.push(low, important("high", 1, 100, "1", func(d *appsv1.Deployment) { d.Spec.Template.Spec.Affinity = apart(corev1.LabelHostname, low.Spec.Selector) }))
+	w.push(low, important("high", 1, 100, "1", func(d *appsv1.Deployment) {
+		d.Spec.Template.Spec.Affinity = apart(corev1.LabelHostname, low.Spec.Selector)
+	}))
 	if got, want := w.pods("low")[0].refusal, "0/1 nodes fit: 1 keeps room for a pod that is to be apart from this one"; got != want {
 		t.Errorf("it says %q, want %q", got, want)
 	}

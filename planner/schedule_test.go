@@ -2,6 +2,7 @@ package planner
 
 import (
 	"maps"
+	"slices"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -95,5 +96,29 @@ func TestHelped(t *testing.T) {
 	leading, following := w.pods("leader")[0], w.pods("follower")[0]
 	if leading.Node == "" || following.Node != leading.Node {
 		t.Errorf("the leader is on %q, its follower on %q: %s", leading.Node, following.Node, following.refusal)
+	}
+}
+
+// TestAPodThatNamesItsNode is asked by no scheduler: a cordon, a spread and
+// others' wishes do not hold it, and its own are heeded by those after it.
+func TestAPodThatNamesItsNode(t *testing.T) {
+	w := newWorld(t, "n1", "n2")
+	cordoned := machineOf("n1")
+	cordoned.Spec.Unschedulable = true
+	d := deployment("a", 2, spreadOut, func(d *appsv1.Deployment) {
+		d.Spec.Template.Spec.NodeName = "n1"
+		d.Spec.Template.Spec.Affinity = apart(corev1.LabelHostname, d.Spec.Selector)
+	})
+	w.push(cordoned, d)
+	w.settle()
+	if on := w.nodesOf("a"); !slices.Equal(on, []string{"n1", "n1"}) {
+		t.Fatalf("on %v", on)
+	}
+	other := barePod("b", "app:1")
+	other.Labels = d.Spec.Template.Labels
+	w.push(d, other)
+	w.settle()
+	if on := w.nodesOf("b"); !slices.Equal(on, []string{"n2"}) {
+		t.Errorf("on %v, beside a pod that keeps it away", on)
 	}
 }

@@ -204,6 +204,9 @@ func (f *Field) Fits(r *Request, storage Storage, node string) string {
 
 // accompanied reports whether other pods may keep a pod from a node.
 func (f *Field) accompanied(r *Request) bool {
+	if r.named() {
+		return false
+	}
 	minded := len(r.attracts)+len(r.repels)+len(r.hard) > 0
 	if !minded {
 		f.company.Minding(r, func(Neighbour) { minded = true })

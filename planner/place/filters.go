@@ -63,7 +63,7 @@ func bars(r *Request, n *Node) refusal {
 	case !r.chooses(n):
 		return refusal{key: "selector", text: "does not match the pod's node selector or affinity"}
 	}
-	if taint, hit := untolerated(r, n); hit && taint.MatchTaint(&unschedulable) {
+	if taint, hit := shut(r, n); hit && taint.MatchTaint(&unschedulable) {
 		return refusal{key: "unschedulable", text: "is unschedulable"}
 	} else if hit {
 		name := taint.ToString()
@@ -77,8 +77,22 @@ func admits(r *Request, n *Node) bool {
 	if n.refuses != "" || r.spec.NodeName != "" && r.spec.NodeName != n.Name() || !r.chooses(n) {
 		return false
 	}
-	_, hit := untolerated(r, n)
+	_, hit := shut(r, n)
 	return !hit
+}
+
+// named reports whether a pod names its node itself. In Kubernetes no scheduler
+// sees it: neither terms nor spreads nor NoSchedule taints are asked, a cordon
+// included. What its kubelet asks holds: requests, host ports, node selector and
+// affinity, NoExecute taints. Others heed its terms all the same.
+func (a *asks) named() bool { return a.spec.NodeName != "" }
+
+// shut finds a taint that keeps a pod from a node.
+func shut(r *Request, n *Node) (corev1.Taint, bool) {
+	if r.named() {
+		return untoleratedBy(r, n, corev1.TaintEffectNoExecute)
+	}
+	return untolerated(r, n)
 }
 
 // chooses applies the node selector and the required node affinity.
@@ -132,7 +146,8 @@ func untoleratedBy(r *Request, n *Node, effects ...corev1.TaintEffect) (corev1.T
 
 // Eligible reports whether a node is one that a workload with a pod on each
 // node is for: whether a pod runs there, and whether one that is there stays. A
-// taint that evicts nobody keeps only new ones away.
+// taint that evicts nobody keeps only new ones away: as to Kubernetes' DaemonSet
+// controller, of pods that name their node, too.
 func Eligible(r *Request, n *Node) (runs, stays bool) {
 	if r.spec.NodeName != "" && r.spec.NodeName != n.Name() || !r.chooses(n) {
 		return false, false

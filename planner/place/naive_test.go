@@ -78,7 +78,7 @@ func (w *world) matchesAll(terms []term, r *Request) bool {
 func (w *world) fits(r *Request, n *Node) bool {
 	with := *w
 	with.pods = slices.Concat(w.pods, w.promised)
-	return bars(r, n).key == "" && crowds(r, n).key == "" && w.agrees(r, n) && with.agrees(r, n)
+	return bars(r, n).key == "" && crowds(r, n).key == "" && (r.spec.NodeName != "" || w.agrees(r, n) && with.agrees(r, n))
 }
 
 // agrees applies the filters that ask for other pods.

@@ -27,9 +27,17 @@ func TestFits(t *testing.T) {
 		"cordon tolerated": {func(t *nodes.Template) {
 			t.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists}}
 		}, "c", ""},
-		"unknown": {nil, "d", "node d has not joined the cluster"},
+		"unknown":               {nil, "d", "node d has not joined the cluster"},
+		"taint, by name":        {named("b"), "b", ""},
+		"cordon, by name":       {named("c"), "c", ""},
+		"drained, by name":      {named("e"), "e", "node e has taint drain:NoExecute"},
+		"another node, by name": {named("a"), "b", "node b is not the node named in spec.nodeName (a)"},
+		"no room, by name":      {func(t *nodes.Template) { named("a")(t); needs("cpu", "3")(t) }, "a", "node a lacks cpu (want 3, most free 2)"},
 	}
-	c := cluster(machine("a", nil), machine("b", taint("gpu", "true")), machine("c", func(s *nodes.NodeState) { s.Unschedulable = true }))
+	c := cluster(machine("a", nil), machine("b", taint("gpu", "true")), machine("c", func(s *nodes.NodeState) { s.Unschedulable = true }),
+		machine("e", func(s *nodes.NodeState) {
+			s.Taints = []corev1.Taint{{Key: "drain", Effect: corev1.TaintEffectNoExecute}}
+		}))
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			if got := c.field().Fits(request(test.pod), nil, test.node); got != test.want {
@@ -37,6 +45,10 @@ func TestFits(t *testing.T) {
 			}
 		})
 	}
+}
+
+func named(node string) func(*nodes.Template) {
+	return func(t *nodes.Template) { t.Spec.NodeName = node }
 }
 
 func TestEligible(t *testing.T) {
@@ -52,6 +64,7 @@ func TestEligible(t *testing.T) {
 		"full":               {needs("cpu", "100"), nil, true, true},
 		"selector":           {func(t *nodes.Template) { t.Spec.NodeSelector = map[string]string{"disk": "ssd"} }, nil, false, false},
 		"name":               {func(t *nodes.Template) { t.Spec.NodeName = "other" }, nil, false, false},
+		"taint, by name":     {named("a"), taint("gpu", "true"), false, true},
 		"taint for new pods": {nil, taint("gpu", "true"), false, true},
 		"taint for all":      {nil, evicting, false, false},
 		"unschedulable":      {nil, func(s *nodes.NodeState) { s.Unschedulable = true }, false, true},

@@ -219,6 +219,9 @@ func drawRequest(t *rapid.T, i int) *Request {
 	if maybe("tolerates") {
 		spec.Tolerations = []corev1.Toleration{{Key: "gpu", Operator: corev1.TolerationOpExists}}
 	}
+	if maybe("knows its node") {
+		spec.NodeName = "n000"
+	}
 	if maybe("chooses") {
 		spec.NodeSelector = map[string]string{corev1.LabelTopologyZone: "a"}
 	}

@@ -101,7 +101,7 @@ func newSearch(f *Field, r *Request, whole bool) *search {
 func (s *search) admit(whole bool) {
 	size := len(s.field.nodes)
 	start, found := 0, 0
-	free := !s.choosy && s.spec.NodeName == ""
+	free := !s.choosy && !s.named()
 	if s.profile == Batch && !whole && size > sampleSize {
 		s.sampled, start = true, int(s.start%uint32(size))
 	}
@@ -294,6 +294,9 @@ func (s *search) alone(x *counter) bool {
 }
 
 func (s *search) blocked(c *class) bool {
+	if s.named() {
+		return false
+	}
 	for k, x := range s.counters {
 		if x.meaning < crowding {
 			if count, has := s.counted(c, k); x.blocks(count, has, s.alone(x)) {
@@ -306,6 +309,9 @@ func (s *search) blocked(c *class) bool {
 
 // refuses says what of the company keeps the pod from a node.
 func (s *search) refuses(i int32) refusal {
+	if s.named() {
+		return refusal{}
+	}
 	for _, x := range s.counters {
 		count, has := x.at(i), true
 		if count == missing {
