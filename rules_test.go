@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 	"desired/manifest": {},
 	"sync/gitrepo":     {},
 	"sync/remote":      {},
-	"sync/loop":        {"planner"},
+	"sync/loop":        {"planner", "nodes/boottime"},
 	"sync/prometheus":  {"planner/scale"},
 	"planner":          {},
 	"nodes":            {},

@@ -59,7 +59,7 @@ func (r *runner) recallHistory(ledger []nodes.Decision) {
 		return
 	}
 	slices.SortFunc(told, func(a, b nodes.HistoryEntry) int { return b.Seen.Compare(a.Seen) })
-	r.last = later(r.last, told[0].Seen)
+	r.clock.see(told[0].Seen)
 	for i := range r.history {
 		r.outbox.decide(nodes.Decision{Kind: kindHistory, Key: historyKey(&r.history[i])})
 	}

@@ -16,7 +16,7 @@ func (r *runner) appendHistory(rev desired.Revision) nodes.HistoryEntry {
 	e := nodes.HistoryEntry{Revision: rev, Outcome: nodes.OutcomePending, Seen: r.now()}
 	if len(r.history) > 0 && !e.Seen.After(r.history[0].Seen) {
 		e.Seen = r.history[0].Seen.Add(1)
-		r.last = e.Seen
+		r.clock.see(e.Seen)
 	}
 	r.o.Record.AppendHistory(e)
 	if len(r.history) == shownHistory {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
+	"github.com/tallyman-dev/tallyman/nodes/boottime"
 	"github.com/tallyman-dev/tallyman/planner"
 	"github.com/tallyman-dev/tallyman/planner/scale"
 	"github.com/tallyman-dev/tallyman/proxy"
@@ -103,7 +104,7 @@ type Executor interface {
 // Input is what was learned about a node.
 type Input = nodes.Input
 
-// Options of a Loop. All but Metrics, Mirror, Now, Next, Grace and Version must be given.
+// Options of a Loop. All but Metrics, Mirror, Now, Clock, Next, Grace and Version must be given.
 type Options struct {
 	Source   Source
 	Load     Load
@@ -127,7 +128,10 @@ type Options struct {
 	Version string
 	// Now is the wall clock; default time.Now.
 	Now func() time.Time
-	Log *slog.Logger
+	// Clock counts how time passes while Now is behind what the planner saw;
+	// default boottime.Now.
+	Clock func() time.Duration
+	Log   *slog.Logger
 	// Metrics, when set, asks a metrics' source; one sample for each query.
 	Metrics func(ctx context.Context, source string, queries []string) []scale.Sample
 	// Mirror, when set, pushes a revision that was put in force elsewhere.
@@ -180,6 +184,9 @@ func New(o Options) (*Loop, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Clock == nil {
+		o.Clock = boottime.Now
 	}
 	if o.Next == nil {
 		o.Next = planner.Next

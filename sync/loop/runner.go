@@ -39,9 +39,7 @@ type runner struct {
 	doubt *doubt
 	// edition is that of the ledger, as recorded.
 	edition uint64
-	// last is the newest instant that the planner saw, and read what the clock
-	// said when somebody last asked.
-	last, read time.Time
+	clock   clock
 	// wake is the planner's alarm, retry that of what failed; zero is none.
 	wake, retry *time.Timer
 	sampling    sampling
@@ -64,14 +62,14 @@ func (l *Loop) newRunner(ctx context.Context, group *errgroup.Group) (*runner, e
 		members: members{byName: map[string]nodes.Member{}, told: map[string]uint64{}, tokens: map[string]tokenUse{}},
 		wake:    stoppedTimer(),
 		retry:   stoppedTimer(),
-		read:    l.o.Now(),
+		clock:   clock{wall: l.o.Now, boot: l.o.Clock},
 		times:   times{longest: desired.DefaultSettings().Nodes.Lease},
 	}
 	r.sampling = sampling{results: make(chan []scale.Sample), alarm: stoppedTimer()}
 	r.branch.results = make(chan result)
 	r.branch.sync = l.o.SyncInfo
 	for _, e := range r.history {
-		r.last = later(r.last, later(e.Seen, e.Ended))
+		r.clock.see(later(e.Seen, e.Ended))
 	}
 	r.begin(ctx, decisions)
 	return r, nil
@@ -83,22 +81,7 @@ func stoppedTimer() *time.Timer {
 	return t
 }
 
-func later(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
-}
-
-// now is wall time that never goes back, behind the record neither, and does not
-// stand still: while a clock that was put back is behind, it goes on at half the
-// clock's pace until that has caught up, so that what is due comes late and not never.
-func (r *runner) now() time.Time {
-	read := r.o.Now()
-	passed := max(0, read.Sub(r.read)) // by the monotonic clock, where read has it
-	r.last, r.read = later(r.last.Add(passed/2), read.UTC()), read
-	return r.last
-}
+func (r *runner) now() time.Time { return r.clock.now() }
 
 // run is the loop: the select decides only why we woke.
 func (r *runner) run(ctx context.Context) error {
@@ -259,7 +242,7 @@ func (r *runner) alarm(at, now time.Time) {
 
 func (r *runner) publish() {
 	r.board.publish(&view{
-		at:       r.last,
+		at:       r.clock.last,
 		version:  r.o.Version,
 		state:    r.state,
 		sync:     r.syncState(),

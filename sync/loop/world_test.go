@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"testing/synctest"
@@ -156,10 +157,12 @@ type machine struct {
 	revoked []string
 	// second, when set, is another node, named n2.
 	second *second
+	// others is how many pods the other nodes were given.
+	others map[string]int
 }
 
 func newMachine(t *testing.T) *machine {
-	return &machine{t: t, pods: map[nodes.UID]*nodes.Pod{}, ledger: map[decisionKey]nodes.Decision{}, expected: map[string]bool{}, owners: map[string]nodes.Member{}}
+	return &machine{t: t, pods: map[nodes.UID]*nodes.Pod{}, ledger: map[decisionKey]nodes.Decision{}, expected: map[string]bool{}, owners: map[string]nodes.Member{}, others: map[string]int{}}
 }
 
 // connect gives the machine a new server.
@@ -281,7 +284,8 @@ func (m *machine) Assign(a nodes.Assignment) {
 		m.second.assign(a)
 	}
 	if a.Node != "n1" {
-		return // another node's
+		m.others[a.Node] = len(a.Pods)
+		return
 	}
 	report := nodes.Report{Node: "n1"}
 	wanted := map[nodes.UID]bool{}
@@ -407,6 +411,7 @@ func deployment(name, image string, replicas int32) *desired.Object {
 type world struct {
 	*testing.T
 	*Loop
+	began      time.Time
 	repository *repository
 	record     *memory
 	machine    *machine
@@ -417,6 +422,10 @@ type world struct {
 	next    func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan)
 	metrics func(ctx context.Context, source string, queries []string) []scale.Sample
 	stop    func()
+	// wrong is by how much the server's wall clock is ahead.
+	wrong atomic.Int64
+	// pace is how slowly route tables follow each other; zero for at once.
+	pace time.Duration
 }
 
 // run calls f in a bubble of virtual time with a fresh cluster.
@@ -428,7 +437,7 @@ func run(t *testing.T, f func(w *world)) {
 func runWith(t *testing.T, prepare, f func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
-			T: t, record: newMemory(), machine: newMachine(t),
+			T: t, began: time.Now(), record: newMemory(), machine: newMachine(t),
 			repository: &repository{commits: map[string][]*desired.Object{}, loads: map[string]int{}, settings: desired.DefaultSettings()},
 		}
 		prepare(w)
@@ -446,9 +455,11 @@ func (w *world) start() {
 	w.inputs = make(chan Input, 10_000)
 	loop, err := New(Options{
 		Source: w.repository, Load: w.repository.load, Record: w.record, Executor: w.machine, Inputs: w.inputs,
-		Planner: planner.Config{SecretKey: []byte("0123456789abcdef")}, SourceName: "embedded main .",
+		Planner: planner.Config{SecretKey: []byte("0123456789abcdef"), RoutePace: w.pace}, SourceName: "embedded main .",
 		SyncInfo: nodes.Sync{Repo: "embedded", Branch: "main", Path: "."}, Version: "test",
 		Log: slog.New(slog.DiscardHandler), Single: !w.several, Metrics: w.metrics, Next: w.next,
+		Now:   func() time.Time { return time.Now().Add(time.Duration(w.wrong.Load())) },
+		Clock: func() time.Duration { return time.Since(w.began) },
 	})
 	if err != nil {
 		w.Fatal(err)
