@@ -35,4 +35,6 @@ type Bug struct {
 	Tames bool
 	// Hastes has the server's clock run twice as fast, Spares has keepers never kill.
 	Hastes, Spares bool
+	// Freezes has the planner's time stand still while the server's clock is behind.
+	Freezes bool
 }

@@ -297,6 +297,7 @@ var bugs = []Bug{
 		n.Spec.Taints = slices.DeleteFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
 	})},
 	{Name: "has watchdogs that do not bite", Invariants: []int{5}, Fenced: true, Tended: true, Tames: true},
+	{Name: "lets time stand still while the clock is behind", Invariants: []int{10}, Many: true, Freezes: true},
 	{Name: "plans by chance", Invariants: []int{3}, Next: func(s *planner.State, c planner.Change, now time.Time) (*planner.State, *planner.Plan) {
 		state, plan := planner.Next(s, c, now)
 		chance++

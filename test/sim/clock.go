@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +39,18 @@ func (b *boottime) reboot() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.began = time.Now()
+}
+
+// wallClock is a server's time of day, which jumps. Safe for concurrent use.
+type wallClock struct{ wrong atomic.Int64 }
+
+func (c *wallClock) now() time.Time { return time.Now().Add(time.Duration(c.wrong.Load())) }
+
+// jump sets it right or wrong, by up to an hour.
+func (c *wallClock) jump(rng *rand.Rand) time.Duration {
+	wrong := pick(rng, 0, -time.Minute, time.Minute, -10*time.Minute, 10*time.Minute, -time.Hour, time.Hour)
+	c.wrong.Store(int64(wrong))
+	return wrong
 }
 
 // mostDrift keeps the pace of two machines within 1 % of each other.

@@ -19,8 +19,9 @@ import (
 type fleet struct {
 	rng   *rand.Rand
 	zones int
-	// clocks tells that wall clocks differ and jump.
+	// clocks tells that wall clocks differ and jump, the servers' as jumps says.
 	clocks bool
+	jumps  *rand.Rand
 	// fenced worlds are about StatefulSets that fail over.
 	fenced bool
 	// tended machines are drained and declared dead.
@@ -41,7 +42,7 @@ func (f *fleet) time(i *intent) {
 }
 
 func drawFleet(seed uint64, fenced bool) (*fleet, shape) {
-	f := &fleet{rng: rand.New(rand.NewPCG(seed, 0xf1ee7))}
+	f := &fleet{rng: rand.New(rand.NewPCG(seed, 0xf1ee7)), jumps: rand.New(rand.NewPCG(seed, 0xc10c))}
 	f.zones, f.clocks = 1+f.rng.IntN(3), f.rng.IntN(3) == 0
 	s := shape{nodes: 3 + f.rng.IntN(5), workloads: 2 + f.rng.IntN(4), events: 8 + f.rng.IntN(14), cpu: 64}
 	switch n := f.rng.IntN(300); {

@@ -6,6 +6,9 @@ import (
 
 // anyEvent lets one thing happen, of those that the world may suffer.
 func (w *world) anyEvent() error {
+	if w.fleet != nil {
+		w.fleet.jumpServer(w)
+	}
 	if w.store != nil && w.chance.IntN(3) == 0 {
 		w.election()
 		return nil
@@ -143,6 +146,20 @@ func (f *fleet) dieBetween(w *world) error {
 
 // clocksDiffer reports whether machines' wall clocks are wrong.
 func (w *world) clocksDiffer() bool { return w.fleet != nil && w.fleet.clocks }
+
+// jumpServer sets the wall clock of a server, now and then.
+func (f *fleet) jumpServer(w *world) {
+	if !f.clocks || f.jumps.IntN(5) > 0 {
+		return
+	}
+	w.result.Faults++
+	if len(w.hosts) == 0 {
+		w.note("clock of the server is wrong by %v", w.wall.jump(f.jumps))
+		return
+	}
+	h := pick(f.jumps, w.hosts...)
+	w.note("clock of server %s is wrong by %v", h.name, h.wall.jump(f.jumps))
+}
 
 // jump sets a machine's wall clock; processes that start see it.
 func (f *fleet) jump(w *world, m *machine) {

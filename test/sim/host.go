@@ -28,6 +28,7 @@ type host struct {
 	world *world
 	name  string
 	clock *boottime
+	wall  wallClock
 	pace  *pace
 	// held is shut while the machine stands still.
 	held *gate

@@ -49,7 +49,7 @@ func (w *world) recordDir() string { return filepath.Join(w.o.Dir, "server") }
 // newServer wires a server on a record. The term is nil for a lone one.
 func (w *world) newServer(record *observed.Store, t *term, listener net.Listener) (*server, error) {
 	s := &server{record: record, listener: listener, term: t}
-	forRegistry := registry.Options{Log: silent, Clock: w.clock.now}
+	forRegistry := registry.Options{Log: silent, Now: w.wall.now, Clock: w.clock.now}
 	forLoop := loop.Options{
 		Source: w.repo.follow(), Load: w.load, Record: record,
 		Planner: plannerConfig, SourceName: w.source,
@@ -59,8 +59,13 @@ func (w *world) newServer(record *observed.Store, t *term, listener net.Listener
 	}
 	if t != nil {
 		s.host = t.host
-		forRegistry.Clock, forRegistry.Leads, forRegistry.Settle = t.host.clock.now, t.leads, settleTime
+		forRegistry.Now, forRegistry.Clock = t.host.wall.now, t.host.clock.now
+		forRegistry.Leads, forRegistry.Settle = t.leads, settleTime
 		forLoop.Grace, forLoop.Planner.Several, forLoop.Single = takeoverGrace, true, false
+	}
+	forLoop.Now, forLoop.Clock = forRegistry.Now, forRegistry.Clock
+	if b := w.o.Bug; b != nil && b.Freezes {
+		forLoop.Clock = func() time.Duration { return 0 }
 	}
 	var err error
 	if s.registry, err = registry.New(forRegistry); err != nil {

@@ -96,7 +96,8 @@ type world struct {
 	hosts      []*host // of several servers
 	store      *shared // of theirs; nil for a lone one
 	clock      *boottime
-	source     string // what the server is told to follow
+	wall       wallClock // the server's, of a lone one
+	source     string    // what the server is told to follow
 	nodes      []*machine
 	witness    *witness
 	repoBroken bool
