@@ -258,3 +258,27 @@ func TestBounds(t *testing.T) {
 		}
 	})
 }
+
+// TestNodesClockAheadHangsNoRollout: a node's clock says when a pod got ready,
+// and only minReadySeconds asks for it.
+func TestNodesClockAheadHangsNoRollout(t *testing.T) {
+	for _, c := range []struct {
+		minReady time.Duration
+		want     map[string]int
+	}{
+		{0, map[string]int{"old": -3}},
+		{time.Second, map[string]int{}},
+	} {
+		ahead := setOf("new", 3, 0)
+		for i := range ahead.Pods {
+			ahead.Pods[i].ReadySince = now.Add(time.Hour)
+		}
+		r := Rollout{Now: now, Replicas: 3, Surge: 3, MinReady: c.minReady, Current: ahead, Old: []*Set{setOf("old", 3, 0)}}
+		if diff := cmp.Diff(c.want, change(r.Next())); diff != "" {
+			t.Errorf("minReadySeconds of %s: %s", c.minReady, diff)
+		}
+		if v := r.Verdict(); c.minReady == 0 && v.Available != 6 {
+			t.Errorf("without minReadySeconds: %+v", v)
+		}
+	}
+}

@@ -60,10 +60,13 @@ func (p *Pod) done() bool {
 }
 
 // availableAt is when a pod counts as available; ok is false while it is not
-// even ready.
+// even ready. Without minReadySeconds nobody's clock is asked, as in Kubernetes.
 func (p *Pod) availableAt(minReady time.Duration) (at time.Time, ok bool) {
 	if !p.Ready || p.Leaving || p.done() {
 		return time.Time{}, false
+	}
+	if minReady == 0 {
+		return time.Time{}, true
 	}
 	return p.ReadySince.Add(minReady), true
 }
