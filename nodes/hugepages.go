@@ -5,6 +5,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/tallyman-dev/tallyman/desired"
 )
 
 // HugePages names the resource of huge pages of a size in bytes, as Kubernetes
@@ -20,6 +22,6 @@ func HugePageSize(name corev1.ResourceName) (size int64, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	q, err := resource.ParseQuantity(text)
+	q, err := desired.ParseQuantity(text)
 	return q.Value(), err == nil && q.Sign() > 0
 }

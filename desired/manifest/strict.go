@@ -16,6 +16,9 @@ import (
 // about every field what is wrong, and whether the object is usable all the same
 // (unknown fields alone leave it so).
 func unmarshal(src *source, data []byte, into any) (problems []desired.Problem, usable bool) {
+	if problems := hugeNumbers(src, data, into); len(problems) > 0 {
+		return problems, false
+	}
 	strict, err := sigsjson.UnmarshalStrict(data, into, sigsjson.DisallowUnknownFields) // double keys are known by now
 	if err == nil && len(strict) == 0 {
 		return nil, true

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/tallyman-dev/tallyman/desired"
 	"github.com/tallyman-dev/tallyman/nodes"
@@ -109,9 +108,9 @@ func decodeResources(in map[string]string) (corev1.ResourceList, error) {
 	}
 	out := make(corev1.ResourceList, len(in))
 	for name, text := range in {
-		quantity, err := resource.ParseQuantity(text)
+		quantity, err := desired.ParseQuantity(text)
 		if err != nil {
-			return nil, fmt.Errorf("quantity %q of %s: %w", text, name, err)
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		out[corev1.ResourceName(name)] = quantity
 	}
@@ -136,6 +135,9 @@ func decodeNetwork(n *pb.Network) (desired.Network, error) {
 
 func decodeTemplate(t *pb.Template) (*nodes.Template, error) {
 	out := &nodes.Template{Hash: t.GetHash(), Labels: t.GetLabels(), Annotations: t.GetAnnotations(), RuntimeHandler: t.GetRuntimeHandler()}
+	if err := podShape().check(t.GetSpec()); err != nil {
+		return nil, fmt.Errorf("template %s: %w", out.Hash, err)
+	}
 	if err := out.Spec.Unmarshal(t.GetSpec()); err != nil {
 		return nil, fmt.Errorf("template %s: %w", out.Hash, err)
 	}
@@ -181,6 +183,9 @@ func decodeVolume(v *pb.Volume) (*nodes.Volume, error) {
 	}
 	if v.GetFromName() != "" {
 		out.From = &nodes.Origin{Name: v.GetFromName(), UID: v.GetFromUid(), Volume: v.GetFromVolume(), Snapshot: v.GetFromSnapshot()}
+	}
+	if err := volumeShape().check(v.GetSpec()); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", out.Name, err)
 	}
 	if err := out.Spec.Unmarshal(v.GetSpec()); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", out.Name, err)
