@@ -46,6 +46,17 @@ func SecretIn(parameters map[string]string, which string) *corev1.SecretReferenc
 	return &corev1.SecretReference{Name: parameters[name], Namespace: parameters[namespace]}
 }
 
+// Driver is the CSI driver behind the volume; empty for none.
+func (v *Volume) Driver() string {
+	switch {
+	case v.Provisioner == LocalProvisioner:
+		return ""
+	case v.Spec.CSI != nil:
+		return v.Spec.CSI.Driver
+	}
+	return v.Provisioner
+}
+
 // DriverConfigs are the objects that a node needs to use the volume through its
 // driver: the CSIDriver and Secrets. None for a volume without a driver.
 func (v *Volume) DriverConfigs() []desired.Key {

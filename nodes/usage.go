@@ -31,19 +31,3 @@ func (d *DiskUsage) Add(o DiskUsage) {
 	d.Bytes += o.Bytes
 	d.Files += o.Files
 }
-
-// TokenRequest asks the server for a token of a pod's ServiceAccount. The
-// server answers only for pods that are bound to the asking node.
-type TokenRequest struct {
-	Pod      UID
-	Audience string
-	// Expiry is for how long it is to hold.
-	Expiry time.Duration
-}
-
-// Token is a signed service-account token.
-type Token struct {
-	Value   string
-	Issued  time.Time
-	Expires time.Time
-}

@@ -74,13 +74,10 @@ func (a *Agent) driverOf(p *nodes.Pod, v *corev1.Volume) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	w := a.volumeOf(desired.Key{Kind: "PersistentVolumeClaim", Namespace: p.Namespace, Name: name})
-	switch {
-	case w == nil || w.v.Provisioner == nodes.LocalProvisioner:
+	if w == nil {
 		return ""
-	case w.v.Spec.CSI != nil:
-		return w.v.Spec.CSI.Driver
 	}
-	return w.v.Provisioner
+	return w.v.Driver()
 }
 
 // slowVolumes reports whether mounting the pod's volumes may wait for something
@@ -95,7 +92,7 @@ func slowVolumes(p *nodes.Pod) bool {
 func (m *Machine) volumeSource() volume.Source {
 	c, pod, tokens := m.context(), m.pod, maps.Clone(m.memory.Tokens)
 	driverToken := func(s *corev1.ServiceAccountTokenProjection) (csi.Token, error) {
-		r := tokenRequest(pod.UID, s)
+		r := pod.TokenRequest(s)
 		value, err := projectedToken(tokens, r, m.now())
 		return csi.Token{Value: value, Expires: tokens[tokenKey(r)].Expires}, err
 	}
@@ -104,7 +101,7 @@ func (m *Machine) volumeSource() volume.Source {
 		Memory:   spec.MemoryBound(&pod.Template.Spec, m.node.allocatable),
 		Resource: func(r *corev1.ResourceFieldSelector) (string, error) { return c.Resource(r, nil) },
 		Token: func(s *corev1.ServiceAccountTokenProjection) (string, error) {
-			return projectedToken(tokens, tokenRequest(pod.UID, s), m.now())
+			return projectedToken(tokens, pod.TokenRequest(s), m.now())
 		},
 		DriverToken: driverToken,
 		Image:       m.mountImage(),

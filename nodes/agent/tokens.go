@@ -7,10 +7,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/tallyman-dev/tallyman/nodes"
-	"github.com/tallyman-dev/tallyman/nodes/csi"
 )
 
 const (
@@ -18,20 +16,9 @@ const (
 	// it: when a day old, or when 80 % of its time is over.
 	maxTokenAge = 24 * time.Hour
 	freshShare  = 0.8
-	// defaultExpiry is Kubernetes' for a token that says none.
-	defaultExpiry = time.Hour
 	// tokenPatience is how long the server may take to answer.
 	tokenPatience = 10 * time.Second
 )
-
-// tokenRequest is what a projected token asks for.
-func tokenRequest(uid nodes.UID, s *corev1.ServiceAccountTokenProjection) nodes.TokenRequest {
-	r := nodes.TokenRequest{Pod: uid, Audience: s.Audience, Expiry: defaultExpiry}
-	if s.ExpirationSeconds != nil {
-		r.Expiry = time.Duration(*s.ExpirationSeconds) * time.Second
-	}
-	return r
-}
 
 // tokenKey names a token in the pod's memory.
 func tokenKey(r nodes.TokenRequest) string { return r.Expiry.String() + " " + r.Audience }
@@ -39,41 +26,16 @@ func tokenKey(r nodes.TokenRequest) string { return r.Expiry.String() + " " + r.
 // tokenRequests are all tokens that the pod's volumes hold, and that their CSI
 // drivers ask for, each once.
 func (m *Machine) tokenRequests() []nodes.TokenRequest {
-	var list []nodes.TokenRequest
-	seen := map[string]bool{}
-	add := func(s *corev1.ServiceAccountTokenProjection) {
-		r := tokenRequest(m.pod.UID, s)
-		if key := tokenKey(r); !seen[key] {
-			seen[key] = true
-			list = append(list, r)
+	return m.pod.TokenRequests(func(v *corev1.Volume) *nodes.Config {
+		if m.node.driver == nil {
+			return nil
 		}
-	}
-	for i := range m.pod.Template.Spec.Volumes {
-		v := &m.pod.Template.Spec.Volumes[i]
-		if v.Projected != nil {
-			for _, source := range v.Projected.Sources {
-				if source.ServiceAccountToken != nil {
-					add(source.ServiceAccountToken)
-				}
-			}
+		name := m.node.driver(m.pod, v)
+		if name == "" {
+			return nil
 		}
-		for _, r := range m.driverTokens(v) {
-			add(&corev1.ServiceAccountTokenProjection{Audience: r.Audience, ExpirationSeconds: r.ExpirationSeconds})
-		}
-	}
-	return list
-}
-
-// driverTokens are the tokens that the CSIDriver object behind a volume asks for.
-func (m *Machine) driverTokens(v *corev1.Volume) []storagev1.TokenRequest {
-	if m.node.driver == nil || v.CSI == nil && m.pod.Claim(v) == "" {
-		return nil
-	}
-	name := m.node.driver(m.pod, v)
-	if name == "" {
-		return nil
-	}
-	return csi.TokenRequests(m.node.config(nodes.DriverKey(name)))
+		return m.node.config(nodes.DriverKey(name))
+	})
 }
 
 // renewAt is when a token is to be replaced.

@@ -336,16 +336,6 @@ func specIn(c *nodes.Config) (s storagev1.CSIDriverSpec, err error) {
 	return s, err
 }
 
-// TokenRequests are the tokens of a pod's ServiceAccount that a CSIDriver object
-// asks for; c may be nil.
-func TokenRequests(c *nodes.Config) []storagev1.TokenRequest {
-	s, err := specIn(c)
-	if err != nil {
-		return nil // publishing says so
-	}
-	return s.TokenRequests
-}
-
 func isBlock(s *corev1.PersistentVolumeSpec) bool {
 	return s.VolumeMode != nil && *s.VolumeMode == corev1.PersistentVolumeBlock
 }

@@ -272,7 +272,10 @@ func (w *town) told(name, word string) {
 // assign lets sessions of a node get something.
 func (w *town) assign(name string, pods ...*nodes.Pod) {
 	for _, p := range pods {
-		p.Node, p.Template = name, &nodes.Template{Hash: "h"}
+		p.Node = name
+		if p.Template == nil {
+			p.Template = &nodes.Template{Hash: "h"}
+		}
 	}
 	w.Assign(nodes.Assignment{Node: name, Pods: pods})
 }
@@ -457,6 +460,7 @@ func TestRevokedNodesAreShutOut(t *testing.T) {
 func TestNodesSpeakForThemselves(t *testing.T) {
 	w := newTown(t)
 	victim, own := &nodes.Pod{UID: "1", Namespace: "default", Name: "victim"}, &nodes.Pod{UID: "2", Namespace: "default", Name: "own"}
+	victim.Template, own.Template = asking("vault", 600), asking("vault", 600)
 	w.assign("a", victim)
 	w.assign("b", own)
 	w.assign("home")
@@ -468,13 +472,14 @@ func TestNodesSpeakForThemselves(t *testing.T) {
 	}
 	service := w.service(b)
 	for what, q := range map[string]*pb.TokenRequest{
-		"a token as another": {Node: "a", Pod: "1"}, "a token for another's pod": {Node: "b", Pod: "1"}, "a token for no pod": {Node: "b", Pod: "x"},
+		"a token as another": tokenRequest("a", "1", "vault", 600), "a token for another's pod": tokenRequest("b", "1", "vault", 600),
+		"a token for no pod": tokenRequest("b", "x", "vault", 600),
 	} {
 		if answer, err := service.Token(t.Context(), q); err == nil {
 			t.Errorf("%s: %q", what, answer.GetToken())
 		}
 	}
-	if answer, err := service.Token(t.Context(), &pb.TokenRequest{Node: "b", Pod: "2"}); err != nil || answer.GetToken() != "token of own" {
+	if answer, err := service.Token(t.Context(), tokenRequest("b", "2", "vault", 600)); err != nil || answer.GetToken() != "token of own" {
 		t.Errorf("its own token: %v, %v", answer, err)
 	}
 	stranger, _ := w.machine().Request("b")

@@ -414,7 +414,7 @@ func TestOnlyTheNodeOfAPodGetsItsToken(t *testing.T) {
 	w := newWorldWith(t, Options{Token: func(p *nodes.Pod, r nodes.TokenRequest) (nodes.Token, error) {
 		return nodes.Token{Value: p.Name + " for " + r.Audience}, nil
 	}})
-	w.Assign(nodes.Assignment{Node: "n1", Pods: []*nodes.Pod{{UID: "u1", Name: "web", Template: &nodes.Template{Hash: "h"}}}})
+	w.Assign(nodes.Assignment{Node: "n1", Pods: []*nodes.Pod{{UID: "u1", Name: "web", Template: asking("vault", 3600)}}})
 	w.Assign(nodes.Assignment{Node: "n2"})
 	a, _ := w.join("n1")
 	w.joined("n1")
