@@ -29,7 +29,7 @@ func (st *step) oweRoutes() {
 	switch {
 	case !done || st.routes == nil:
 		st.owed = 0
-	case st.owed == 0 || st.snapshot != st.base.snapshot || st.turned:
+	case st.owed == 0 || st.snapshot != st.base.snapshot || st.turned || st.recovered():
 		st.owed = st.routes.Generation
 		if st.routesChanged {
 			st.owed = 0
@@ -49,6 +49,20 @@ func (st *step) oweRoutes() {
 			st.behind = st.behind.Delete(name)
 		}
 	}
+}
+
+// recovered reports whether a group that was late is so no more. What is late
+// holds up no revision that came after it, so its pods may be the last to come
+// before that has converged.
+func (st *step) recovered() bool {
+	for k := range keys(st.base.active) {
+		before, _ := st.base.groups.Get(k)
+		after, there := st.groups.Get(k)
+		if before != nil && there && before.verdict.Late && !after.verdict.Late {
+			return true
+		}
+	}
+	return false
 }
 
 // allBehind are the live nodes that lack what is owed, as of now.

@@ -181,3 +181,33 @@ func TestPlansListFewThatWait(t *testing.T) {
 		t.Errorf("the overview shows %d of %d that wait", len(all), len(names))
 	}
 }
+
+// TestLatePodThatComesIsRoutedFirst: a workload that was late before a revision
+// does not hold it up, and gets well just when the nodes have its routes.
+func TestLatePodThatComesIsRoutedFirst(t *testing.T) {
+	w := newWorld(t, "n1")
+	w.push(deployment("web", 1), serviceFor("web"))
+	w.settle()
+	m, uid := w.machines["n1"], w.pods("web")[0].UID
+	w.next(Change{Reports: []nodes.Report{{Node: "n1", Statuses: []nodes.PodStatus{m.setReady(uid, false, w.now)}}}})
+	w.next(Change{Reports: []nodes.Report{w.route("n1")}})
+	w.now = w.now.Add(time.Hour)
+	w.next(Change{})
+	if !w.verdict("web").Late {
+		t.Fatalf("not late: %+v", w.verdict("web"))
+	}
+	w.now = w.now.Add(time.Minute)
+	w.push(deployment("web", 1), serviceFor("web"), serviceFor("other"))
+	well := w.route("n1")
+	well.Statuses = []nodes.PodStatus{m.setReady(uid, true, w.now)}
+	if p := w.next(Change{Reports: []nodes.Report{well}}); p.Routes == nil {
+		t.Fatal("no table with the pod that is ready")
+	}
+	if converged, _ := w.s.Settled(); converged {
+		t.Error("converged before the node routes to the pod")
+	}
+	w.next(Change{Reports: []nodes.Report{w.route("n1")}})
+	if converged, _ := w.s.Settled(); !converged {
+		t.Error("not converged when it does")
+	}
+}
