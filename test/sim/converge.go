@@ -310,7 +310,7 @@ func (w *world) plansTheSameFromScratch() error {
 		change.Nodes = append(change.Nodes, nodes.NodeState{Node: *report.Info, Ready: true, Since: w.began, Routes: report.Routes})
 		change.Reports = append(change.Reports, report)
 	}
-	now := time.Now().UTC()
+	now := w.serving().loop.Overview().At // by the server's clock
 	state, plan := planner.Next(planner.New(plannerConfig), change, now)
 	_, again := planner.Next(planner.New(plannerConfig), change, now)
 	if !reflect.DeepEqual(plan, again) {

@@ -69,6 +69,8 @@ type witness struct {
 	data     *ledger
 	crons    map[desired.Key]*cron
 	silence  silence
+	// turned is when the state of nodes last changed; servers' clocks may be wrong.
+	turned map[string]time.Time
 	// drained is since when nodes are, by what is in force.
 	drained map[string]time.Time
 	over    map[nodes.UID]bool
@@ -83,7 +85,7 @@ func newWitness(w *world) *witness {
 		world: w, last: &view{}, decided: map[nodes.UID]*nodes.Pod{}, stopped: map[nodes.UID]bool{},
 		handed: map[string]nodes.Assignment{}, excluded: map[string]time.Time{}, planned: map[uint64]time.Time{}, held: map[*commit]bool{},
 		runs: map[desired.Key]run{}, data: newLedger(w.extras.keep), crons: map[desired.Key]*cron{},
-		silence: silence{}, drained: map[string]time.Time{}, over: map[nodes.UID]bool{}, done: map[nodes.UID]bool{},
+		silence: silence{}, turned: map[string]time.Time{}, drained: map[string]time.Time{}, over: map[nodes.UID]bool{}, done: map[nodes.UID]bool{},
 	}
 }
 
@@ -219,6 +221,7 @@ func (x *witness) next(by *server, s *planner.State, c planner.Change, now time.
 	st.begun, st.data, st.crons, st.demand = x.runs, x.data, x.crons, x.world.demand
 	st.git, st.silence, st.over, st.runs = x.world.repo, x.silence, x.over, x.world.runsOn
 	x.silence.note(st)
+	x.noteTurns(st)
 	x.putInForce(st)
 	x.noteHold(st)
 	if st.commit != nil {
@@ -237,6 +240,15 @@ func (x *witness) next(by *server, s *planner.State, c planner.Change, now time.
 	x.noteRuns(st)
 	x.last = st.after
 	return after, p
+}
+
+// noteTurns keeps when nodes came and went.
+func (x *witness) noteTurns(st *step) {
+	for name, n := range st.after.nodes {
+		if !n.Since.Equal(x.last.nodes[name].Since) {
+			x.turned[name] = time.Now()
+		}
+	}
 }
 
 // leaveOutStrangers keeps of a view's nodes the machines of the world.
@@ -587,7 +599,7 @@ func (x *witness) ends(m *machine, c runtime.Status) {
 		n, known := x.last.nodes[other.name]
 		// A node that came back since has the routes of its time; so has an agent
 		// that died in the moment between a table's coming into force and its storing.
-		away := excluded && (other != m && n.Since.After(since.Add(-atOnce)) || !other.since.Before(since))
+		away := excluded && (other != m && x.turned[other.name].After(since.Add(-atOnce)) || !other.since.Before(since))
 		if other.agent != nil && known && n.Ready && !away && routed(other.kernel.table())[name] {
 			if !excluded || time.Since(since) < time.Second {
 				x.fail(violated(10, "pod %s is ended while node %s still routes to it by %s; excluded: %v, %v ago; newest table %s", name, other.name,
