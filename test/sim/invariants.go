@@ -165,7 +165,8 @@ func (p *podView) post() post { return post{p.workload, p.node} }
 
 func (s *step) available(p *podView) bool {
 	w, _ := s.intentOf(p.workload)
-	return p.ready && !p.done && s.after.nodes[p.node].Ready && !p.readySince.Add(time.Duration(w.minReady)*time.Second).After(s.now)
+	since := p.readySince.Add(time.Duration(w.minReady) * time.Second)
+	return p.ready && !p.done && s.after.nodes[p.node].Ready && (w.minReady == 0 || !since.After(s.now))
 }
 
 // onePodAnOrdinal: invariant 5. No second pod while something is left of the
