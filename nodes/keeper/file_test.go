@@ -3,6 +3,7 @@ package keeper
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -102,5 +103,38 @@ func TestARotationThatWasCutShortLosesNoLogs(t *testing.T) {
 	read("a\nb\nc\nd\n")
 	if _, err := os.Stat(rotated(path, 4)); err == nil {
 		t.Error("the free place was not filled")
+	}
+}
+
+// TestReaderOpensWhileItIsRotated: links stand for what a reader finds that was
+// held up for two rotations between opening one file and the next.
+func TestReaderOpensWhileItIsRotated(t *testing.T) {
+	for found, want := range map[string]string{"aa": "a", "aba": "ab", "abba": "ab", "bcba": "abc", "abacbaa": "abc"} {
+		dir := t.TempDir()
+		r := &reader{path: filepath.Join(dir, "log")}
+		for i, name := range found {
+			source := filepath.Join(dir, string(name))
+			if err := os.WriteFile(source, []byte(string(name)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Link(source, rotated(r.path, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.openAll(); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, f := range r.files {
+			name, err := io.ReadAll(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += string(name)
+		}
+		r.close()
+		if got != want {
+			t.Errorf("found %s, reads %q, want %q", found, got, want)
+		}
 	}
 }

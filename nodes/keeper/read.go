@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -70,8 +71,9 @@ func (r *reader) close() {
 	}
 }
 
-// openAll opens the files, the newest first: one that is rotated meanwhile is
-// seen twice rather than missed, and then left out.
+// openAll opens the files, the newest first. Those that are rotated meanwhile are
+// seen again rather than missed, perhaps after newer ones: where a file was seen
+// last is its place.
 func (r *reader) openAll() error {
 	missing := 0
 	for i := range maxRotated {
@@ -86,11 +88,14 @@ func (r *reader) openAll() error {
 			return err
 		}
 		missing = 0
-		if len(r.files) > 0 && sameFile(f, r.files[0]) {
-			f.Close()
-			continue
-		}
-		r.files = append([]*os.File{f}, r.files...)
+		r.files = slices.DeleteFunc(r.files, func(o *os.File) bool {
+			again := sameFile(f, o)
+			if again {
+				o.Close()
+			}
+			return again
+		})
+		r.files = slices.Insert(r.files, 0, f)
 	}
 	if len(r.files) == 0 && !r.options.Follow {
 		return os.ErrNotExist
