@@ -34,6 +34,13 @@ type tokenUse struct {
 	Identities []string `json:"identities"`
 }
 
+// usesKept is how long the uses of a token are remembered after its end: clocks
+// that were wrong are set right, and the token is good again then.
+const usesKept = 24 * time.Hour
+
+// over reports whether nobody needs to know the uses any more.
+func (u *tokenUse) over(now time.Time) bool { return u.Expires.Add(usesKept).Before(now) }
+
 // admission is a question of Admit.
 type admission struct {
 	nodes.Admission
@@ -104,7 +111,7 @@ func (r *runner) useToken(a nodes.Admission, known nodes.Member) ([]nodes.Decisi
 	var decisions []nodes.Decision
 	now := r.now()
 	for id, use := range r.members.tokens {
-		if use.Expires.Before(now) {
+		if use.over(now) {
 			decisions = append(decisions, nodes.Decision{Kind: kindToken, Key: id})
 		}
 	}
@@ -212,7 +219,7 @@ func (r *runner) mayTell(d nodes.Decision, edition uint64) bool {
 // counts, whoever remembers it. It reports whether there are any.
 func (r *runner) addUses(d nodes.Decision) (nodes.Decision, bool) {
 	var use tokenUse
-	if err := json.Unmarshal(d.Value, &use); err != nil || use.Expires.Before(r.now()) {
+	if err := json.Unmarshal(d.Value, &use); err != nil || use.over(r.now()) {
 		return d, false
 	}
 	known := r.members.tokens[d.Key].Identities

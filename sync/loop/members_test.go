@@ -112,6 +112,14 @@ func TestUsesOfATokenAreCounted(t *testing.T) {
 		if err := w.ask("c", "3"); err != nil {
 			t.Errorf("a token without a bound: %v", err)
 		}
+		w.setAhead(2 * time.Hour)
+		if err := w.ask("d", "4"); err != nil {
+			t.Errorf("another machine while the clock is ahead: %v", err)
+		}
+		w.setAhead(0)
+		if err := w.ask("e", "5", uses(2)); err == nil {
+			t.Error("a clock that was ahead for a while forgot that the token was used up")
+		}
 	})
 }
 
