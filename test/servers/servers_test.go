@@ -97,7 +97,7 @@ spec:
   selector: {matchLabels: {app: web}}
   template:
     metadata: {labels: {app: web}}
-    spec: {containers: [{name: main, image: %s}]}
+    spec: {containers: [{name: main, image: %s, readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}]}
 ---
 apiVersion: v1
 kind: Service
