@@ -128,7 +128,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if connected {
 			greeting = c.o.Greeting
 		} else if errors.Is(err, errNoAnswer) { // it may be stopped, or have much to do
-			greeting = min(2*greeting, greetTimeout)
+			greeting = min(greeting+greeting/2, greetTimeout) // slowly: another one may lead before long
 		}
 		var elsewhere *StandbyError
 		if errors.As(err, &elsewhere) && c.o.Elsewhere != nil {

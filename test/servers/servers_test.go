@@ -361,9 +361,12 @@ func TestServers(t *testing.T) {
 		old := w.leader()
 		var next *server
 		w.served(t, func() {
+			begun := time.Now()
 			old.server.Signal(syscall.SIGSTOP)
 			next = w.taken(old)
+			t.Logf("another server led after %v", time.Since(begun))
 			w.same(pods, w.settled(next, 4, 3), "the leader was stopped")
+			t.Logf("all nodes were there after %v", time.Since(begun))
 		})
 		w.commit(3, "one less")
 		pods = w.settled(next, 3, 3)
